@@ -1,0 +1,15 @@
+//! The rules, as values: no I/O, no async, no clock. Time, ids and randomness come in as arguments.
+
+pub mod administrator;
+pub mod feature;
+pub mod grant;
+pub mod ids;
+pub mod limit;
+pub mod names;
+pub mod plan;
+pub mod quantity;
+pub mod subscription;
+pub mod tenant;
+pub mod time;
+pub mod usage;
+pub mod window;

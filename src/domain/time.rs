@@ -1,0 +1,158 @@
+//! Instants: whole microseconds since 1970 in UTC, shown as RFC 3339 with `Z`.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+pub const MICROS_PER_SECOND: i64 = 1_000_000;
+
+/// An instant, in microseconds since 1970-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// The end of a window that never ends.
+    pub const NEVER: Self = Self(i64::MAX);
+    pub const EPOCH: Self = Self(0);
+
+    #[must_use]
+    pub const fn from_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
+    #[must_use]
+    pub const fn from_seconds(seconds: i64) -> Self {
+        Self(seconds.saturating_mul(MICROS_PER_SECOND))
+    }
+
+    #[must_use]
+    pub const fn micros(self) -> i64 {
+        self.0
+    }
+
+    /// Whole seconds since 1970, rounded down.
+    #[must_use]
+    pub const fn seconds(self) -> i64 {
+        self.0.div_euclid(MICROS_PER_SECOND)
+    }
+
+    #[must_use]
+    pub const fn to_whole_second(self) -> Self {
+        Self(self.0 - self.0.rem_euclid(MICROS_PER_SECOND))
+    }
+
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_add(micros))
+    }
+
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(micros))
+    }
+
+    /// Time since `earlier`; zero if `earlier` is later.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// `months` calendar months later; a day that the target month lacks becomes its last day.
+    #[must_use]
+    pub fn plus_months(self, months: i32) -> Self {
+        let shifted = self.civil().and_then(|civil| {
+            civil
+                .checked_add(jiff::Span::new().try_months(months).ok()?)
+                .ok()
+        });
+        shifted.map_or(self, Self::from_civil)
+    }
+
+    /// Midnight UTC on the first of this instant's month.
+    #[must_use]
+    pub fn start_of_month(self) -> Self {
+        self.civil().map_or(self, |civil| {
+            Self::from_civil(civil.date().first_of_month().into())
+        })
+    }
+
+    fn civil(self) -> Option<jiff::civil::DateTime> {
+        let instant = jiff::Timestamp::from_microsecond(self.0).ok()?;
+        Some(jiff::tz::Offset::UTC.to_datetime(instant))
+    }
+
+    fn from_civil(civil: jiff::civil::DateTime) -> Self {
+        match jiff::tz::Offset::UTC.to_timestamp(civil) {
+            Ok(instant) => Self(instant.as_microsecond()),
+            Err(_) => Self::NEVER,
+        }
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_microsecond(self.0) {
+            Ok(instant) => write!(f, "{instant}"),
+            Err(_) => f.write_str("never"),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("'{0}' is not a time; write RFC 3339 in UTC, such as 2026-11-01T00:00:00Z")]
+pub struct InvalidTimestamp(String);
+
+impl FromStr for Timestamp {
+    type Err = InvalidTimestamp;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse::<jiff::Timestamp>()
+            .map(|instant| Self(instant.as_microsecond()))
+            .map_err(|_| InvalidTimestamp(text.to_owned()))
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instant_is_shown_in_whole_seconds_unless_a_fraction_is_needed() {
+        let at: Timestamp = "2026-11-24T14:40:09Z".parse().unwrap();
+        assert_eq!(at.to_string(), "2026-11-24T14:40:09Z");
+        assert_eq!(
+            Timestamp::from_micros(at.micros() + 500_000).to_string(),
+            "2026-11-24T14:40:09.5Z"
+        );
+        assert_eq!("2026-11-24T15:40:09+01:00".parse(), Ok(at));
+    }
+
+    #[test]
+    fn a_month_later_keeps_to_the_months_last_day() {
+        let at: Timestamp = "2028-01-31T10:00:00Z".parse().unwrap();
+        assert_eq!(at.plus_months(1).to_string(), "2028-02-29T10:00:00Z");
+        assert_eq!(at.plus_months(2).to_string(), "2028-03-31T10:00:00Z");
+        assert_eq!(at.plus_months(-2).to_string(), "2027-11-30T10:00:00Z");
+    }
+
+    #[test]
+    fn a_bad_time_is_named() {
+        let error = "yesterday".parse::<Timestamp>().unwrap_err();
+        assert!(error.to_string().contains("'yesterday'"), "{error}");
+    }
+}

@@ -1,0 +1,138 @@
+//! What was used: quantities, and the events that record them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use super::{
+    feature::FeatureKey,
+    ids::{EventId, KeyId, TenantId},
+    quantity::Quantity,
+    time::Timestamp,
+};
+
+/// Quantities per feature; each feature at most once, zeros left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quantities(SmallVec<[(FeatureKey, Quantity); 4]>);
+
+impl Quantities {
+    /// Adds to what is there of `feature`.
+    pub fn add(&mut self, feature: FeatureKey, quantity: Quantity) {
+        if quantity == Quantity::ZERO {
+            return;
+        }
+        match self.0.iter_mut().find(|(key, _)| *key == feature) {
+            Some((_, sum)) => *sum = sum.plus(quantity),
+            None => self.0.push((feature, quantity)),
+        }
+    }
+
+    #[must_use]
+    pub fn with(mut self, feature: FeatureKey, quantity: Quantity) -> Self {
+        self.add(feature, quantity);
+        self
+    }
+
+    /// How much of `feature`; zero if it is not there.
+    #[must_use]
+    pub fn of(&self, feature: &FeatureKey) -> Quantity {
+        self.0
+            .iter()
+            .find(|(key, _)| key == feature)
+            .map_or(Quantity::ZERO, |(_, quantity)| *quantity)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&FeatureKey, Quantity)> {
+        self.0.iter().map(|(key, quantity)| (key, *quantity))
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<(FeatureKey, Quantity)> for Quantities {
+    fn from_iter<I: IntoIterator<Item = (FeatureKey, Quantity)>>(pairs: I) -> Self {
+        let mut quantities = Self::default();
+        for (feature, quantity) in pairs {
+            quantities.add(feature, quantity);
+        }
+        quantities
+    }
+}
+
+/// Where an event came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A request that went through tollgate to a model.
+    Chat,
+    Reservation,
+    Cloudevent,
+    Manual,
+    Correction,
+}
+
+impl Source {
+    pub const ALL: [Self; 5] = [
+        Self::Chat,
+        Self::Reservation,
+        Self::Cloudevent,
+        Self::Manual,
+        Self::Correction,
+    ];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Reservation => "reservation",
+            Self::Cloudevent => "cloudevent",
+            Self::Manual => "manual",
+            Self::Correction => "correction",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One settled request; unique by id; never changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageEvent {
+    pub event_id: EventId,
+    /// The `X-Request-Id` of the request that caused it.
+    pub request_id: String,
+    pub source: Source,
+    pub tenant_id: TenantId,
+    pub key_id: Option<KeyId>,
+    /// The end user; `""` if the request named none.
+    pub user: String,
+    pub model: Option<String>,
+    pub quantities: Quantities,
+    /// Counted with the tokenizer, since the provider reported nothing usable.
+    pub estimated: bool,
+    pub reason: Option<String>,
+    /// The price entry that its cost was taken from.
+    pub price_id: Option<String>,
+    /// Decides the windows that it counts in.
+    pub admitted_at: Timestamp,
+    pub recorded_at: Timestamp,
+}
+
+/// Token counts of one request, as far as known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TokenUsage {
+    /// All input, what was cached included.
+    pub input_tokens: Quantity,
+    /// All output, reasoning included.
+    pub output_tokens: Quantity,
+    pub cached_input_tokens: Quantity,
+    pub cache_write_input_tokens: Quantity,
+    pub reasoning_output_tokens: Quantity,
+}

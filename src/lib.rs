@@ -1,0 +1,6 @@
+//! tollgate stands between an application and its language model: it meters what each tenant uses, checks the
+//! tenant's plan *before* the model runs, and writes the usage down before the answer leaves.
+
+pub mod clock;
+pub mod domain;
+pub mod store;

@@ -1,0 +1,29 @@
+//! The audit log: who changed what, from what to what.
+
+use async_trait::async_trait;
+
+use super::StoreResult;
+use crate::domain::administrator::Actor;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuditEntry {
+    pub id: i64,
+    pub by: Actor,
+    /// Such as `plan.update`.
+    pub action: String,
+    /// What was changed, by the name that people use: a plan's code, a tenant's slug, a key's id.
+    pub target: String,
+    /// Never a secret.
+    pub before: Option<serde_json::Value>,
+    pub after: Option<serde_json::Value>,
+}
+
+#[async_trait]
+pub trait AuditStore: Send + Sync {
+    /// Newest first, older than the entry `before_id`, at most `limit`.
+    async fn list_audit(
+        &self,
+        before_id: Option<i64>,
+        limit: usize,
+    ) -> StoreResult<Vec<AuditEntry>>;
+}

@@ -1,0 +1,104 @@
+//! Plans, tenants, subscriptions, overrides and grants.
+
+use async_trait::async_trait;
+
+use super::StoreResult;
+use crate::domain::{
+    administrator::Actor,
+    feature::FeatureKey,
+    grant::Grant,
+    ids::{GrantId, KeyId, TenantId},
+    limit::Override,
+    names::{PlanCode, Slug},
+    plan::Plan,
+    subscription::Subscription,
+    tenant::{Tenant, TenantRef},
+    time::Timestamp,
+};
+
+/// One thing of the catalogue that changed; caches drop it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    Plan(PlanCode),
+    /// The tenant, its subscription, overrides or grants.
+    Tenant(TenantId),
+    Key(KeyId),
+    /// More changed than can be told apart: drop all.
+    Everything,
+}
+
+/// What changed after a version, and the version reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    pub version: i64,
+    pub changed: Vec<Changed>,
+}
+
+/// Every write adds an audit row (who, what, old → new) in its own transaction, and a row to the change feed
+/// (by trigger, so that no writer can forget it).
+#[async_trait]
+pub trait CatalogueStore: Send + Sync {
+    async fn find_plan(&self, code: &PlanCode) -> StoreResult<Option<Plan>>;
+    /// All plans by code.
+    async fn list_plans(&self) -> StoreResult<Vec<Plan>>;
+    /// # Errors
+    /// `AlreadyExists`.
+    async fn create_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<()>;
+    /// Replaces name, models and features whole, adds one to the version, and gives the new version.
+    ///
+    /// # Errors
+    /// `NotFound`; `VersionConflict` unless the stored version is `plan.version`.
+    async fn update_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<i64>;
+    /// # Errors
+    /// `NotFound`; `PlanInUse` while a tenant is subscribed to it.
+    async fn delete_plan(&self, code: &PlanCode, by: &Actor) -> StoreResult<()>;
+
+    /// The tenant with its subscription and overrides (those that have ended included).
+    async fn find_tenant(&self, tenant: &TenantRef) -> StoreResult<Option<Tenant>>;
+    /// Tenants by slug, after the slug `after`, at most `limit`.
+    async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>>;
+    /// With its subscription and overrides.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a slug that is, or was, taken; `NotFound` for a subscription's plan that is not there.
+    async fn create_tenant(&self, tenant: &Tenant, by: &Actor) -> StoreResult<()>;
+    /// Sets or replaces the tenant's one current subscription.
+    ///
+    /// # Errors
+    /// `NotFound` for the tenant or the plan.
+    async fn set_subscription(
+        &self,
+        tenant: TenantId,
+        subscription: &Subscription,
+        by: &Actor,
+    ) -> StoreResult<()>;
+    /// Replaces the tenant's override of one feature whole.
+    async fn set_override(
+        &self,
+        tenant: TenantId,
+        limits: &Override,
+        by: &Actor,
+    ) -> StoreResult<()>;
+    /// Whether there was one.
+    async fn remove_override(
+        &self,
+        tenant: TenantId,
+        feature: &FeatureKey,
+        by: &Actor,
+    ) -> StoreResult<bool>;
+
+    async fn add_grant(&self, grant: &Grant, by: &Actor) -> StoreResult<()>;
+    /// All grants of a tenant, ended ones included, oldest first.
+    async fn list_grants(&self, tenant: TenantId) -> StoreResult<Vec<Grant>>;
+    /// Ends a grant at `by.at`, and gives it; one that is revoked already stays as it is.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn revoke_grant(&self, grant: GrantId, by: &Actor) -> StoreResult<Grant>;
+
+    /// What changed after `version`, up to now; `Everything` if the feed no longer reaches back that far.
+    /// Call with 0 and ignore what changed to learn the present version.
+    async fn changes_since(&self, version: i64) -> StoreResult<Changes>;
+    /// Shortens the change feed to what changed after `before`.
+    async fn prune_changes(&self, before: Timestamp) -> StoreResult<u64>;
+}

@@ -1,0 +1,54 @@
+//! API keys and administrators' tokens: found by the hash of their secret, which is all that is kept of it.
+
+use async_trait::async_trait;
+
+use super::StoreResult;
+use crate::domain::{
+    administrator::{Actor, AdminToken},
+    ids::{KeyId, TenantId},
+    tenant::ApiKey,
+    time::Timestamp,
+};
+
+/// SHA-256 of a secret of 256 random bits: nothing to guess, so no slow hash is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SecretHash(pub [u8; 32]);
+
+#[async_trait]
+pub trait KeyStore: Send + Sync {
+    /// # Errors
+    /// `NotFound` for the tenant.
+    async fn create_key(&self, key: &ApiKey, secret: SecretHash, by: &Actor) -> StoreResult<()>;
+    /// The key with this secret, revoked and expired ones too. A secret that was rotated away and is past its
+    /// grace at `now` finds nothing.
+    async fn find_key(&self, secret: SecretHash, now: Timestamp) -> StoreResult<Option<ApiKey>>;
+    async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey>;
+    /// A tenant's keys, oldest first.
+    async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>>;
+    /// Ends a key at `by.at`, and gives it; one that is revoked already stays as it is.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn revoke_key(&self, key: KeyId, by: &Actor) -> StoreResult<ApiKey>;
+    /// Gives the key a new secret; the old one still serves until `old_until`.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn rotate_key(
+        &self,
+        key: KeyId,
+        secret: SecretHash,
+        old_until: Timestamp,
+        by: &Actor,
+    ) -> StoreResult<ApiKey>;
+
+    async fn create_admin_token(
+        &self,
+        token: &AdminToken,
+        secret: SecretHash,
+        by: &Actor,
+    ) -> StoreResult<()>;
+    async fn find_admin_token(&self, secret: SecretHash) -> StoreResult<Option<AdminToken>>;
+    /// All tokens, revoked ones included, oldest first.
+    async fn list_admin_tokens(&self) -> StoreResult<Vec<AdminToken>>;
+}

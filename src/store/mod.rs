@@ -1,0 +1,55 @@
+//! The system of record: small traits in domain words, and the adapters that keep them.
+//!
+//! Nothing here knows of HTTP, limits in force or reservations; a store reads and writes what it is told.
+
+pub mod audit;
+pub mod catalogue;
+pub mod conversations;
+pub mod keys;
+pub mod usage;
+
+use std::sync::Arc;
+
+use crate::domain::names::PlanCode;
+
+/// All of a store.
+pub trait Store:
+    catalogue::CatalogueStore
+    + keys::KeyStore
+    + usage::UsageStore
+    + conversations::ConversationStore
+    + audit::AuditStore
+{
+}
+
+impl<T> Store for T where
+    T: catalogue::CatalogueStore
+        + keys::KeyStore
+        + usage::UsageStore
+        + conversations::ConversationStore
+        + audit::AuditStore
+{
+}
+
+pub type SharedStore = Arc<dyn Store>;
+pub type StoreResult<T> = Result<T, StoreError>;
+
+/// Why a store could not do what it was asked. Nothing changed; retrying is safe.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StoreError {
+    /// No connection was free in time, or the database could not be read or written.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    #[error("{what} '{name}' exists already")]
+    AlreadyExists { what: &'static str, name: String },
+    #[error("there is no {what} '{name}'")]
+    NotFound { what: &'static str, name: String },
+    #[error("plan '{plan}' has {subscriptions} subscriptions; move them to another plan first")]
+    PlanInUse { plan: PlanCode, subscriptions: i64 },
+    #[error("{what} '{name}' was changed by someone else; it is at version {current} now")]
+    VersionConflict {
+        what: &'static str,
+        name: String,
+        current: i64,
+    },
+}

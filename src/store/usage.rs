@@ -1,0 +1,118 @@
+//! Usage events and their rollups.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::StoreResult;
+use crate::domain::{
+    feature::FeatureKey, ids::TenantId, limit::Subject, quantity::Quantity, time::Timestamp,
+    usage::UsageEvent, window::Window,
+};
+
+/// The place of an event in a journal, from 1 on; 0 is before the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seq(pub u64);
+
+/// How far a journal has been written to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JournalPosition {
+    pub journal: Uuid,
+    pub seq: Seq,
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recorded {
+    pub inserted: u64,
+    /// Events whose id was there already: they added nothing.
+    pub duplicates: u64,
+}
+
+/// One counter of the ledger, as the store can sum it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CounterOf {
+    pub subject: Subject,
+    pub feature: FeatureKey,
+    pub window: Window,
+}
+
+/// What totals are broken down by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dimension {
+    Key,
+    User,
+    Model,
+}
+
+/// A sum of settled usage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Total {
+    pub feature: FeatureKey,
+    pub quantity: Quantity,
+    /// The key's id, the user or the model, where totals were asked by one; `""` for usage that names none.
+    pub by: Option<String>,
+}
+
+/// Sums of a window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// The window summed: the one asked, or, where a bound cuts an hour whose events are pruned, widened to
+    /// whole hours.
+    pub window: Window,
+    pub totals: Vec<Total>,
+}
+
+#[async_trait]
+pub trait UsageStore: Send + Sync {
+    /// Adds settled events and their rollups in one transaction, and notes `drained` with them; an event id seen
+    /// before adds nothing. Durable (fsynced) when it returns: the journal forgets these events.
+    async fn record(
+        &self,
+        events: &[UsageEvent],
+        drained: JournalPosition,
+    ) -> StoreResult<Recorded>;
+
+    /// How far `journal` has been recorded; 0 if never.
+    async fn drained(&self, journal: Uuid) -> StoreResult<Seq>;
+
+    /// Sums the settled usage of `tenant` in `window`: one [`Total`] per asked feature, in the order asked; with
+    /// `by`, one per feature and value that has any, values in order.
+    ///
+    /// Quantities are whole units of the feature, 0 if unused; reservations are the ledger's. Whole hours come
+    /// from rollups, cut ones from events (design.md §1).
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`](super::StoreError) if no connection is free within 250 ms. Nothing changed;
+    /// retrying is safe.
+    async fn totals(
+        &self,
+        tenant: TenantId,
+        features: &[FeatureKey],
+        window: Window,
+        by: Option<Dimension>,
+    ) -> StoreResult<Totals>;
+
+    /// Every feature that `tenant` has any usage of, in order.
+    async fn list_used_features(&self, tenant: TenantId) -> StoreResult<Vec<FeatureKey>>;
+
+    /// Sums of single counters in the order asked, and the position of `journal` that they cover: read in one
+    /// transaction, so that an event is either in the sums or after the position.
+    async fn counters(
+        &self,
+        tenant: TenantId,
+        counters: &[CounterOf],
+        journal: Uuid,
+    ) -> StoreResult<(Vec<Quantity>, Seq)>;
+
+    /// A tenant's events, newest first, at most `limit`.
+    async fn list_events(&self, tenant: TenantId, limit: usize) -> StoreResult<Vec<UsageEvent>>;
+
+    /// Deletes events recorded and admitted before `before`, at most `limit`; rollups stay.
+    async fn prune_events(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;
+
+    /// Differences between rollups and events, as lines for people; empty when they agree. For tests and `doctor`.
+    async fn check_rollups(&self) -> StoreResult<Vec<String>>;
+
+    /// Answers when the store can be read.
+    async fn ping(&self) -> StoreResult<()>;
+}
