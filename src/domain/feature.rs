@@ -48,6 +48,12 @@ impl FeatureKey {
         })
     }
 
+    /// Whether tollgate meters it by itself.
+    #[must_use]
+    pub fn is_built_in(&self) -> bool {
+        !matches!(self, Self::Named(_))
+    }
+
     fn rank(&self) -> u8 {
         match self {
             Self::Messages => 0,

@@ -1,6 +1,7 @@
 //! The rules, as values: no I/O, no async, no clock. Time, ids and randomness come in as arguments.
 
 pub mod administrator;
+pub mod calibration;
 pub mod feature;
 pub mod grant;
 pub mod ids;

@@ -13,6 +13,9 @@ use super::{
 /// How long a past-due subscription still runs (interface.md §3, Errors).
 pub const PAST_DUE_GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// The mean length of a month of the Gregorian calendar, 30.436875 days: whole months are within two days of it.
+const MEAN_MONTH_MICROS: i64 = 2_629_746 * 1_000_000;
+
 /// The billing period given, from which every other period follows.
 ///
 /// Bounds whole months apart roll on by that many months, counted from the first start, so that a period of the
@@ -35,9 +38,8 @@ impl Period {
     pub fn new(start: Timestamp, end: Timestamp) -> Result<Self, EmptyWindow> {
         let first = Window::new(start, end)?;
         let length = end.micros().saturating_sub(start.micros());
-        // A month has 28 to 31 days: only whole numbers of months near length / 30 days can match.
-        let near = i32::try_from(length / (30 * 24 * 3600 * 1_000_000)).unwrap_or(i32::MAX / 2);
-        let months = (near.saturating_sub(1)..=near.saturating_add(2))
+        let near = i32::try_from(length / MEAN_MONTH_MICROS).unwrap_or(i32::MAX / 2);
+        let months = (near.saturating_sub(1)..=near.saturating_add(1))
             .find(|&months| months > 0 && start.plus_months(months) == end);
         Ok(Self {
             first,
@@ -78,7 +80,7 @@ impl Period {
             Step::Months(months) => {
                 let bound = |index: i32| start.plus_months(index.saturating_mul(months));
                 // A guess by mean length, mended by at most a step or two.
-                let mean = i64::from(months) * 2_629_746 * 1_000_000;
+                let mean = i64::from(months) * MEAN_MONTH_MICROS;
                 let mut index =
                     i32::try_from(at.micros().saturating_sub(start.micros()).div_euclid(mean))
                         .unwrap_or(0);
@@ -239,6 +241,15 @@ mod tests {
         assert_eq!(
             period.window_at(at("2028-03-01T00:00:00Z")).start(),
             at("2028-02-29T00:00:00Z")
+        );
+    }
+
+    #[test]
+    fn a_period_of_many_years_is_whole_months_too() {
+        let period = Period::new(at("2000-05-31T00:00:00Z"), at("2030-05-31T00:00:00Z")).unwrap();
+        assert_eq!(
+            period.window_at(at("2061-01-01T00:00:00Z")).start(),
+            at("2060-05-31T00:00:00Z")
         );
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{
     subscription::Period,
@@ -71,10 +71,10 @@ impl Window {
 
     /// The aligned window of `length` µs around `at`; `offset` is the start of one such window.
     fn aligned(at: Timestamp, length: i64, offset: i64) -> Self {
-        let start = (at.micros() - offset).div_euclid(length) * length + offset;
+        let start = at.micros().saturating_sub(offset).div_euclid(length) * length + offset;
         Self {
             start: Timestamp::from_micros(start),
-            end: Timestamp::from_micros(start + length),
+            end: Timestamp::from_micros(start.saturating_add(length)),
         }
     }
 
@@ -82,6 +82,21 @@ impl Window {
     #[must_use]
     pub fn hour_of(at: Timestamp) -> Self {
         Self::aligned(at, HOUR, 0)
+    }
+}
+
+/// As its two bounds in microseconds since 1970, so that a lifetime's end survives.
+impl Serialize for Window {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.start.micros(), self.end.micros()).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Window {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (start, end) = <(i64, i64)>::deserialize(deserializer)?;
+        Self::new(Timestamp::from_micros(start), Timestamp::from_micros(end))
+            .map_err(D::Error::custom)
     }
 }
 
@@ -286,5 +301,21 @@ mod tests {
         assert!(window.contains(at("2026-01-01T00:00:00Z")));
         assert!(!window.contains(at("2026-02-01T00:00:00Z")));
         assert!(Window::new(window.end(), window.end()).is_err());
+    }
+
+    #[test]
+    fn a_window_is_read_back_from_its_bounds_and_an_empty_one_is_refused() {
+        let lifetime = Window::new(at("2026-01-01T00:00:00Z"), Timestamp::NEVER).unwrap();
+        let bytes = postcard::to_stdvec(&lifetime).unwrap();
+        assert_eq!(postcard::from_bytes::<Window>(&bytes), Ok(lifetime));
+        assert_eq!(
+            serde_json::to_string(&lifetime).unwrap(),
+            format!("[{},{}]", lifetime.start().micros(), i64::MAX)
+        );
+        let error = serde_json::from_str::<Window>("[60,60]").unwrap_err();
+        assert!(
+            error.to_string().contains("must end after it starts"),
+            "{error}"
+        );
     }
 }

@@ -1,0 +1,202 @@
+//! Strict looks at JSON that somebody else wrote: borrowed, one level deep, and never read two ways.
+
+use std::{borrow::Cow, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+/// How deep a body may be nested (interface.md §3, Limits of the connection).
+const DEEPEST: usize = 128;
+
+/// Why a body can't be read; names the place, and never quotes a text of the client's.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct Unreadable(String);
+
+/// A member of an object: its key, and its value as it stands.
+pub type Member<'a> = (Cow<'a, str>, &'a RawValue);
+
+/// An object read one level deep.
+pub struct Object<'a> {
+    pub text: &'a str,
+    /// In the order they stand in; no key twice.
+    pub members: Vec<Member<'a>>,
+}
+
+/// Reads the members of a whole body.
+///
+/// # Errors
+/// [`Unreadable`] for what is not UTF-8, not JSON, not an object, nested too deep, or has a key twice: of a repeated
+/// key two parsers would read two values, and a limit could be passed by it.
+pub fn read_object(body: &[u8]) -> Result<Object<'_>, Unreadable> {
+    let text = std::str::from_utf8(body).map_err(|error| {
+        Unreadable(format!(
+            "the body is not UTF-8: byte {} is wrong",
+            error.valid_up_to()
+        ))
+    })?;
+    check_depth(body)?;
+    let members = members(text).map_err(|error| Unreadable(unreadable(&error)))?;
+    Ok(Object { text, members })
+}
+
+/// The members of an object within a body.
+///
+/// # Errors
+/// Those of `serde_json`, for what is not an object or has a key twice.
+pub fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
+    serde_json::from_str::<Fields>(text).map(|fields| fields.0)
+}
+
+/// A value as a message shows it: itself if short, else its kind, and never a long text of the client's.
+#[must_use]
+pub fn shown(value: &RawValue) -> String {
+    let text = value.get();
+    match text.as_bytes().first() {
+        _ if text.len() <= 32 => text.to_owned(),
+        Some(b'"') => "a text".to_owned(),
+        Some(b'{') => "an object".to_owned(),
+        Some(b'[') => "a list".to_owned(),
+        _ => "a number that is too long".to_owned(),
+    }
+}
+
+/// The words of `serde_json`, but without the parts that quote the body.
+fn unreadable(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    if let Some(key) = message.strip_prefix(REPEATED) {
+        let key = key.split(" at line").next().unwrap_or_default();
+        return format!("the body has the key {key} more than once; write it once");
+    }
+    match error.classify() {
+        serde_json::error::Category::Data => "the body is not a JSON object".to_owned(),
+        _ => format!(
+            "the body is not JSON: it breaks at line {}, column {}",
+            error.line(),
+            error.column()
+        ),
+    }
+}
+
+const REPEATED: &str = "repeated key ";
+
+/// The members of an object, in order; a repeated key is an error.
+struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::with_capacity(16);
+                while let Some(Key(key)) = map.next_key()? {
+                    if fields.iter().any(|(known, _)| *known == key) {
+                        let key: String = key.chars().take(64).collect();
+                        return Err(serde::de::Error::custom(format_args!("{REPEATED}{key:?}")));
+                    }
+                    fields.push((key, map.next_value()?));
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+/// A key, borrowed where it has no escapes (a bare `Cow` would always copy).
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Refuses a body that is nested deeper than the contract allows: the raw look itself has no limit.
+fn check_depth(body: &[u8]) -> Result<(), Unreadable> {
+    let (mut depth, mut at) = (0_usize, 0);
+    while at < body.len() {
+        match body[at] {
+            b'"' => at = end_of_string(body, at + 1),
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > DEEPEST {
+                    return Err(Unreadable(format!(
+                        "the body is nested deeper than {DEEPEST} levels at byte {at}"
+                    )));
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    Ok(())
+}
+
+/// The closing quote of a string whose first byte is at `at`.
+fn end_of_string(body: &[u8], mut at: usize) -> usize {
+    while let Some(step) = memchr::memchr2(b'"', b'\\', body.get(at..).unwrap_or_default()) {
+        at += step;
+        if body[at] == b'"' {
+            return at;
+        }
+        at += 2;
+    }
+    body.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_that_can_not_be_read_says_where() {
+        for (body, says) in [
+            (
+                r#"{"model":"a","model":"b"}"#,
+                "the key \"model\" more than once",
+            ),
+            (
+                r#"{"m\u006fdel":"a","model":"b"}"#,
+                "the key \"model\" more than once",
+            ),
+            ("[]", "not a JSON object"),
+            ("7", "not a JSON object"),
+            ("{", "not JSON: it breaks at line 1"),
+            ("", "not JSON"),
+            ("{} x", "not JSON"),
+        ] {
+            let error = read_object(body.as_bytes()).err().unwrap().to_string();
+            assert!(error.contains(says), "{body}: {error}");
+        }
+        assert!(
+            read_object(b"{\"a\":\"\xff\"}")
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("not UTF-8: byte 6")
+        );
+    }
+
+    #[test]
+    fn depth_is_limited_and_braces_in_texts_do_not_count() {
+        let nested =
+            |levels: usize| format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
+        assert!(
+            read_object(nested(128).as_bytes())
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("deeper than 128")
+        );
+        assert!(read_object(nested(127).as_bytes()).is_ok());
+        let quoted = format!(r#"{{"a":"{}\"{}"}}"#, "[".repeat(500), "{".repeat(500));
+        assert!(read_object(quoted.as_bytes()).is_ok());
+    }
+}
