@@ -73,6 +73,9 @@ pub trait CatalogueStore: Send + Sync {
         by: &Actor,
     ) -> StoreResult<()>;
     /// Replaces the tenant's override of one feature whole.
+    ///
+    /// # Errors
+    /// `NotFound` for the tenant.
     async fn set_override(
         &self,
         tenant: TenantId,
@@ -87,6 +90,8 @@ pub trait CatalogueStore: Send + Sync {
         by: &Actor,
     ) -> StoreResult<bool>;
 
+    /// # Errors
+    /// `NotFound` for the tenant; `AlreadyExists`.
     async fn add_grant(&self, grant: &Grant, by: &Actor) -> StoreResult<()>;
     /// All grants of a tenant, ended ones included, oldest first.
     async fn list_grants(&self, tenant: TenantId) -> StoreResult<Vec<Grant>>;

@@ -30,6 +30,9 @@ pub trait ConversationStore: Send + Sync {
         now: Timestamp,
     ) -> StoreResult<Option<Vec<Turn>>>;
     /// Adds turns at the end, makes the conversation if need be, and lets it live until `expires_at`.
+    ///
+    /// # Errors
+    /// `NotFound` for the tenant, and for a conversation that is another's.
     async fn append_turns(
         &self,
         tenant: TenantId,

@@ -17,7 +17,7 @@ pub struct SecretHash(pub [u8; 32]);
 #[async_trait]
 pub trait KeyStore: Send + Sync {
     /// # Errors
-    /// `NotFound` for the tenant.
+    /// `NotFound` for the tenant; `AlreadyExists`.
     async fn create_key(&self, key: &ApiKey, secret: SecretHash, by: &Actor) -> StoreResult<()>;
     /// The key with this secret, revoked and expired ones too. A secret that was rotated away and is past its
     /// grace at `now` finds nothing.
@@ -30,7 +30,7 @@ pub trait KeyStore: Send + Sync {
     /// # Errors
     /// `NotFound`.
     async fn revoke_key(&self, key: KeyId, by: &Actor) -> StoreResult<ApiKey>;
-    /// Gives the key a new secret; the old one still serves until `old_until`.
+    /// Gives the key a new secret; the old one still serves until `old_until`, one from a rotation before no longer.
     ///
     /// # Errors
     /// `NotFound`.
@@ -42,12 +42,15 @@ pub trait KeyStore: Send + Sync {
         by: &Actor,
     ) -> StoreResult<ApiKey>;
 
+    /// # Errors
+    /// `AlreadyExists`.
     async fn create_admin_token(
         &self,
         token: &AdminToken,
         secret: SecretHash,
         by: &Actor,
     ) -> StoreResult<()>;
+    /// The token with this secret, unless it is revoked.
     async fn find_admin_token(&self, secret: SecretHash) -> StoreResult<Option<AdminToken>>;
     /// All tokens, revoked ones included, oldest first.
     async fn list_admin_tokens(&self) -> StoreResult<Vec<AdminToken>>;

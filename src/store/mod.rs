@@ -3,9 +3,14 @@
 //! Nothing here knows of HTTP, limits in force or reservations; a store reads and writes what it is told.
 
 pub mod audit;
+mod audited;
 pub mod catalogue;
+#[cfg(test)]
+mod contract;
 pub mod conversations;
 pub mod keys;
+mod rollups;
+pub mod sqlite;
 pub mod usage;
 
 use std::sync::Arc;

@@ -5,8 +5,13 @@ use uuid::Uuid;
 
 use super::StoreResult;
 use crate::domain::{
-    feature::FeatureKey, ids::TenantId, limit::Subject, quantity::Quantity, time::Timestamp,
-    usage::UsageEvent, window::Window,
+    feature::FeatureKey,
+    ids::{EventId, TenantId},
+    limit::Subject,
+    quantity::Quantity,
+    time::Timestamp,
+    usage::UsageEvent,
+    window::Window,
 };
 
 /// The place of an event in a journal, from 1 on; 0 is before the first.
@@ -76,7 +81,8 @@ pub trait UsageStore: Send + Sync {
     async fn drained(&self, journal: Uuid) -> StoreResult<Seq>;
 
     /// Sums the settled usage of `tenant` in `window`: one [`Total`] per asked feature, in the order asked; with
-    /// `by`, one per feature and value that has any, values in order.
+    /// `by`, one per feature and value that has any, values in order. Parts add up to the whole: usage that names no
+    /// key, user or model is the part `""`.
     ///
     /// Quantities are whole units of the feature, 0 if unused; reservations are the ledger's. Whole hours come
     /// from rollups, cut ones from events (design.md §1).
@@ -104,7 +110,10 @@ pub trait UsageStore: Send + Sync {
         journal: Uuid,
     ) -> StoreResult<(Vec<Quantity>, Seq)>;
 
-    /// A tenant's events, newest first, at most `limit`.
+    /// Whether an event with this id was recorded, and is not pruned.
+    async fn has_event(&self, event: EventId) -> StoreResult<bool>;
+
+    /// A tenant's events, those admitted last first, at most `limit`; quantities in the order of their features.
     async fn list_events(&self, tenant: TenantId, limit: usize) -> StoreResult<Vec<UsageEvent>>;
 
     /// Deletes events recorded and admitted before `before`, at most `limit`; rollups stay.

@@ -1,0 +1,274 @@
+//! What backends share of summing usage: which hours of a window are whole and which are cut, and how events add up
+//! to rollups.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use crate::domain::{
+    feature::FeatureKey,
+    ids::{KeyId, TenantId},
+    quantity::Quantity,
+    time::Timestamp,
+    usage::UsageEvent,
+    window::Window,
+};
+
+const HOUR_MICROS: i64 = 3_600_000_000;
+
+/// The start of the UTC hour around `micros`, saturating at the ends of time.
+fn hour_before(micros: i64) -> i64 {
+    micros.div_euclid(HOUR_MICROS).saturating_mul(HOUR_MICROS)
+}
+
+fn hour_after(micros: i64) -> i64 {
+    let start = hour_before(micros);
+    if start == micros {
+        micros
+    } else {
+        start.saturating_add(HOUR_MICROS)
+    }
+}
+
+/// A half-open interval in µs since 1970; empty if `end <= start`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) start: i64,
+    pub(super) end: i64,
+}
+
+/// A window as a store sums it: whole hours from rollups, what is left at its ends from events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CutWindow {
+    /// What is summed: the window asked, or wider where events are gone.
+    pub(super) window: Window,
+    /// Rollups whose hour starts in here are summed.
+    pub(super) hours: Span,
+    /// Events admitted in these are summed.
+    pub(super) edges: [Option<Span>; 2],
+}
+
+impl CutWindow {
+    /// Cuts `window` at whole hours. All events admitted at or after `horizon` are known; a bound that would need
+    /// one from before it moves outward to the whole hour.
+    pub(super) fn new(window: Window, horizon: Timestamp) -> Self {
+        let (mut start, mut end) = (window.start().micros(), window.end().micros());
+        let never_ends = window.resets_at().is_none();
+        if start < horizon.micros() {
+            start = hour_before(start);
+        }
+        if !never_ends && hour_before(end) < horizon.micros() {
+            end = hour_after(end);
+        }
+        let first = hour_after(start);
+        let last = if never_ends { end } else { hour_before(end) };
+        let span = |start, end| (start < end).then_some(Span { start, end });
+        let edges = if first > last {
+            [span(start, end), None] // both bounds cut the same hour
+        } else {
+            [span(start, first), span(last, end)]
+        };
+        let widened = Window::new(Timestamp::from_micros(start), Timestamp::from_micros(end));
+        Self {
+            window: widened.unwrap_or(window),
+            hours: Span {
+                start: first,
+                end: last,
+            },
+            edges,
+        }
+    }
+}
+
+/// What rollups are kept by, besides tenant, feature and hour. `""` is recorded as a user (a limit of scope user
+/// counts requests that name none) but never as a key or model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Facet<'a> {
+    All,
+    Key(KeyId),
+    Model(&'a str),
+    User(&'a str),
+}
+
+impl<'a> Facet<'a> {
+    /// As column `dimension` of `usage_rollups` has it.
+    pub(super) const fn dimension(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Key(_) => "key",
+            Self::Model(_) => "model",
+            Self::User(_) => "user",
+        }
+    }
+
+    /// As column `value` of `usage_rollups` has it.
+    pub(super) fn value(self) -> Cow<'a, str> {
+        match self {
+            Self::All => Cow::Borrowed(""),
+            Self::Key(key) => Cow::Owned(key.to_string()),
+            Self::Model(name) | Self::User(name) => Cow::Borrowed(name),
+        }
+    }
+}
+
+/// The primary key of one rollup; ordered as the table is, so that sorted writes touch neighbouring pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct RollupKey<'a> {
+    pub(super) tenant: TenantId,
+    pub(super) feature: &'a FeatureKey,
+    pub(super) facet: Facet<'a>,
+    /// µs since 1970.
+    pub(super) hour: i64,
+}
+
+/// What a batch of events adds to the rollups.
+#[derive(Default)]
+pub(super) struct Rollups<'a>(HashMap<RollupKey<'a>, i64>);
+
+impl<'a> Rollups<'a> {
+    pub(super) fn add(&mut self, event: &'a UsageEvent) {
+        let hour = hour_before(event.admitted_at.micros());
+        let facets = [
+            Some(Facet::All),
+            event.key_id.map(Facet::Key),
+            event.model.as_deref().map(Facet::Model),
+            Some(Facet::User(&event.user)),
+        ];
+        for (feature, quantity) in event.quantities.iter() {
+            for facet in facets.into_iter().flatten() {
+                let key = RollupKey {
+                    tenant: event.tenant_id,
+                    feature,
+                    facet,
+                    hour,
+                };
+                let sum = self.0.entry(key).or_insert(0);
+                *sum = within_rollup(sum.saturating_add(quantity.get()));
+            }
+        }
+    }
+
+    /// Everything added, in the order of the table.
+    pub(super) fn into_sorted(self) -> Vec<(RollupKey<'a>, i64)> {
+        let mut sorted: Vec<_> = self.0.into_iter().collect();
+        sorted.sort_unstable_by_key(|(key, _)| *key);
+        sorted
+    }
+}
+
+/// The largest magnitude a rollup holds: two of them still add up within 64 bits. Far above what a quantity can be,
+/// so that a correction still takes away exactly what an absurd event has added.
+pub(super) const ROLLUP_MAX: i64 = (1 << 62) - 1;
+
+pub(super) fn within_rollup(sum: i64) -> i64 {
+    sum.clamp(-ROLLUP_MAX, ROLLUP_MAX)
+}
+
+/// A sum as the rest of the program knows it.
+pub(super) fn quantity_of(sum: i128) -> Quantity {
+    let end = if sum < 0 { i64::MIN } else { i64::MAX };
+    Quantity::new(i64::try_from(sum).unwrap_or(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn window(start: &str, end: &str) -> Window {
+        Window::new(start.parse().unwrap(), end.parse().unwrap()).unwrap()
+    }
+
+    fn cut(window: Window) -> CutWindow {
+        CutWindow::new(window, Timestamp::from_micros(i64::MIN))
+    }
+
+    fn span(start: &str, end: &str) -> Option<Span> {
+        let micros = |text: &str| text.parse::<Timestamp>().unwrap().micros();
+        Some(Span {
+            start: micros(start),
+            end: micros(end),
+        })
+    }
+
+    #[test]
+    fn whole_hours_come_from_rollups_and_cut_ones_from_events() {
+        let cut = cut(window("2026-01-01T10:30:00Z", "2026-01-01T13:15:00Z"));
+        assert_eq!(
+            Some(cut.hours),
+            span("2026-01-01T11:00:00Z", "2026-01-01T13:00:00Z")
+        );
+        assert_eq!(
+            cut.edges,
+            [
+                span("2026-01-01T10:30:00Z", "2026-01-01T11:00:00Z"),
+                span("2026-01-01T13:00:00Z", "2026-01-01T13:15:00Z"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_window_within_one_hour_is_summed_from_events_alone() {
+        let within = window("2026-01-01T10:30:00Z", "2026-01-01T10:31:00Z");
+        let cut = cut(within);
+        assert_eq!(
+            cut.edges,
+            [span("2026-01-01T10:30:00Z", "2026-01-01T10:31:00Z"), None]
+        );
+        assert!(cut.hours.end <= cut.hours.start);
+    }
+
+    #[test]
+    fn a_lifetime_has_no_end_to_cut() {
+        let start = "2026-01-01T10:30:00Z".parse().unwrap();
+        let cut = cut(Window::new(start, Timestamp::NEVER).unwrap());
+        assert_eq!(cut.hours.end, i64::MAX);
+        assert_eq!(cut.edges[1], None);
+    }
+
+    #[test]
+    fn bounds_whose_events_are_gone_move_out_to_the_whole_hour() {
+        let asked = window("2026-01-01T10:30:00Z", "2026-01-02T13:15:00Z");
+        let horizon = "2026-01-02T13:00:00Z".parse().unwrap();
+        let cut = CutWindow::new(asked, horizon);
+        assert_eq!(
+            cut.window,
+            window("2026-01-01T10:00:00Z", "2026-01-02T13:15:00Z")
+        );
+        let later = "2026-01-02T13:00:00.000001Z".parse().unwrap();
+        let cut = CutWindow::new(asked, later);
+        assert_eq!(
+            cut.window,
+            window("2026-01-01T10:00:00Z", "2026-01-02T14:00:00Z")
+        );
+        assert_eq!(cut.edges, [None, None]);
+    }
+
+    proptest! {
+        #[test]
+        fn hours_and_edges_cover_the_window_once(
+            start in -10_000_000_000_i64..100_000_000_000,
+            length in 1_i64..20_000_000_000,
+            horizon in -20_000_000_000_i64..120_000_000_000,
+            forever in prop::bool::weighted(0.2),
+        ) {
+            let end = if forever { i64::MAX } else { start + length };
+            let asked = Window::new(Timestamp::from_micros(start), Timestamp::from_micros(end)).unwrap();
+            let cut = CutWindow::new(asked, Timestamp::from_micros(horizon));
+            let mut parts: Vec<Span> = cut.edges.iter().flatten().copied().collect();
+            if cut.hours.start < cut.hours.end {
+                prop_assert_eq!(cut.hours.start % HOUR_MICROS, 0);
+                parts.push(cut.hours);
+            }
+            parts.sort_by_key(|part| part.start);
+            prop_assert_eq!(parts.first().unwrap().start, cut.window.start().micros());
+            prop_assert_eq!(parts.last().unwrap().end, cut.window.end().micros());
+            for pair in parts.windows(2) {
+                prop_assert_eq!(pair[0].end, pair[1].start);
+            }
+            for edge in cut.edges.iter().flatten() {
+                prop_assert!(edge.start >= horizon, "{:?} needs events that are gone", edge);
+            }
+            prop_assert!(cut.window.start() <= asked.start() && asked.end() <= cut.window.end());
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The audit log.
+
+use async_trait::async_trait;
+use rusqlite::{Transaction, params};
+use serde_json::Value;
+
+use super::{
+    Failed, SqliteStore,
+    rows::{self, Cells},
+};
+use crate::{
+    domain::administrator::Actor,
+    store::{
+        StoreResult,
+        audit::{AuditEntry, AuditStore},
+    },
+};
+
+#[async_trait]
+impl AuditStore for SqliteStore {
+    async fn list_audit(
+        &self,
+        before_id: Option<i64>,
+        limit: usize,
+    ) -> StoreResult<Vec<AuditEntry>> {
+        self.read("audit.list", move |tx| {
+            rows::list(
+                tx,
+                "audit_log",
+                "SELECT * FROM audit_log WHERE audit_id < ?1 ORDER BY audit_id DESC LIMIT ?2",
+                params![before_id.unwrap_or(i64::MAX), rows::limit(limit)],
+                read_entry,
+            )
+        })
+        .await
+    }
+}
+
+fn read_entry(cells: &Cells<'_>) -> Result<AuditEntry, Failed> {
+    Ok(AuditEntry {
+        id: cells.get("audit_id")?,
+        by: Actor {
+            name: cells.get("actor")?,
+            address: cells.get("address")?,
+            at: cells.time("at")?,
+        },
+        action: cells.get("action")?,
+        target: cells.get("target")?,
+        before: cells.optional_json("before")?,
+        after: cells.optional_json("after")?,
+    })
+}
+
+/// A change as the audit log tells it. Its row goes in **before** the change: the change feed takes its time from it.
+pub(super) struct Change<'a> {
+    pub(super) action: &'static str,
+    pub(super) target: &'a str,
+    pub(super) before: Option<Value>,
+    pub(super) after: Option<Value>,
+}
+
+impl Change<'_> {
+    pub(super) fn note(self, tx: &Transaction<'_>, by: &Actor) -> Result<(), Failed> {
+        rows::run(
+            tx,
+            "INSERT INTO audit_log (at, actor, address, action, target, before, after)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
+                by.at.micros(),
+                by.name,
+                by.address,
+                self.action,
+                self.target,
+                self.before.map(|value| value.to_string()),
+                self.after.map(|value| value.to_string()),
+            ],
+        )?;
+        Ok(())
+    }
+}

@@ -1,0 +1,307 @@
+//! Plans, tenants, subscriptions, overrides and grants, and the feed of what changed.
+
+use async_trait::async_trait;
+use rusqlite::{Transaction, params};
+
+use super::{
+    Failed, SqliteStore, already_exists,
+    audit::Change,
+    not_found, plans,
+    rows::{self, Cells, blob, micros},
+    tenants,
+};
+use crate::{
+    domain::{
+        administrator::Actor,
+        feature::FeatureKey,
+        grant::Grant,
+        ids::{GrantId, KeyId, TenantId},
+        limit::Override,
+        names::{PlanCode, Slug},
+        plan::Plan,
+        subscription::Subscription,
+        tenant::{Tenant, TenantRef},
+        time::Timestamp,
+    },
+    store::{
+        StoreResult, audited,
+        catalogue::{CatalogueStore, Changed, Changes},
+    },
+};
+
+/// Beyond so many changed things it is cheaper to drop a cache whole than to name each.
+const LONGEST_FEED: usize = 10_000;
+
+#[async_trait]
+impl CatalogueStore for SqliteStore {
+    async fn find_plan(&self, code: &PlanCode) -> StoreResult<Option<Plan>> {
+        let code = code.clone();
+        self.read("catalogue.find_plan", move |tx| plans::find(tx, &code))
+            .await
+    }
+
+    async fn list_plans(&self) -> StoreResult<Vec<Plan>> {
+        self.read("catalogue.list_plans", plans::list).await
+    }
+
+    async fn create_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<()> {
+        let (plan, by) = (plan.clone(), by.clone());
+        self.write("catalogue.create_plan", move |tx| {
+            plans::create(tx, &plan, &by)
+        })
+        .await
+    }
+
+    async fn update_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<i64> {
+        let (plan, by) = (plan.clone(), by.clone());
+        self.write("catalogue.update_plan", move |tx| {
+            plans::update(tx, &plan, &by)
+        })
+        .await
+    }
+
+    async fn delete_plan(&self, code: &PlanCode, by: &Actor) -> StoreResult<()> {
+        let (code, by) = (code.clone(), by.clone());
+        self.write("catalogue.delete_plan", move |tx| {
+            plans::delete(tx, &code, &by)
+        })
+        .await
+    }
+
+    async fn find_tenant(&self, tenant: &TenantRef) -> StoreResult<Option<Tenant>> {
+        let tenant = tenant.clone();
+        self.read("catalogue.find_tenant", move |tx| {
+            tenants::find(tx, &tenant)
+        })
+        .await
+    }
+
+    async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>> {
+        let after = after.cloned();
+        self.read("catalogue.list_tenants", move |tx| {
+            tenants::list(tx, after.as_ref(), limit)
+        })
+        .await
+    }
+
+    async fn create_tenant(&self, tenant: &Tenant, by: &Actor) -> StoreResult<()> {
+        let (tenant, by) = (tenant.clone(), by.clone());
+        self.write("catalogue.create_tenant", move |tx| {
+            tenants::create(tx, &tenant, &by)
+        })
+        .await
+    }
+
+    async fn set_subscription(
+        &self,
+        tenant: TenantId,
+        subscription: &Subscription,
+        by: &Actor,
+    ) -> StoreResult<()> {
+        let (subscription, by) = (subscription.clone(), by.clone());
+        self.write("catalogue.set_subscription", move |tx| {
+            tenants::set_subscription(tx, tenant, &subscription, &by)
+        })
+        .await
+    }
+
+    async fn set_override(
+        &self,
+        tenant: TenantId,
+        limits: &Override,
+        by: &Actor,
+    ) -> StoreResult<()> {
+        let (limits, by) = (limits.clone(), by.clone());
+        self.write("catalogue.set_override", move |tx| {
+            tenants::set_override(tx, tenant, &limits, &by)
+        })
+        .await
+    }
+
+    async fn remove_override(
+        &self,
+        tenant: TenantId,
+        feature: &FeatureKey,
+        by: &Actor,
+    ) -> StoreResult<bool> {
+        let (feature, by) = (feature.clone(), by.clone());
+        self.write("catalogue.remove_override", move |tx| {
+            tenants::remove_override(tx, tenant, &feature, &by)
+        })
+        .await
+    }
+
+    async fn add_grant(&self, grant: &Grant, by: &Actor) -> StoreResult<()> {
+        let (grant, by) = (grant.clone(), by.clone());
+        self.write("catalogue.add_grant", move |tx| add_grant(tx, &grant, &by))
+            .await
+    }
+
+    async fn list_grants(&self, tenant: TenantId) -> StoreResult<Vec<Grant>> {
+        self.read("catalogue.list_grants", move |tx| {
+            rows::list(
+                tx,
+                "grants",
+                "SELECT * FROM grants WHERE tenant_id = ?1 ORDER BY created_at, grant_id",
+                [blob(tenant.uuid())],
+                read_grant,
+            )
+        })
+        .await
+    }
+
+    async fn revoke_grant(&self, grant: GrantId, by: &Actor) -> StoreResult<Grant> {
+        let by = by.clone();
+        self.write("catalogue.revoke_grant", move |tx| {
+            revoke_grant(tx, grant, &by)
+        })
+        .await
+    }
+
+    async fn changes_since(&self, version: i64) -> StoreResult<Changes> {
+        self.read("catalogue.changes_since", move |tx| {
+            changes_since(tx, version)
+        })
+        .await
+    }
+
+    async fn prune_changes(&self, before: Timestamp) -> StoreResult<u64> {
+        self.write("catalogue.prune_changes", move |tx| {
+            // Only from the beginning: a gap inside the feed would go unseen.
+            rows::run(
+                tx,
+                "DELETE FROM catalogue_changes WHERE version < coalesce(
+                     (SELECT min(version) FROM catalogue_changes WHERE changed_at >= ?1), 9223372036854775807)",
+                [before.micros()],
+            )
+        })
+        .await
+    }
+}
+
+fn add_grant(tx: &Transaction<'_>, grant: &Grant, by: &Actor) -> Result<(), Failed> {
+    tenants::get(tx, grant.tenant_id)?;
+    if find_grant(tx, grant.grant_id)?.is_some() {
+        return Err(already_exists("grant", grant.grant_id));
+    }
+    Change {
+        action: "grant.add",
+        target: &grant.grant_id.to_string(),
+        before: None,
+        after: Some(audited::grant(grant)),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "INSERT INTO grants (grant_id, tenant_id, feature_key, quantity, reason, created_at, expires_at, revoked_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![
+            blob(grant.grant_id.uuid()),
+            blob(grant.tenant_id.uuid()),
+            grant.feature.as_str(),
+            grant.quantity.get(),
+            grant.reason,
+            grant.created_at.micros(),
+            grant.expires_at.micros(),
+            micros(grant.revoked_at),
+        ],
+    )?;
+    Ok(())
+}
+
+fn revoke_grant(tx: &Transaction<'_>, grant: GrantId, by: &Actor) -> Result<Grant, Failed> {
+    let stored = find_grant(tx, grant)?.ok_or_else(|| not_found("grant", grant))?;
+    if stored.revoked_at.is_some() {
+        return Ok(stored);
+    }
+    let revoked = Grant {
+        revoked_at: Some(by.at),
+        ..stored.clone()
+    };
+    Change {
+        action: "grant.revoke",
+        target: &grant.to_string(),
+        before: Some(audited::grant(&stored)),
+        after: Some(audited::grant(&revoked)),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "UPDATE grants SET revoked_at = ?2 WHERE grant_id = ?1",
+        params![blob(grant.uuid()), by.at.micros()],
+    )?;
+    Ok(revoked)
+}
+
+fn find_grant(tx: &Transaction<'_>, grant: GrantId) -> Result<Option<Grant>, Failed> {
+    rows::find(
+        tx,
+        "grants",
+        "SELECT * FROM grants WHERE grant_id = ?1",
+        [blob(grant.uuid())],
+        read_grant,
+    )
+}
+
+fn read_grant(cells: &Cells<'_>) -> Result<Grant, Failed> {
+    Ok(Grant {
+        grant_id: GrantId::new(cells.uuid("grant_id")?),
+        tenant_id: TenantId::new(cells.uuid("tenant_id")?),
+        feature: cells.parse("feature_key")?,
+        quantity: cells.quantity("quantity")?,
+        reason: cells.get("reason")?,
+        created_at: cells.time("created_at")?,
+        expires_at: cells.time("expires_at")?,
+        revoked_at: cells.optional_time("revoked_at")?,
+    })
+}
+
+fn changes_since(tx: &Transaction<'_>, since: i64) -> Result<Changes, Failed> {
+    // The counter outlives the rows: a feed that was pruned whole still knows its version.
+    let version = rows::find(
+        tx,
+        "sqlite_sequence",
+        "SELECT seq FROM sqlite_sequence WHERE name = 'catalogue_changes'",
+        [],
+        |cells| cells.get::<i64>("seq"),
+    )?
+    .unwrap_or(0);
+    let changed = match since.cmp(&version) {
+        std::cmp::Ordering::Equal => Vec::new(),
+        // The store has gone back in time: a backup was restored.
+        std::cmp::Ordering::Greater => vec![Changed::Everything],
+        std::cmp::Ordering::Less => changed_after(tx, since)?,
+    };
+    Ok(Changes { version, changed })
+}
+
+fn changed_after(tx: &Transaction<'_>, since: i64) -> Result<Vec<Changed>, Failed> {
+    let reaches_back = rows::exists(
+        tx,
+        "SELECT 1 FROM catalogue_changes WHERE version = ?1",
+        [since.saturating_add(1)],
+    )?;
+    if !reaches_back {
+        return Ok(vec![Changed::Everything]);
+    }
+    let mut changed = rows::list(
+        tx,
+        "catalogue_changes",
+        "SELECT kind, id FROM catalogue_changes WHERE version > ?1 GROUP BY kind, id ORDER BY min(version) LIMIT ?2",
+        params![since, rows::limit(LONGEST_FEED + 1)],
+        read_changed,
+    )?;
+    if changed.len() > LONGEST_FEED {
+        changed = vec![Changed::Everything];
+    }
+    Ok(changed)
+}
+
+fn read_changed(cells: &Cells<'_>) -> Result<Changed, Failed> {
+    let kind: String = cells.get("kind")?;
+    match kind.as_str() {
+        "plan" => Ok(Changed::Plan(cells.parse("id")?)),
+        "key" => Ok(Changed::Key(KeyId::new(cells.uuid("id")?))),
+        _ => Ok(Changed::Tenant(TenantId::new(cells.uuid("id")?))),
+    }
+}

@@ -1,0 +1,289 @@
+//! API keys and administrators' tokens.
+
+use async_trait::async_trait;
+use rusqlite::{Transaction, params};
+
+use super::{
+    Failed, SqliteStore, already_exists,
+    audit::Change,
+    not_found,
+    rows::{self, Cells, blob, micros},
+    tenants,
+};
+use crate::{
+    domain::{
+        administrator::{Actor, AdminToken},
+        ids::{AdminTokenId, KeyId, TenantId},
+        tenant::ApiKey,
+        time::Timestamp,
+    },
+    store::{
+        StoreResult, audited,
+        keys::{KeyStore, SecretHash},
+    },
+};
+
+#[async_trait]
+impl KeyStore for SqliteStore {
+    async fn create_key(&self, key: &ApiKey, secret: SecretHash, by: &Actor) -> StoreResult<()> {
+        let (key, by) = (key.clone(), by.clone());
+        self.write("keys.create", move |tx| create_key(tx, &key, secret, &by))
+            .await
+    }
+
+    async fn find_key(&self, secret: SecretHash, now: Timestamp) -> StoreResult<Option<ApiKey>> {
+        self.read("keys.find", move |tx| {
+            rows::find(
+                tx,
+                "keys",
+                "SELECT * FROM keys WHERE secret_hash = ?1
+                 UNION ALL
+                 SELECT * FROM keys WHERE previous_secret_hash = ?1 AND previous_until > ?2",
+                params![secret.0, now.micros()],
+                read_key,
+            )
+        })
+        .await
+    }
+
+    async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey> {
+        self.read("keys.get", move |tx| get_key(tx, key)).await
+    }
+
+    async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>> {
+        self.read("keys.list", move |tx| {
+            rows::list(
+                tx,
+                "keys",
+                "SELECT * FROM keys WHERE tenant_id = ?1 ORDER BY created_at, key_id",
+                [blob(tenant.uuid())],
+                read_key,
+            )
+        })
+        .await
+    }
+
+    async fn revoke_key(&self, key: KeyId, by: &Actor) -> StoreResult<ApiKey> {
+        let by = by.clone();
+        self.write("keys.revoke", move |tx| revoke_key(tx, key, &by))
+            .await
+    }
+
+    async fn rotate_key(
+        &self,
+        key: KeyId,
+        secret: SecretHash,
+        old_until: Timestamp,
+        by: &Actor,
+    ) -> StoreResult<ApiKey> {
+        let by = by.clone();
+        self.write("keys.rotate", move |tx| {
+            rotate_key(tx, key, secret, old_until, &by)
+        })
+        .await
+    }
+
+    async fn create_admin_token(
+        &self,
+        token: &AdminToken,
+        secret: SecretHash,
+        by: &Actor,
+    ) -> StoreResult<()> {
+        let (token, by) = (token.clone(), by.clone());
+        self.write("keys.create_admin_token", move |tx| {
+            create_admin_token(tx, &token, secret, &by)
+        })
+        .await
+    }
+
+    async fn find_admin_token(&self, secret: SecretHash) -> StoreResult<Option<AdminToken>> {
+        self.read("keys.find_admin_token", move |tx| {
+            rows::find(
+                tx,
+                "admin_tokens",
+                "SELECT * FROM admin_tokens WHERE secret_hash = ?1 AND revoked_at IS NULL",
+                [secret.0],
+                read_admin_token,
+            )
+        })
+        .await
+    }
+
+    async fn list_admin_tokens(&self) -> StoreResult<Vec<AdminToken>> {
+        self.read("keys.list_admin_tokens", |tx| {
+            rows::list(
+                tx,
+                "admin_tokens",
+                "SELECT * FROM admin_tokens ORDER BY created_at, admin_token_id",
+                [],
+                read_admin_token,
+            )
+        })
+        .await
+    }
+}
+
+fn create_key(
+    tx: &Transaction<'_>,
+    key: &ApiKey,
+    secret: SecretHash,
+    by: &Actor,
+) -> Result<(), Failed> {
+    let tenant = tenants::get(tx, key.tenant_id)?;
+    if find_by_id(tx, key.key_id)?.is_some() {
+        return Err(already_exists("key", key.key_id));
+    }
+    Change {
+        action: "key.create",
+        target: &key.key_id.to_string(),
+        before: None,
+        after: Some(audited::with(
+            audited::key(key),
+            "tenant_slug",
+            tenant.slug.as_str(),
+        )),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "INSERT INTO keys (key_id, tenant_id, name, end_user, secret_hash, created_at, expires_at, revoked_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![
+            blob(key.key_id.uuid()),
+            blob(key.tenant_id.uuid()),
+            key.name.as_str(),
+            key.user,
+            secret.0,
+            key.created_at.micros(),
+            micros(key.expires_at),
+            micros(key.revoked_at),
+        ],
+    )?;
+    Ok(())
+}
+
+fn revoke_key(tx: &Transaction<'_>, key: KeyId, by: &Actor) -> Result<ApiKey, Failed> {
+    let stored = get_key(tx, key)?;
+    if stored.revoked_at.is_some() {
+        return Ok(stored);
+    }
+    let revoked = ApiKey {
+        revoked_at: Some(by.at),
+        ..stored.clone()
+    };
+    Change {
+        action: "key.revoke",
+        target: &key.to_string(),
+        before: Some(audited::key(&stored)),
+        after: Some(audited::key(&revoked)),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "UPDATE keys SET revoked_at = ?2 WHERE key_id = ?1",
+        params![blob(key.uuid()), by.at.micros()],
+    )?;
+    Ok(revoked)
+}
+
+fn rotate_key(
+    tx: &Transaction<'_>,
+    key: KeyId,
+    secret: SecretHash,
+    old_until: Timestamp,
+    by: &Actor,
+) -> Result<ApiKey, Failed> {
+    let stored = get_key(tx, key)?;
+    Change {
+        action: "key.rotate",
+        target: &key.to_string(),
+        before: Some(audited::key(&stored)),
+        after: Some(audited::with(
+            audited::key(&stored),
+            "old_secret_until",
+            old_until.to_string(),
+        )),
+    }
+    .note(tx, by)?;
+    // On the right-hand side, `secret_hash` is still the old one.
+    rows::run(
+        tx,
+        "UPDATE keys SET previous_secret_hash = secret_hash, previous_until = ?3, secret_hash = ?2 WHERE key_id = ?1",
+        params![blob(key.uuid()), secret.0, old_until.micros()],
+    )?;
+    Ok(stored)
+}
+
+fn find_by_id(tx: &Transaction<'_>, key: KeyId) -> Result<Option<ApiKey>, Failed> {
+    rows::find(
+        tx,
+        "keys",
+        "SELECT * FROM keys WHERE key_id = ?1",
+        [blob(key.uuid())],
+        read_key,
+    )
+}
+
+fn get_key(tx: &Transaction<'_>, key: KeyId) -> Result<ApiKey, Failed> {
+    find_by_id(tx, key)?.ok_or_else(|| not_found("key", key))
+}
+
+fn read_key(cells: &Cells<'_>) -> Result<ApiKey, Failed> {
+    Ok(ApiKey {
+        key_id: KeyId::new(cells.uuid("key_id")?),
+        tenant_id: TenantId::new(cells.uuid("tenant_id")?),
+        name: cells.parse("name")?,
+        user: cells.get("end_user")?,
+        created_at: cells.time("created_at")?,
+        expires_at: cells.optional_time("expires_at")?,
+        revoked_at: cells.optional_time("revoked_at")?,
+    })
+}
+
+fn create_admin_token(
+    tx: &Transaction<'_>,
+    token: &AdminToken,
+    secret: SecretHash,
+    by: &Actor,
+) -> Result<(), Failed> {
+    let id = blob(token.admin_token_id.uuid());
+    let is_taken = rows::exists(
+        tx,
+        "SELECT 1 FROM admin_tokens WHERE admin_token_id = ?1 OR secret_hash = ?2",
+        params![id, secret.0],
+    )?;
+    if is_taken {
+        return Err(already_exists("administrator token", token.admin_token_id));
+    }
+    Change {
+        action: "admin_token.create",
+        target: &token.admin_token_id.to_string(),
+        before: None,
+        after: Some(audited::admin_token(token)),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "INSERT INTO admin_tokens (admin_token_id, name, role, secret_hash, created_at, revoked_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![
+            id,
+            token.name.as_str(),
+            token.role.as_str(),
+            secret.0,
+            token.created_at.micros(),
+            micros(token.revoked_at),
+        ],
+    )?;
+    Ok(())
+}
+
+fn read_admin_token(cells: &Cells<'_>) -> Result<AdminToken, Failed> {
+    Ok(AdminToken {
+        admin_token_id: AdminTokenId::new(cells.uuid("admin_token_id")?),
+        name: cells.parse("name")?,
+        role: cells.parse("role")?,
+        created_at: cells.time("created_at")?,
+        revoked_at: cells.optional_time("revoked_at")?,
+    })
+}

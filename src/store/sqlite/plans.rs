@@ -1,0 +1,236 @@
+//! Plans, their features and limits, in tables.
+
+use rusqlite::{Transaction, params};
+
+use super::{
+    Failed, already_exists,
+    audit::Change,
+    not_found,
+    rows::{self, Cells},
+};
+use crate::{
+    domain::{
+        administrator::Actor,
+        feature::FeatureKey,
+        limit::Limit,
+        names::PlanCode,
+        plan::{Plan, PlanFeature},
+    },
+    store::{StoreError, audited},
+};
+
+pub(super) fn find(tx: &Transaction<'_>, code: &PlanCode) -> Result<Option<Plan>, Failed> {
+    let plan = rows::find(
+        tx,
+        "plans",
+        "SELECT * FROM plans WHERE plan_code = ?1",
+        [code.as_str()],
+        read_plan,
+    )?;
+    plan.map(|plan| with_features(tx, plan)).transpose()
+}
+
+pub(super) fn list(tx: &Transaction<'_>) -> Result<Vec<Plan>, Failed> {
+    let plans = rows::list(
+        tx,
+        "plans",
+        "SELECT * FROM plans ORDER BY plan_code",
+        [],
+        read_plan,
+    )?;
+    plans
+        .into_iter()
+        .map(|plan| with_features(tx, plan))
+        .collect()
+}
+
+pub(super) fn exists(tx: &Transaction<'_>, code: &PlanCode) -> Result<bool, Failed> {
+    rows::exists(
+        tx,
+        "SELECT 1 FROM plans WHERE plan_code = ?1",
+        [code.as_str()],
+    )
+}
+
+pub(super) fn create(tx: &Transaction<'_>, plan: &Plan, by: &Actor) -> Result<(), Failed> {
+    if exists(tx, &plan.code)? {
+        return Err(already_exists("plan", &plan.code));
+    }
+    Change {
+        action: "plan.create",
+        target: plan.code.as_str(),
+        before: None,
+        after: Some(audited::plan(plan)),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "INSERT INTO plans (plan_code, name, allowed_models, version) VALUES (?1, ?2, ?3, ?4)",
+        params![
+            plan.code.as_str(),
+            plan.name.as_str(),
+            rows::to_json(&plan.allowed_models)?,
+            plan.version
+        ],
+    )?;
+    insert_features(tx, plan)
+}
+
+pub(super) fn update(tx: &Transaction<'_>, plan: &Plan, by: &Actor) -> Result<i64, Failed> {
+    let stored = find(tx, &plan.code)?.ok_or_else(|| not_found("plan", &plan.code))?;
+    if stored.version != plan.version {
+        return Err(Failed::Refused(StoreError::VersionConflict {
+            what: "plan",
+            name: plan.code.to_string(),
+            current: stored.version,
+        }));
+    }
+    let plan = Plan {
+        version: stored.version.saturating_add(1),
+        ..plan.clone()
+    };
+    Change {
+        action: "plan.update",
+        target: plan.code.as_str(),
+        before: Some(audited::plan(&stored)),
+        after: Some(audited::plan(&plan)),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "UPDATE plans SET name = ?2, allowed_models = ?3, version = ?4 WHERE plan_code = ?1",
+        params![
+            plan.code.as_str(),
+            plan.name.as_str(),
+            rows::to_json(&plan.allowed_models)?,
+            plan.version
+        ],
+    )?;
+    rows::run(
+        tx,
+        "DELETE FROM plan_features WHERE plan_code = ?1",
+        [plan.code.as_str()],
+    )?;
+    insert_features(tx, &plan)?;
+    Ok(plan.version)
+}
+
+pub(super) fn delete(tx: &Transaction<'_>, code: &PlanCode, by: &Actor) -> Result<(), Failed> {
+    let stored = find(tx, code)?.ok_or_else(|| not_found("plan", code))?;
+    let subscriptions: i64 = tx
+        .prepare_cached("SELECT count(*) FROM subscriptions WHERE plan_code = ?1")?
+        .query_row([code.as_str()], |row| row.get(0))?;
+    if subscriptions > 0 {
+        return Err(Failed::Refused(StoreError::PlanInUse {
+            plan: code.clone(),
+            subscriptions,
+        }));
+    }
+    Change {
+        action: "plan.delete",
+        target: code.as_str(),
+        before: Some(audited::plan(&stored)),
+        after: None,
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "DELETE FROM plans WHERE plan_code = ?1",
+        [code.as_str()],
+    )?;
+    Ok(())
+}
+
+fn insert_features(tx: &Transaction<'_>, plan: &Plan) -> Result<(), Failed> {
+    for feature in &plan.features {
+        let thresholds = feature.alert_thresholds.as_ref();
+        rows::run(
+            tx,
+            "INSERT INTO plan_features
+                 (plan_code, feature_key, display_name, unit, is_metered, alert_thresholds, stripe_meter)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
+                plan.code.as_str(),
+                feature.key.as_str(),
+                feature.display_name.as_str(),
+                feature.unit,
+                feature.is_metered,
+                thresholds.map(rows::to_json).transpose()?,
+                feature.stripe_meter,
+            ],
+        )?;
+        for (position, limit) in (0_i64..).zip(&feature.limits) {
+            rows::run(
+                tx,
+                "INSERT INTO plan_feature_limits
+                     (plan_code, feature_key, scope, window_kind, soft_limit, hard_limit, position)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![
+                    plan.code.as_str(),
+                    feature.key.as_str(),
+                    limit.scope.as_str(),
+                    limit.window.as_str(),
+                    rows::units(limit.soft),
+                    rows::units(limit.hard),
+                    position,
+                ],
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn read_plan(cells: &Cells<'_>) -> Result<Plan, Failed> {
+    Ok(Plan {
+        code: cells.parse("plan_code")?,
+        name: cells.parse("name")?,
+        allowed_models: cells.json("allowed_models")?,
+        features: Vec::new(),
+        version: cells.get("version")?,
+    })
+}
+
+fn with_features(tx: &Transaction<'_>, mut plan: Plan) -> Result<Plan, Failed> {
+    plan.features = rows::list(
+        tx,
+        "plan_features",
+        "SELECT * FROM plan_features WHERE plan_code = ?1",
+        [plan.code.as_str()],
+        |cells| {
+            Ok(PlanFeature {
+                key: cells.parse("feature_key")?,
+                display_name: cells.parse("display_name")?,
+                unit: cells.get("unit")?,
+                is_metered: cells.get("is_metered")?,
+                limits: Vec::new(),
+                alert_thresholds: cells.optional_json("alert_thresholds")?,
+                stripe_meter: cells.get("stripe_meter")?,
+            })
+        },
+    )?;
+    let limits: Vec<(FeatureKey, Limit)> = rows::list(
+        tx,
+        "plan_feature_limits",
+        "SELECT * FROM plan_feature_limits WHERE plan_code = ?1 ORDER BY position",
+        [plan.code.as_str()],
+        |cells| Ok((cells.parse("feature_key")?, read_limit(cells)?)),
+    )?;
+    for (key, limit) in limits {
+        let feature = plan.features.iter_mut().find(|feature| feature.key == key);
+        if let Some(feature) = feature {
+            feature.limits.push(limit);
+        }
+    }
+    plan.features.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(plan)
+}
+
+/// A row of `plan_feature_limits` or `tenant_override_limits`.
+pub(super) fn read_limit(cells: &Cells<'_>) -> Result<Limit, Failed> {
+    Ok(Limit {
+        scope: cells.parse("scope")?,
+        window: cells.parse("window_kind")?,
+        soft: cells.optional_quantity("soft_limit")?,
+        hard: cells.optional_quantity("hard_limit")?,
+    })
+}

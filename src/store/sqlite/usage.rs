@@ -1,0 +1,301 @@
+//! Usage events: recording them with their rollups, listing and pruning them.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use rusqlite::{Transaction, params};
+use uuid::Uuid;
+
+use super::{
+    Failed, SqliteStore, check,
+    rows::{self, Cells, blob},
+    sums,
+};
+use crate::{
+    domain::{
+        feature::FeatureKey,
+        ids::{EventId, KeyId, TenantId},
+        quantity::Quantity,
+        time::Timestamp,
+        usage::{Quantities, Source, UsageEvent},
+        window::Window,
+    },
+    store::{
+        StoreResult,
+        rollups::{ROLLUP_MAX, Rollups},
+        usage::{CounterOf, Dimension, JournalPosition, Recorded, Seq, Totals, UsageStore},
+    },
+};
+
+#[async_trait]
+impl UsageStore for SqliteStore {
+    async fn record(
+        &self,
+        events: &[UsageEvent],
+        drained: JournalPosition,
+    ) -> StoreResult<Recorded> {
+        let events = events.to_vec();
+        self.write("usage.record", move |tx| record(tx, &events, drained))
+            .await
+    }
+
+    async fn drained(&self, journal: Uuid) -> StoreResult<Seq> {
+        self.read("usage.drained", move |tx| position_of(tx, journal))
+            .await
+    }
+
+    async fn totals(
+        &self,
+        tenant: TenantId,
+        features: &[FeatureKey],
+        window: Window,
+        by: Option<Dimension>,
+    ) -> StoreResult<Totals> {
+        let features = features.to_vec();
+        self.read("usage.totals", move |tx| {
+            sums::totals(tx, tenant, &features, window, by)
+        })
+        .await
+    }
+
+    async fn list_used_features(&self, tenant: TenantId) -> StoreResult<Vec<FeatureKey>> {
+        self.read("usage.list_used_features", move |tx| {
+            list_used_features(tx, tenant)
+        })
+        .await
+    }
+
+    async fn counters(
+        &self,
+        tenant: TenantId,
+        counters: &[CounterOf],
+        journal: Uuid,
+    ) -> StoreResult<(Vec<Quantity>, Seq)> {
+        let counters = counters.to_vec();
+        self.read("usage.counters", move |tx| {
+            let settled = sums::counters(tx, tenant, &counters)?;
+            Ok((settled, position_of(tx, journal)?))
+        })
+        .await
+    }
+
+    async fn has_event(&self, event: EventId) -> StoreResult<bool> {
+        self.read("usage.has_event", move |tx| {
+            let mut statement =
+                tx.prepare_cached("SELECT 1 FROM usage_events WHERE event_id = ?1")?;
+            Ok(statement.exists(params![blob(event.uuid())])?)
+        })
+        .await
+    }
+
+    async fn list_events(&self, tenant: TenantId, limit: usize) -> StoreResult<Vec<UsageEvent>> {
+        self.read("usage.list_events", move |tx| {
+            rows::list(
+                tx,
+                "usage_events",
+                "SELECT * FROM usage_events WHERE tenant_id = ?1 ORDER BY admitted_at DESC, event_id DESC LIMIT ?2",
+                params![blob(tenant.uuid()), rows::limit(limit)],
+                read_event,
+            )
+        })
+        .await
+    }
+
+    async fn prune_events(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
+        self.write("usage.prune_events", move |tx| {
+            prune_events(tx, before, limit)
+        })
+        .await
+    }
+
+    async fn check_rollups(&self) -> StoreResult<Vec<String>> {
+        self.read("usage.check_rollups", check::rollups).await
+    }
+
+    async fn ping(&self) -> StoreResult<()> {
+        self.read("usage.ping", |tx| sums::horizon(tx).map(|_| ()))
+            .await
+    }
+}
+
+/// `ON CONFLICT DO NOTHING` forgives a repeated id and nothing else, where `OR IGNORE` would also lose an event that
+/// breaks a constraint, without a word.
+const INSERT_EVENT: &str = "
+    INSERT INTO usage_events (event_id, tenant_id, admitted_at, recorded_at, source, request_id, key_id, end_user, model,
+                              messages, input_tokens, output_tokens, cost, extra, estimated, reason, price_id)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
+    ON CONFLICT (event_id) DO NOTHING";
+
+/// Stops at ±`ROLLUP_MAX` (?7, ?8): beyond 64 bits SQLite would make a float of it, which the column refuses.
+const ADD_TO_ROLLUP: &str = "
+    INSERT INTO usage_rollups (tenant_id, feature_key, dimension, value, hour, quantity)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+    ON CONFLICT (tenant_id, feature_key, dimension, value, hour)
+    DO UPDATE SET quantity = min(max(quantity + excluded.quantity, ?7), ?8)";
+
+fn record(
+    tx: &Transaction<'_>,
+    events: &[UsageEvent],
+    drained: JournalPosition,
+) -> Result<Recorded, Failed> {
+    let mut recorded = Recorded::default();
+    let mut rollups = Rollups::default();
+    let mut insert = tx.prepare_cached(INSERT_EVENT)?;
+    for event in events {
+        let used = |feature| event.quantities.of(&feature).get();
+        let inserted = insert.execute(params![
+            blob(event.event_id.uuid()),
+            blob(event.tenant_id.uuid()),
+            event.admitted_at.micros(),
+            event.recorded_at.micros(),
+            event.source.as_str(),
+            event.request_id,
+            event.key_id.map(|key| blob(key.uuid())),
+            event.user,
+            event.model,
+            used(FeatureKey::Messages),
+            used(FeatureKey::InputTokens),
+            used(FeatureKey::OutputTokens),
+            used(FeatureKey::Cost),
+            extra_of(&event.quantities)?,
+            event.estimated,
+            event.reason,
+            event.price_id,
+        ])?;
+        if inserted == 0 {
+            recorded.duplicates += 1;
+        } else {
+            recorded.inserted += 1;
+            rollups.add(event);
+        }
+    }
+    let mut add = tx.prepare_cached(ADD_TO_ROLLUP)?;
+    for (key, quantity) in rollups.into_sorted() {
+        add.execute(params![
+            blob(key.tenant.uuid()),
+            key.feature.as_str(),
+            key.facet.dimension(),
+            key.facet.value(),
+            key.hour,
+            quantity,
+            -ROLLUP_MAX,
+            ROLLUP_MAX,
+        ])?;
+    }
+    note_position(tx, drained)?;
+    Ok(recorded)
+}
+
+/// Quantities of the features that have no column of their own, as JSON.
+fn extra_of(quantities: &Quantities) -> Result<Option<String>, Failed> {
+    let named: BTreeMap<&FeatureKey, Quantity> = quantities
+        .iter()
+        .filter(|(feature, _)| matches!(feature, FeatureKey::Named(_)))
+        .collect();
+    if named.is_empty() {
+        return Ok(None);
+    }
+    rows::to_json(&named).map(Some)
+}
+
+/// A position never goes back: a batch that is written again after a crash may be an old one.
+fn note_position(tx: &Transaction<'_>, drained: JournalPosition) -> Result<(), Failed> {
+    let seq = i64::try_from(drained.seq.0)
+        .map_err(|_| Failed::Corrupt(format!("{} is no place in a journal", drained.seq.0)))?;
+    rows::run(
+        tx,
+        "INSERT INTO journal_positions (journal, seq) VALUES (?1, ?2)
+         ON CONFLICT (journal) DO UPDATE SET seq = max(seq, excluded.seq)",
+        params![blob(drained.journal), seq],
+    )?;
+    Ok(())
+}
+
+fn position_of(tx: &Transaction<'_>, journal: Uuid) -> Result<Seq, Failed> {
+    let seq = rows::find(
+        tx,
+        "journal_positions",
+        "SELECT seq FROM journal_positions WHERE journal = ?1",
+        [blob(journal)],
+        |cells| {
+            let seq: i64 = cells.get("seq")?;
+            cells.check("seq", u64::try_from(seq))
+        },
+    )?;
+    Ok(Seq(seq.unwrap_or(0)))
+}
+
+/// Steps from feature to feature through the primary key, however many hours each has.
+fn list_used_features(tx: &Transaction<'_>, tenant: TenantId) -> Result<Vec<FeatureKey>, Failed> {
+    let mut features = rows::list(
+        tx,
+        "usage_rollups",
+        "WITH RECURSIVE used (feature_key) AS (
+             SELECT min(feature_key) FROM usage_rollups WHERE tenant_id = ?1
+             UNION ALL
+             SELECT (SELECT min(feature_key) FROM usage_rollups
+                     WHERE tenant_id = ?1 AND feature_key > used.feature_key)
+             FROM used WHERE used.feature_key IS NOT NULL
+         )
+         SELECT feature_key FROM used WHERE feature_key IS NOT NULL",
+        [blob(tenant.uuid())],
+        |cells| cells.parse("feature_key"),
+    )?;
+    features.sort();
+    Ok(features)
+}
+
+fn prune_events(tx: &Transaction<'_>, before: Timestamp, limit: usize) -> Result<u64, Failed> {
+    let admitted: Vec<i64> = rows::list(
+        tx,
+        "usage_events",
+        "DELETE FROM usage_events WHERE event_id IN (
+             SELECT event_id FROM usage_events WHERE recorded_at < ?1 AND admitted_at < ?1
+             ORDER BY recorded_at LIMIT ?2
+         ) RETURNING admitted_at",
+        params![before.micros(), rows::limit(limit)],
+        |cells| cells.get("admitted_at"),
+    )?;
+    if let Some(latest) = admitted.iter().max() {
+        // From here on, sums can't cut an hour before this: some of its events are gone.
+        rows::run(
+            tx,
+            "UPDATE usage_horizon SET pruned_until = max(pruned_until, ?1)",
+            [latest.saturating_add(1)],
+        )?;
+    }
+    Ok(u64::try_from(admitted.len()).unwrap_or(u64::MAX))
+}
+
+/// A row of `usage_events`; quantities in the order of [`FeatureKey`].
+pub(super) fn read_event(cells: &Cells<'_>) -> Result<UsageEvent, Failed> {
+    let columns = [
+        (FeatureKey::Messages, "messages"),
+        (FeatureKey::InputTokens, "input_tokens"),
+        (FeatureKey::OutputTokens, "output_tokens"),
+        (FeatureKey::Cost, "cost"),
+    ];
+    let mut quantities = Quantities::default();
+    for (feature, column) in columns {
+        quantities.add(feature, cells.quantity(column)?);
+    }
+    let extra: Option<BTreeMap<FeatureKey, Quantity>> = cells.optional_json("extra")?;
+    for (feature, quantity) in extra.into_iter().flatten() {
+        quantities.add(feature, quantity);
+    }
+    Ok(UsageEvent {
+        event_id: EventId::new(cells.uuid("event_id")?),
+        request_id: cells.get("request_id")?,
+        source: cells.one_of("source", &Source::ALL, Source::as_str)?,
+        tenant_id: TenantId::new(cells.uuid("tenant_id")?),
+        key_id: cells.optional_uuid("key_id")?.map(KeyId::new),
+        user: cells.get("end_user")?,
+        model: cells.get("model")?,
+        quantities,
+        estimated: cells.get("estimated")?,
+        reason: cells.get("reason")?,
+        price_id: cells.get("price_id")?,
+        admitted_at: cells.time("admitted_at")?,
+        recorded_at: cells.time("recorded_at")?,
+    })
+}
