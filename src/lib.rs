@@ -4,4 +4,5 @@
 pub mod clock;
 pub mod domain;
 pub mod json;
+pub mod ledger;
 pub mod store;

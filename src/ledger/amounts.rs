@@ -1,0 +1,369 @@
+//! How much of what a request wants it gets: the rules of design.md §3, on values.
+
+use super::{Amount, Named, OnViolation, Want};
+use crate::domain::{
+    limit::{LimitState, SoftLimitMode, Violation},
+    quantity::Quantity,
+    usage::Quantities,
+};
+
+/// What a request gets, and the limits that stand against it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Judgement {
+    /// Per feature; not to be held if anything is violated and violations refuse.
+    pub(super) granted: Quantities,
+    pub(super) violations: Vec<Violation>,
+}
+
+/// Judges all wants of a request against the limits as they stand without it.
+///
+/// A violation's `requested` is the least that would have been admitted, so that "would fit, were it not for
+/// requests in flight" and "never fits" are said of what tollgate would really have let through.
+pub(super) fn judge(
+    wants: &[Want],
+    states: &[LimitState],
+    soft: SoftLimitMode,
+    on_violation: OnViolation,
+) -> Judgement {
+    let mut judgement = Judgement::default();
+    for want in wants {
+        let of_feature = || {
+            states
+                .iter()
+                .filter(|state| state.limit.feature == want.feature)
+        };
+        let fits = |quantity: Quantity| {
+            quantity == Quantity::ZERO || of_feature().all(|state| fits(state, quantity, soft))
+        };
+        let range = Range::of(&want.amount);
+        let granted = if fits(range.whole) {
+            range.whole
+        } else if fits(range.least) {
+            let room = of_feature().filter_map(|state| state.room(soft)).min();
+            match on_violation {
+                OnViolation::Refuse => range.lowered(&want.amount, room.unwrap_or(range.whole)),
+                OnViolation::Note => range.whole,
+            }
+        } else {
+            let broken = of_feature().filter_map(|state| state.admit(range.least, soft));
+            judgement.violations.extend(broken);
+            range.whole
+        };
+        judgement.granted.add(want.feature.clone(), granted);
+    }
+    judgement
+}
+
+/// [`LimitState::admit`] without the report.
+fn fits(state: &LimitState, quantity: Quantity, soft: SoftLimitMode) -> bool {
+    state
+        .ceiling(soft)
+        .is_none_or(|(value, _)| state.settled.plus(state.reserved).plus(quantity) <= value)
+}
+
+/// The most and the least that an amount is content with.
+struct Range {
+    whole: Quantity,
+    least: Quantity,
+    /// Both are multiples of this.
+    answers: i64,
+}
+
+impl Range {
+    fn of(amount: &Amount) -> Self {
+        match *amount {
+            Amount::Exact(quantity) => {
+                let whole = quantity.at_least_zero();
+                Self {
+                    whole,
+                    least: whole,
+                    answers: 1,
+                }
+            }
+            Amount::UpTo { want, floor } => Self::between(floor, want, 1),
+            Amount::Output {
+                per_answer,
+                answers,
+                floor,
+                ..
+            } => Self::between(floor, per_answer, answers.max(1)),
+        }
+    }
+
+    /// `answers` times at least `floor` (but 1) and at most `want`.
+    fn between(floor: Quantity, want: Quantity, answers: i64) -> Self {
+        let most = Quantity::new(Quantity::MAX.get() / answers); // their product is still a multiple
+        let want = want.at_least_zero().min(most);
+        Self {
+            whole: want.times(answers),
+            least: floor.max(Quantity::ONE).min(want).times(answers),
+            answers,
+        }
+    }
+
+    /// What of `room` to take where the whole does not fit, but the least does.
+    fn lowered(&self, amount: &Amount, room: Quantity) -> Quantity {
+        let target = match *amount {
+            Amount::Output {
+                named: Named::ByDefault,
+                reservation,
+                ..
+            } => reservation.max(Quantity::new(room.get() / 4)).min(room),
+            Amount::Exact(_) | Amount::UpTo { .. } | Amount::Output { .. } => room,
+        };
+        Quantity::new(target.get() / self.answers)
+            .times(self.answers)
+            .clamp(self.least, self.whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::{
+        feature::FeatureKey,
+        limit::{ActiveLimit, LimitType, Scope},
+        time::Timestamp,
+        window::{Window, WindowKind},
+    };
+
+    fn state(soft: Option<i64>, hard: Option<i64>, settled: i64, reserved: i64) -> LimitState {
+        LimitState {
+            limit: ActiveLimit {
+                feature: FeatureKey::OutputTokens,
+                unit: "tokens".into(),
+                scope: Scope::Tenant,
+                kind: WindowKind::Lifetime,
+                window: Window::new(Timestamp::EPOCH, Timestamp::NEVER).unwrap(),
+                soft: soft.map(Quantity::new),
+                hard: hard.map(Quantity::new),
+                granted: Quantity::ZERO,
+            },
+            settled: Quantity::new(settled),
+            reserved: Quantity::new(reserved),
+        }
+    }
+
+    fn output(per_answer: i64, answers: i64, named: Named) -> Amount {
+        Amount::Output {
+            per_answer: Quantity::new(per_answer),
+            answers,
+            named,
+            floor: Quantity::new(16),
+            reservation: Quantity::new(4096),
+        }
+    }
+
+    fn up_to(want: i64, floor: i64) -> Amount {
+        Amount::UpTo {
+            want: Quantity::new(want),
+            floor: Quantity::new(floor),
+        }
+    }
+
+    fn exact(quantity: i64) -> Amount {
+        Amount::Exact(Quantity::new(quantity))
+    }
+
+    fn judge_one(amount: Amount, states: &[LimitState], on_violation: OnViolation) -> Judgement {
+        let want = Want {
+            feature: FeatureKey::OutputTokens,
+            amount,
+        };
+        judge(&[want], states, SoftLimitMode::Warn, on_violation)
+    }
+
+    /// The quantity granted, or the one said to be requested in the refusal.
+    fn outcome(amount: Amount, states: &[LimitState]) -> Result<i64, i64> {
+        let judgement = judge_one(amount, states, OnViolation::Refuse);
+        match judgement.violations.first() {
+            None => Ok(judgement.granted.of(&FeatureKey::OutputTokens).get()),
+            Some(violation) => Err(violation.requested.get()),
+        }
+    }
+
+    #[test]
+    fn amounts_are_granted_lowered_or_refused_by_what_is_left() {
+        let left = |left: i64| vec![state(None, Some(1_000_000), 1_000_000 - left, 0)];
+        for (amount, states, expected) in [
+            (exact(10), left(10), Ok(10)),
+            (exact(10), left(9), Err(10)),
+            (exact(0), left(0), Ok(0)),
+            (exact(-3), left(0), Ok(0)),
+            (exact(10), vec![], Ok(10)),
+            (up_to(100, 16), left(100), Ok(100)),
+            (up_to(100, 16), left(99), Ok(99)),
+            (up_to(100, 16), left(16), Ok(16)),
+            (up_to(100, 16), left(15), Err(16)),
+            (up_to(10, 16), left(9), Err(10)),
+            (up_to(10, 0), left(0), Err(1)),
+            (up_to(0, 16), left(0), Ok(0)),
+            (output(1000, 1, Named::ByClient), left(1000), Ok(1000)),
+            (output(1000, 1, Named::ByClient), left(999), Ok(999)),
+            (output(1000, 3, Named::ByClient), left(2999), Ok(2997)),
+            (output(1000, 3, Named::ByClient), left(48), Ok(48)),
+            (output(1000, 3, Named::ByClient), left(47), Err(48)),
+            (output(5, 1, Named::ByClient), left(5), Ok(5)),
+            (output(5, 1, Named::ByClient), left(4), Err(5)),
+            (
+                output(128_000, 1, Named::ByDefault),
+                left(128_000),
+                Ok(128_000),
+            ),
+            // A quarter of what is left where that is more than the reservation, else the reservation, else all.
+            (
+                output(128_000, 1, Named::ByDefault),
+                left(100_000),
+                Ok(25_000),
+            ),
+            (output(128_000, 1, Named::ByDefault), left(10_000), Ok(4096)),
+            (output(128_000, 1, Named::ByDefault), left(3000), Ok(3000)),
+            (output(128_000, 3, Named::ByDefault), left(10_000), Ok(4095)),
+            (output(128_000, 1, Named::ByDefault), left(15), Err(16)),
+            // Many answers: the floor of each counts, although the reservation alone would not give it.
+            (
+                output(128_000, 1000, Named::ByDefault),
+                left(16_000),
+                Ok(16_000),
+            ),
+            (
+                output(i64::MAX, 3, Named::ByClient),
+                vec![],
+                Ok((1 << 53) - 2),
+            ),
+        ] {
+            assert_eq!(
+                outcome(amount.clone(), &states),
+                expected,
+                "{amount:?} {states:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_tightest_of_several_limits_decides_and_only_broken_ones_are_named() {
+        let states = [
+            state(None, Some(1000), 0, 0),
+            state(None, Some(500), 0, 100),
+            state(None, None, 9000, 0),
+        ];
+        assert_eq!(outcome(output(1000, 1, Named::ByClient), &states), Ok(400));
+        let judgement = judge_one(exact(450), &states, OnViolation::Refuse);
+        assert_eq!(judgement.violations.len(), 1);
+        let violation = &judgement.violations[0];
+        assert_eq!(violation.limit_value, Quantity::new(500));
+        assert_eq!(violation.reserved, Quantity::new(100));
+        assert!(violation.is_by_reservations_alone());
+    }
+
+    #[test]
+    fn an_output_that_could_be_lowered_never_counts_as_larger_than_its_limit() {
+        let states = [state(None, Some(1000), 995, 0)];
+        let judgement = judge_one(
+            output(128_000, 1, Named::ByDefault),
+            &states,
+            OnViolation::Refuse,
+        );
+        assert!(!judgement.violations[0].is_larger_than_limit());
+    }
+
+    #[test]
+    fn where_violations_are_only_noted_nothing_is_lowered() {
+        let states = [state(None, Some(1000), 900, 0)];
+        let lowered = judge_one(output(1000, 1, Named::ByClient), &states, OnViolation::Note);
+        assert_eq!(lowered.granted.of(&FeatureKey::OutputTokens).get(), 1000);
+        assert_eq!(lowered.violations, []);
+
+        let refused = judge_one(exact(101), &states, OnViolation::Note);
+        assert_eq!(refused.granted.of(&FeatureKey::OutputTokens).get(), 101);
+        assert_eq!(refused.violations.len(), 1);
+    }
+
+    #[test]
+    fn a_soft_limit_that_blocks_is_a_ceiling_like_a_hard_one() {
+        let states = [state(Some(50), Some(100), 40, 0)];
+        let want = |amount| {
+            [Want {
+                feature: FeatureKey::OutputTokens,
+                amount,
+            }]
+        };
+        let warned = judge(
+            &want(exact(11)),
+            &states,
+            SoftLimitMode::Warn,
+            OnViolation::Refuse,
+        );
+        assert_eq!(warned.violations, []);
+        let blocked = judge(
+            &want(exact(11)),
+            &states,
+            SoftLimitMode::Block,
+            OnViolation::Refuse,
+        );
+        assert_eq!(blocked.violations[0].limit_type, LimitType::SoftLimit);
+        let lowered = judge(
+            &want(up_to(60, 1)),
+            &states,
+            SoftLimitMode::Block,
+            OnViolation::Refuse,
+        );
+        assert_eq!(lowered.granted.of(&FeatureKey::OutputTokens).get(), 10);
+    }
+
+    fn amounts() -> impl Strategy<Value = Amount> {
+        let quantity = || prop_oneof![0_i64..300, Just(1 << 52)].prop_map(Quantity::new);
+        prop_oneof![
+            quantity().prop_map(Amount::Exact),
+            (quantity(), quantity()).prop_map(|(want, floor)| Amount::UpTo { want, floor }),
+            (quantity(), 1_i64..9, any::<bool>(), 0_i64..40, 0_i64..100).prop_map(
+                |(per_answer, answers, by_client, floor, reservation)| Amount::Output {
+                    per_answer,
+                    answers,
+                    named: if by_client {
+                        Named::ByClient
+                    } else {
+                        Named::ByDefault
+                    },
+                    floor: Quantity::new(floor),
+                    reservation: Quantity::new(reservation),
+                }
+            ),
+        ]
+    }
+
+    fn states() -> impl Strategy<Value = Vec<LimitState>> {
+        let one = (proptest::option::of(0_i64..500), 0_i64..600, 0_i64..200)
+            .prop_map(|(hard, settled, reserved)| state(None, hard, settled, reserved));
+        proptest::collection::vec(one, 0..4)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_granted_fits_under_every_limit(amount in amounts(), states in states()) {
+            let judgement = judge_one(amount.clone(), &states, OnViolation::Refuse);
+            if judgement.violations.is_empty() {
+                let granted = judgement.granted.of(&FeatureKey::OutputTokens);
+                prop_assert!(granted >= Quantity::ZERO);
+                for state in states.iter().filter(|_| granted > Quantity::ZERO) {
+                    prop_assert!(state.admit(granted, SoftLimitMode::Warn).is_none());
+                }
+                if let Amount::Output { answers, .. } = amount {
+                    prop_assert_eq!(granted.get() % answers, 0);
+                }
+            }
+        }
+
+        #[test]
+        fn nothing_is_refused_whose_least_would_fit(amount in amounts(), states in states()) {
+            let judgement = judge_one(amount, &states, OnViolation::Refuse);
+            for violation in &judgement.violations {
+                prop_assert!(violation.requested > Quantity::ZERO);
+                let taken = violation.settled.plus(violation.reserved);
+                prop_assert!(taken.plus(violation.requested) > violation.limit_value);
+            }
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! The ledger of one node: counters in this process, exact by one short lock a tenant.
+//!
+//! Locks are taken in this order, and none is held across an await: a shard of the tenants' map, a tenant, the list
+//! of changes for the next drain.
+
+use std::sync::{
+    Arc, Mutex, PoisonError, RwLock,
+    atomic::{AtomicI64, AtomicU64, Ordering},
+};
+
+use super::{
+    BaseTotals, Hold, LedgerAsk, LedgerError, OnViolation, Reserved, Settled,
+    amounts::{Judgement, judge},
+    drain::Drainage,
+    hold::{Holder, OpenHold},
+    load::{Load, wait_for},
+    subjects::{IdMap, Who},
+    tenant::{Changes, DATED_AHEAD, Missing, Tenant, TenantCounters, Usage},
+};
+use crate::{
+    clock,
+    domain::{
+        feature::FeatureKey,
+        ids::{KeyId, ReservationId, TenantId},
+        limit::{ActiveLimit, LimitState, sort_violations},
+        quantity::Quantity,
+        time::Timestamp,
+        usage::{Quantities, UsageEvent},
+    },
+    store::usage::Seq,
+};
+
+/// How many keys and users of one tenant have counters in memory.
+const MAX_MEMBERS: usize = 10_000;
+
+/// Tenants are spread over at most this many maps, each with its own lock.
+const MAX_SHARDS: usize = 64;
+
+type Shard = RwLock<IdMap<TenantId, Arc<Tenant>>>;
+
+pub struct LocalLedger {
+    base: Arc<dyn BaseTotals>,
+    pub(super) shards: Vec<Shard>,
+    /// The most tenants a shard.
+    shard_capacity: usize,
+    max_members: usize,
+    /// No event lies after this, in µs, but those that tenants in memory have seen since they are there.
+    latest_elsewhere: AtomicI64,
+    pub(super) changes: Arc<Changes>,
+    pub(super) drainage: Mutex<Drainage>,
+    /// Random bits of this ledger, for the ids of holds.
+    seed: [u8; 16],
+    pub(super) opened: AtomicU64,
+    pub(super) settled: AtomicU64,
+    pub(super) released: AtomicU64,
+}
+
+impl LocalLedger {
+    /// At most `capacity` tenants stay in memory (those in use aside), and 10,000 keys and users of each.
+    #[must_use]
+    pub fn new(base: Arc<dyn BaseTotals>, capacity: usize) -> Arc<Self> {
+        Self::with_members(base, capacity, MAX_MEMBERS)
+    }
+
+    /// As [`new`](Self::new), with at most `max_members` keys and users of a tenant.
+    #[must_use]
+    pub fn with_members(
+        base: Arc<dyn BaseTotals>,
+        capacity: usize,
+        max_members: usize,
+    ) -> Arc<Self> {
+        // A shard of a few tenants would throw out some that the whole has room for.
+        let shards = (capacity / 16).clamp(1, MAX_SHARDS);
+        Arc::new(Self {
+            base,
+            shards: (0..shards).map(|_| Shard::default()).collect(),
+            shard_capacity: (capacity / shards).max(1),
+            max_members,
+            latest_elsewhere: AtomicI64::new(i64::MIN),
+            changes: Arc::default(),
+            drainage: Mutex::default(),
+            seed: clock::new_id().into_bytes(),
+            opened: AtomicU64::default(),
+            settled: AtomicU64::default(),
+            released: AtomicU64::default(),
+        })
+    }
+
+    fn shard(&self, tenant: TenantId) -> &Shard {
+        let [.., high, low] = tenant.uuid().into_bytes(); // random in every version of UUID
+        let index = usize::from(u16::from_be_bytes([high, low])) % self.shards.len();
+        &self.shards[index]
+    }
+
+    /// The tenant, if it is in memory.
+    pub(super) fn find(&self, tenant: TenantId) -> Option<Arc<Tenant>> {
+        let shard = self.shard(tenant).read();
+        let shard = shard.unwrap_or_else(PoisonError::into_inner);
+        shard.get(&tenant).map(Arc::clone)
+    }
+
+    fn find_or_add(&self, tenant: TenantId, now: Timestamp) -> Arc<Tenant> {
+        if let Some(found) = self.find(tenant) {
+            found.touch(now);
+            return found;
+        }
+        let shard = self.shard(tenant).write();
+        let mut shard = shard.unwrap_or_else(PoisonError::into_inner);
+        if !shard.contains_key(&tenant) && shard.len() >= self.shard_capacity {
+            self.evict_from(&mut shard);
+        }
+        let found = shard
+            .entry(tenant)
+            .or_insert_with(|| Arc::new(self.new_tenant(tenant, now)));
+        Arc::clone(found)
+    }
+
+    fn new_tenant(&self, tenant: TenantId, now: Timestamp) -> Tenant {
+        self.note_elsewhere(now.plus(DATED_AHEAD));
+        let latest_event_at = Timestamp::from_micros(self.latest_elsewhere.load(Ordering::SeqCst));
+        let changes = Arc::clone(&self.changes);
+        Tenant::new(tenant, self.max_members, changes, latest_event_at, now)
+    }
+
+    /// Notes that an event may exist which a tenant that is added from now on has not seen. The clock may have been
+    /// set back since then, so that the present says nothing of it.
+    pub(super) fn note_elsewhere(&self, at: Timestamp) {
+        self.latest_elsewhere
+            .fetch_max(at.micros(), Ordering::SeqCst);
+    }
+
+    /// Adds a tenant if there is room for it without throwing out another.
+    pub(super) fn add_if_room(&self, tenant: TenantId, now: Timestamp) -> Option<Arc<Tenant>> {
+        let shard = self.shard(tenant).write();
+        let mut shard = shard.unwrap_or_else(PoisonError::into_inner);
+        if !shard.contains_key(&tenant) && shard.len() >= self.shard_capacity {
+            return None;
+        }
+        let found = shard
+            .entry(tenant)
+            .or_insert_with(|| Arc::new(self.new_tenant(tenant, now)));
+        Some(Arc::clone(found))
+    }
+
+    /// Throws out tenants that nobody uses, the longest unused first: a few at once, so that not every newcomer
+    /// has to look through all of them.
+    fn evict_from(&self, shard: &mut IdMap<TenantId, Arc<Tenant>>) {
+        let over = (shard.len() + 1).saturating_sub(self.shard_capacity);
+        let mut to_go = over.max(self.shard_capacity / 16);
+        let mut oldest: Vec<(i64, TenantId)> = shard
+            .values()
+            .map(|tenant| (tenant.used_at(), tenant.id))
+            .collect();
+        oldest.sort_unstable();
+        for (_, id) in oldest {
+            if to_go == 0 {
+                break;
+            }
+            let evicted = shard.get(&id).and_then(|tenant| tenant.lock().evict());
+            if let Some(latest_event_at) = evicted {
+                self.note_elsewhere(latest_event_at);
+                shard.remove(&id);
+                to_go -= 1;
+            }
+        }
+    }
+
+    /// Runs `act` on a tenant's counters and its limits' states, as soon as all of them are in memory.
+    async fn with_states<T>(
+        &self,
+        tenant: TenantId,
+        who: Who<'_>,
+        limits: &[ActiveLimit],
+        now: Timestamp,
+        mut act: impl FnMut(&Arc<Tenant>, &mut TenantCounters, Vec<LimitState>) -> T,
+    ) -> Result<T, LedgerError> {
+        loop {
+            let found = self.find_or_add(tenant, now);
+            let missing = {
+                let mut counters = found.lock();
+                if counters.is_evicted() {
+                    continue;
+                }
+                if let Some(states) = counters.states(who, limits) {
+                    return Ok(act(&found, &mut counters, states));
+                }
+                counters.prepare(who, limits, now)
+            };
+            match missing {
+                Missing::Nothing => {}
+                Missing::Wait(end) => wait_for(end).await?,
+                Missing::Load(counters, failure) => {
+                    Load::new(found, counters, failure).run(&*self.base).await?;
+                }
+            }
+        }
+    }
+
+    pub(super) async fn states(
+        &self,
+        tenant: TenantId,
+        key: Option<KeyId>,
+        user: &str,
+        limits: &[ActiveLimit],
+        now: Timestamp,
+    ) -> Result<Vec<LimitState>, LedgerError> {
+        let who = Who { key, user };
+        self.with_states(tenant, who, limits, now, |_, _, states| states)
+            .await
+    }
+
+    pub(super) async fn reserve(
+        self: &Arc<Self>,
+        ask: &LedgerAsk<'_>,
+    ) -> Result<Reserved, LedgerError> {
+        debug_assert!(
+            ask.limits.iter().all(|it| it.window.contains(ask.now)),
+            "limits must be those of the request's own time"
+        );
+        let who = Who {
+            key: ask.key,
+            user: ask.user,
+        };
+        self.with_states(
+            ask.tenant,
+            who,
+            ask.limits,
+            ask.now,
+            |tenant, counters, states| self.decide(ask, tenant, counters, states),
+        )
+        .await
+    }
+
+    /// Holds all or nothing, under the tenant's lock.
+    fn decide(
+        self: &Arc<Self>,
+        ask: &LedgerAsk<'_>,
+        tenant: &Arc<Tenant>,
+        counters: &mut TenantCounters,
+        mut states: Vec<LimitState>,
+    ) -> Reserved {
+        let Judgement {
+            granted,
+            mut violations,
+        } = judge(ask.wants, &states, ask.soft, ask.on_violation);
+        sort_violations(&mut violations);
+        if !violations.is_empty() && ask.on_violation == OnViolation::Refuse {
+            return Reserved::Over { violations, states };
+        }
+        let id = self.new_id(ask.now);
+        let holder = Holder {
+            key: ask.key,
+            user: counters.user(ask.user),
+        };
+        let open = OpenHold::new(id, ask.request_id, holder.clone(), granted.clone(), ask.now);
+        let slot = counters.open(open);
+        for state in &mut states {
+            state.reserved = state.reserved.plus(granted.of(&state.limit.feature));
+        }
+        Reserved::Held(Hold {
+            ledger: Arc::clone(self),
+            tenant: Arc::clone(tenant),
+            slot,
+            id,
+            holder,
+            admitted_at: ask.now,
+            granted,
+            states,
+            violations,
+            is_settled: false,
+        })
+    }
+
+    /// A version 7 id of the time, this ledger's random bits and a running number: `clock::new_id` asks the system
+    /// for random bits each time, which takes longer than the whole decision.
+    fn new_id(&self, now: Timestamp) -> ReservationId {
+        let [.., n3, n2, n1, n0] = self.opened.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let [.., a, b, c, d, e, f] = self.seed;
+        let millis = u64::try_from(now.micros() / 1000).unwrap_or(0);
+        let bits = [a, b, c, n3, n2, n1, n0, d, e, f];
+        ReservationId::new(uuid::Builder::from_unix_timestamp_millis(millis, &bits).into_uuid())
+    }
+
+    /// Replaces what `hold` holds by what was used, brings `states` up to date and gives the overshoot.
+    pub(super) fn settle(
+        &self,
+        hold: &Hold,
+        seq: Seq,
+        used: &Quantities,
+        states: &mut [LimitState],
+    ) -> Quantities {
+        let usage = Usage {
+            who: hold.holder.who(),
+            at: hold.admitted_at,
+            quantities: used,
+        };
+        let mut counters = hold.tenant.lock();
+        if counters.end(hold.slot, hold.id).is_some() {
+            self.settled.fetch_add(1, Ordering::Relaxed);
+        }
+        if counters.is_evicted() {
+            drop(counters); // released by hand, and its tenant thrown out since
+            return self.add(hold.tenant.id, seq, usage);
+        }
+        counters.settle(seq, usage, |_| {});
+        counters.refresh(usage.who, states);
+        drop(counters);
+        overshoot(used, || {
+            states
+                .iter()
+                .filter_map(|it| Some((&it.limit.feature, it.settled, it.limit.hard?)))
+        })
+    }
+
+    pub(super) fn record(&self, seq: Seq, event: &UsageEvent) -> Settled {
+        Settled {
+            states: Vec::new(),
+            overshoot: self.add(event.tenant_id, seq, event.into()),
+        }
+    }
+
+    /// Runs `act` on a tenant's counters if they are in memory, on behalf of an event admitted at `at`.
+    pub(super) fn with_resident(
+        &self,
+        tenant: TenantId,
+        at: Timestamp,
+        act: impl FnOnce(&mut TenantCounters),
+    ) {
+        loop {
+            let Some(found) = self.find(tenant) else {
+                self.note_elsewhere(at);
+                return;
+            };
+            let mut counters = found.lock();
+            if !counters.is_evicted() {
+                return act(&mut counters);
+            }
+        }
+    }
+
+    /// Adds a durable event to the tenant's counters in memory; those that are not will be read with it.
+    pub(super) fn add(&self, tenant: TenantId, seq: Seq, usage: Usage<'_>) -> Quantities {
+        let mut judged: Vec<(FeatureKey, Quantity, Quantity)> = Vec::new();
+        self.with_resident(tenant, usage.at, |counters| {
+            counters.settle(seq, usage, |counter| {
+                if let Some(hard) = counter.hard.filter(|_| !counter.is_loading()) {
+                    judged.push((counter.feature.clone(), counter.settled(), hard));
+                }
+            });
+        });
+        overshoot(usage.quantities, || {
+            judged
+                .iter()
+                .map(|(feature, settled, hard)| (feature, *settled, *hard))
+        })
+    }
+}
+
+/// Per feature, how much of `used` lies above a hard limit: `judged` gives feature, settled use with it, hard limit.
+fn overshoot<'a, I>(used: &Quantities, judged: impl Fn() -> I) -> Quantities
+where
+    I: Iterator<Item = (&'a FeatureKey, Quantity, Quantity)>,
+{
+    let past = |feature: &FeatureKey, used: Quantity| {
+        judged()
+            .filter(|(of, _, _)| *of == feature)
+            .map(|(_, settled, hard)| settled.minus(hard).at_least_zero().min(used))
+            .max()
+            .unwrap_or(Quantity::ZERO)
+            .at_least_zero()
+    };
+    used.iter()
+        .map(|(feature, used)| (feature.clone(), past(feature, used)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,460 @@
+//! The counters and open holds of one tenant, behind one short lock.
+//!
+//! Two invariants carry the exactness:
+//! - A counter's `reserved` is the sum of what the open holds that belong to it were granted. Which those are follows
+//!   from subject, feature and window alone, so a counter that appears while requests are in flight begins with them.
+//! - Every event whose settling, recording or draining has reached this tenant was admitted at or before
+//!   `latest_event_at`. So a window that starts after it holds nothing but what will still come by: it begins at zero
+//!   without a load. Everything else is loaded.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::{
+    LedgerError,
+    counter::{Counter, CounterKey, LoadEnd},
+    hold::{OpenHold, OpenHolds},
+    subjects::{SubjectRef, Subjects, Who},
+};
+use crate::{
+    domain::{
+        ids::{ReservationId, TenantId},
+        limit::{ActiveLimit, LimitState},
+        quantity::Quantity,
+        time::Timestamp,
+        usage::{Quantities, UsageEvent},
+    },
+    store::usage::{CounterOf, Seq},
+};
+
+/// How far ahead of the present events may be dated: five minutes (interface.md §3), and one for clocks read earlier.
+pub(super) const DATED_AHEAD: Duration = Duration::from_secs(6 * 60);
+
+/// How long a counter stays after its window, for settles of requests that were admitted in it.
+const KEPT_AFTER_END: Duration = Duration::from_secs(5 * 60);
+
+pub(super) struct Tenant {
+    pub(super) id: TenantId,
+    /// When a request last looked at it, in µs.
+    used_at: AtomicI64,
+    counters: Mutex<TenantCounters>,
+}
+
+impl Tenant {
+    /// `latest_event_at`: no event of it that is durable now, or settled before it is added, lies after this.
+    pub(super) fn new(
+        id: TenantId,
+        max_members: usize,
+        changes: Arc<Changes>,
+        latest_event_at: Timestamp,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            used_at: AtomicI64::new(now.micros()),
+            counters: Mutex::new(TenantCounters {
+                id,
+                subjects: Subjects::default(),
+                holds: OpenHolds::default(),
+                latest_event_at,
+                dirty: Vec::new(),
+                changes,
+                max_members,
+                loading: 0,
+                swept_at: now,
+                is_evicted: false,
+            }),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, TenantCounters> {
+        // A panic elsewhere must not take the tenant down with it: no update here is left half done.
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn touch(&self, now: Timestamp) {
+        self.used_at.store(now.micros(), Ordering::Relaxed);
+    }
+
+    pub(super) fn used_at(&self) -> i64 {
+        self.used_at.load(Ordering::Relaxed)
+    }
+}
+
+/// What the next drain has to know; a lock below those of tenants.
+#[derive(Debug, Default)]
+pub(super) struct Changes(Mutex<ChangeLists>);
+
+#[derive(Debug, Default)]
+struct ChangeLists {
+    dirty: Vec<TenantId>,
+    removed: Vec<CounterKey>,
+}
+
+impl Changes {
+    fn lists(&self) -> MutexGuard<'_, ChangeLists> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add_dirty(&self, tenant: TenantId) {
+        self.lists().dirty.push(tenant);
+    }
+
+    pub(super) fn take_dirty(&self) -> Vec<TenantId> {
+        std::mem::take(&mut self.lists().dirty)
+    }
+
+    pub(super) fn add_removed(&self, key: CounterKey) {
+        self.lists().removed.push(key);
+    }
+
+    pub(super) fn take_removed(&self) -> Vec<CounterKey> {
+        std::mem::take(&mut self.lists().removed)
+    }
+}
+
+/// Usage as the counters see it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Usage<'a> {
+    pub(super) who: Who<'a>,
+    pub(super) at: Timestamp,
+    pub(super) quantities: &'a Quantities,
+}
+
+impl<'a> From<&'a UsageEvent> for Usage<'a> {
+    fn from(event: &'a UsageEvent) -> Self {
+        Self {
+            who: Who {
+                key: event.key_id,
+                user: &event.user,
+            },
+            at: event.admitted_at,
+            quantities: &event.quantities,
+        }
+    }
+}
+
+/// What must happen before the counters of a request can be looked at.
+pub(super) enum Missing {
+    /// Nothing: they have just been made.
+    Nothing,
+    /// Somebody else reads one of them.
+    Wait(LoadEnd),
+    /// The caller has to read these; others wait until the sender is dropped.
+    Load(Vec<CounterOf>, watch::Sender<Option<LedgerError>>),
+}
+
+pub(super) struct TenantCounters {
+    id: TenantId,
+    subjects: Subjects,
+    pub(super) holds: OpenHolds,
+    latest_event_at: Timestamp,
+    /// Counters whose snapshot rows are out of date. While there are any, `changes` names this tenant.
+    dirty: Vec<CounterOf>,
+    changes: Arc<Changes>,
+    max_members: usize,
+    /// Counters being read.
+    loading: usize,
+    swept_at: Timestamp,
+    /// No longer in the ledger: who finds this must look the tenant up again.
+    is_evicted: bool,
+}
+
+impl TenantCounters {
+    pub(super) fn is_evicted(&self) -> bool {
+        self.is_evicted
+    }
+
+    /// Where the limits that apply to `who` stand; `None` if a counter of them is missing or not read yet.
+    pub(super) fn states(
+        &mut self,
+        who: Who<'_>,
+        limits: &[ActiveLimit],
+    ) -> Option<Vec<LimitState>> {
+        self.subjects.touch(who);
+        let mut states = Vec::with_capacity(limits.len());
+        for limit in limits {
+            let Some(subject) = who.in_scope(limit.scope) else {
+                continue;
+            };
+            let counter = self
+                .subjects
+                .find_mut(subject, &limit.feature, limit.window)
+                .filter(|counter| !counter.is_loading())?;
+            counter.hard = limit.hard;
+            states.push(LimitState {
+                limit: limit.clone(),
+                settled: counter.settled(),
+                reserved: counter.reserved.quantity(),
+            });
+        }
+        Some(states)
+    }
+
+    /// Brings settled and reserved of `states` up to date; a counter that is gone keeps its last values.
+    pub(super) fn refresh(&self, who: Who<'_>, states: &mut [LimitState]) {
+        for state in states {
+            let counter = who.in_scope(state.limit.scope).and_then(|subject| {
+                self.subjects
+                    .find(subject, &state.limit.feature, state.limit.window)
+            });
+            if let Some(counter) = counter.filter(|counter| !counter.is_loading()) {
+                state.settled = counter.settled();
+                state.reserved = counter.reserved.quantity();
+            }
+        }
+    }
+
+    /// Makes the counters of `limits` that are missing: at zero where that is certain, else to be read.
+    pub(super) fn prepare(
+        &mut self,
+        who: Who<'_>,
+        limits: &[ActiveLimit],
+        now: Timestamp,
+    ) -> Missing {
+        self.sweep(who, now);
+        self.make_room();
+        let (sender, end) = watch::channel(None);
+        let (mut to_load, mut others) = (Vec::new(), None);
+        for limit in limits {
+            let Some(subject) = who.in_scope(limit.scope) else {
+                continue;
+            };
+            if let Some(counter) = self.subjects.find(subject, &limit.feature, limit.window) {
+                others = others.or_else(|| counter.load_end());
+                continue;
+            }
+            let (feature, window) = (limit.feature.clone(), limit.window);
+            if window.start() > self.latest_event_at {
+                self.insert(subject, Counter::zero(feature, window));
+            } else {
+                to_load.push(CounterOf {
+                    subject: subject.into(),
+                    feature: feature.clone(),
+                    window,
+                });
+                self.insert(subject, Counter::loading(feature, window, end.clone()));
+            }
+        }
+        match others {
+            _ if !to_load.is_empty() => {
+                self.loading += to_load.len();
+                Missing::Load(to_load, sender)
+            }
+            Some(end) => Missing::Wait(end),
+            None => Missing::Nothing,
+        }
+    }
+
+    fn insert(&mut self, subject: SubjectRef<'_>, mut counter: Counter) {
+        let (feature, window) = (counter.feature.clone(), counter.window);
+        self.holds.held_in(subject, &feature, window, |granted| {
+            counter.reserved.add(granted);
+        });
+        self.subjects.insert(subject, counter);
+    }
+
+    /// Adds a counter from its row of the snapshot; false if its window is long over.
+    pub(super) fn restore(
+        &mut self,
+        key: &CounterKey,
+        value: Quantity,
+        covered: Seq,
+        now: Timestamp,
+    ) -> bool {
+        if is_long_over(key.window.end(), now) {
+            return false;
+        }
+        let counter = Counter::saved(key.feature.clone(), key.window, value, covered);
+        self.insert((&key.subject).into(), counter);
+        true
+    }
+
+    /// Ends a load with the sums read.
+    pub(super) fn install(&mut self, counters: Vec<CounterOf>, sums: &[Quantity], covered: Seq) {
+        self.loading -= counters.len();
+        for (of, &sum) in counters.into_iter().zip(sums) {
+            let subject = SubjectRef::from(&of.subject);
+            if let Some(counter) = self.subjects.find_mut(subject, &of.feature, of.window) {
+                counter.install(sum, covered);
+                self.add_dirty(of);
+            }
+        }
+    }
+
+    /// Ends a load without its sums: the counters go, as if it had never begun.
+    pub(super) fn abandon(&mut self, counters: &[CounterOf]) {
+        self.loading -= counters.len();
+        for of in counters {
+            self.subjects.remove_if((&of.subject).into(), |counter| {
+                counter.is_loading() && counter.is_of(&of.feature, of.window)
+            });
+        }
+    }
+
+    /// A copy of a user's name; `None` for `""`.
+    pub(super) fn user(&self, user: &str) -> Option<Arc<str>> {
+        let copy = || {
+            self.subjects
+                .known_user(user)
+                .unwrap_or_else(|| user.into())
+        };
+        (!user.is_empty()).then(copy)
+    }
+
+    /// Adds an open hold to every counter it belongs to; gives its place.
+    pub(super) fn open(&mut self, hold: OpenHold) -> usize {
+        self.subjects
+            .visit(hold.holder.who(), hold.admitted_at, |counter| {
+                counter.reserved.add(hold.granted.of(&counter.feature));
+            });
+        self.holds.insert(hold)
+    }
+
+    /// Takes a hold off every counter it belongs to. `None` if it has ended before.
+    pub(super) fn end(&mut self, slot: usize, id: ReservationId) -> Option<OpenHold> {
+        let hold = self.holds.remove(slot, id)?;
+        self.subjects
+            .visit(hold.holder.who(), hold.admitted_at, |counter| {
+                counter.reserved.take(hold.granted.of(&counter.feature));
+            });
+        Some(hold)
+    }
+
+    /// Adds a durable event to every counter it belongs to; `seen` is told of each.
+    pub(super) fn settle(&mut self, seq: Seq, usage: Usage<'_>, mut seen: impl FnMut(&Counter)) {
+        self.latest_event_at = self.latest_event_at.max(usage.at);
+        self.subjects.visit(usage.who, usage.at, |counter| {
+            let used = usage.quantities.of(&counter.feature);
+            if used != Quantity::ZERO {
+                counter.settle(seq, used);
+                seen(counter);
+            }
+        });
+    }
+
+    /// Notes an event that is in the store now in every counter it belongs to.
+    pub(super) fn drain(&mut self, seq: Seq, usage: Usage<'_>) {
+        // It may come before its settle: a window that it lies in must not begin at zero from now on.
+        self.latest_event_at = self.latest_event_at.max(usage.at);
+        for subject in usage.who.subjects() {
+            let mut changed = Vec::new();
+            for counter in self.subjects.of_mut(subject) {
+                let used = usage.quantities.of(&counter.feature);
+                let belongs = counter.window.contains(usage.at) && used != Quantity::ZERO;
+                if belongs && counter.drain(seq, used) {
+                    changed.push((counter.feature.clone(), counter.window));
+                }
+            }
+            for (feature, window) in changed {
+                self.add_dirty(CounterOf {
+                    subject: subject.into(),
+                    feature,
+                    window,
+                });
+            }
+        }
+    }
+
+    fn add_dirty(&mut self, counter: CounterOf) {
+        if self.dirty.is_empty() {
+            self.changes.add_dirty(self.id);
+        }
+        self.dirty.push(counter);
+    }
+
+    /// Appends the snapshot rows that are out of date and can be told for `upto`; the rest stays for a later call.
+    pub(super) fn take_changed(&mut self, upto: Seq, changed: &mut Vec<(CounterKey, Quantity)>) {
+        for of in std::mem::take(&mut self.dirty) {
+            let subject = SubjectRef::from(&of.subject);
+            let counter = self.subjects.find_mut(subject, &of.feature, of.window);
+            let Some(counter) = counter.filter(|counter| counter.is_dirty) else {
+                continue; // dropped since, or listed twice
+            };
+            match counter.drained_at(upto) {
+                Some(value) => {
+                    counter.is_dirty = false;
+                    counter.is_saved = true;
+                    changed.push((CounterKey::new(self.id, of), value));
+                }
+                None => self.add_dirty(of),
+            }
+        }
+    }
+
+    /// The value of a snapshot row for `upto`; `None` if it can't be told.
+    pub(super) fn row(&self, key: &CounterKey, upto: Seq) -> Option<Quantity> {
+        let subject = SubjectRef::from(&key.subject);
+        self.subjects
+            .find(subject, &key.feature, key.window)?
+            .drained_at(upto)
+    }
+
+    /// Marks the tenant as gone, unless somebody uses it; its rows of the snapshot go too. Gives its latest event.
+    pub(super) fn evict(&mut self) -> Option<Timestamp> {
+        if !self.holds.is_empty() || self.loading > 0 {
+            return None;
+        }
+        self.is_evicted = true;
+        for subject in self.subjects.list() {
+            self.drop_counters((&subject).into(), |_| true);
+        }
+        Some(self.latest_event_at)
+    }
+
+    /// Drops counters whose windows are long over: the caller's at every call, everybody's now and then.
+    fn sweep(&mut self, who: Who<'_>, now: Timestamp) {
+        let is_over = |it: &Counter| is_long_over(it.window.end(), now) && it.is_idle();
+        for subject in who.subjects() {
+            self.drop_counters(subject, is_over);
+        }
+        let is_due = now < self.swept_at || now.since(self.swept_at) >= KEPT_AFTER_END;
+        if is_due && self.subjects.members() > 0 {
+            self.swept_at = now;
+            for subject in self.subjects.list() {
+                self.drop_counters((&subject).into(), is_over);
+            }
+        }
+    }
+
+    /// Keeps the number of keys and users with counters bounded: past the bound a tenth goes, the longest unused.
+    fn make_room(&mut self) {
+        // The caller's own key and user may come to those that are here.
+        let over = (self.subjects.members() + 2).saturating_sub(self.max_members);
+        if over > 0 && self.subjects.members() > 0 {
+            let count = over.max(self.max_members / 10);
+            for subject in self.subjects.longest_unused(count) {
+                self.drop_counters((&subject).into(), |_| true);
+            }
+        }
+    }
+
+    /// Drops counters; their snapshot rows must go before this lock does, or a drain in between would leave them
+    /// behind.
+    fn drop_counters(&mut self, subject: SubjectRef<'_>, is_over: impl Fn(&Counter) -> bool) {
+        let (id, changes) = (self.id, &self.changes);
+        self.subjects.remove_if(subject, |counter| {
+            let goes = is_over(counter);
+            if goes && counter.is_saved {
+                changes.add_removed(CounterKey {
+                    tenant: id,
+                    subject: subject.into(),
+                    feature: counter.feature.clone(),
+                    window: counter.window,
+                });
+            }
+            goes
+        });
+    }
+}
+
+fn is_long_over(end: Timestamp, now: Timestamp) -> bool {
+    end < now.minus(KEPT_AFTER_END)
+}
