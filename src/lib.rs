@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod domain;
+pub mod journal;
 pub mod json;
 pub mod ledger;
 pub mod store;
