@@ -6,4 +6,5 @@ pub mod domain;
 pub mod journal;
 pub mod json;
 pub mod ledger;
+pub mod provider;
 pub mod store;

@@ -1,0 +1,533 @@
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{future::join_all, stream};
+use http::StatusCode;
+use http_body_util::BodyExt as _;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::provider::{
+    Patience, Provider as _, ProviderStatus, StreamUsage,
+    openai::{OpenAi, Settings},
+    test_server::{Act, Signal, TestServer, answer, chunk, in_background, last_chunk, stream_head},
+    tls::Roots,
+};
+
+/// Long enough for any machine.
+const PATIENCE: Patience = Patience::Whole(Duration::from_secs(60));
+
+fn provider(base_url: &str) -> OpenAi {
+    OpenAi::new(Settings {
+        base_url: base_url.to_owned(),
+        api_key: Some("sk-upstream".into()),
+        stream_usage: StreamUsage::Request,
+        timeout: Duration::from_secs(60),
+        roots: Roots::Environment,
+    })
+    .unwrap()
+}
+
+fn chat(body: &'static str, patience: Patience) -> Forward {
+    Forward {
+        endpoint: Endpoint::ChatCompletions,
+        headers: HeaderMap::new(),
+        body: Bytes::from_static(body.as_bytes()),
+        patience,
+    }
+}
+
+async fn read(response: Response<UpstreamBody>) -> Result<String, ProviderError> {
+    let bytes = response.into_body().collect().await?.to_bytes();
+    Ok(String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn a_request_and_its_answer_pass_as_they_are() {
+    let server = TestServer::start(|_| vec![answer("418 Teapot", "{\"any\": [1]}")]).await;
+    let mut request = chat("{\"model\": \"m\",  \"odd\":1}", PATIENCE);
+    for (name, value) in [
+        ("openai-beta", "x"),
+        ("cookie", "session=1"),
+        ("authorization", "Bearer tg_tenant"),
+        ("accept-encoding", "br, gzip"),
+        ("host", "elsewhere"),
+        ("content-length", "3"),
+        ("transfer-encoding", "chunked"),
+        ("connection", "close"),
+        ("expect", "100-continue"),
+    ] {
+        request
+            .headers
+            .insert(name, HeaderValue::from_static(value));
+    }
+    let response = provider(&server.base_url()).forward(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::IM_A_TEAPOT);
+    assert_eq!(response.headers()["x-upstream"], "yes");
+    assert_eq!(read(response).await.unwrap(), "{\"any\": [1]}");
+
+    let seen = &server.seen()[0];
+    assert_eq!(seen.body, "{\"model\": \"m\",  \"odd\":1}");
+    let mut lines: Vec<_> = seen.head.trim_end().lines().collect();
+    assert_eq!(lines.remove(0), "post /v1/chat/completions http/1.1");
+    lines.sort_unstable();
+    let host = format!("host: {}", server.address);
+    assert_eq!(
+        lines,
+        [
+            "accept-encoding: identity",
+            "authorization: bearer sk-upstream",
+            "content-length: 24",
+            "content-type: application/json",
+            &host,
+            "openai-beta: x",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn each_endpoint_has_its_method_and_path() {
+    let server = TestServer::start(|_| vec![answer("200 OK", "{}")]).await;
+    let provider = provider(&format!(
+        "http://localhost:{}/openai/v1",
+        server.address.port()
+    ));
+    for endpoint in Endpoint::ALL {
+        let mut request = chat("", PATIENCE);
+        request.endpoint = endpoint;
+        read(provider.forward(request).await.unwrap())
+            .await
+            .unwrap();
+    }
+    let lines: Vec<_> = server
+        .seen()
+        .iter()
+        .map(|seen| seen.head.lines().next().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "post /openai/v1/chat/completions http/1.1",
+            "post /openai/v1/responses http/1.1",
+            "post /openai/v1/embeddings http/1.1",
+            "get /openai/v1/models http/1.1",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_redirect_is_passed_back_and_not_followed() {
+    let server = TestServer::start(|_| {
+        vec![Act::Send(
+            "HTTP/1.1 307 Go\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
+                .to_owned(),
+        )]
+    })
+    .await;
+    let response = provider(&server.base_url())
+        .forward(chat("{}", PATIENCE))
+        .await
+        .unwrap();
+    assert_eq!(response.status(), StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(server.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_serves_one_request_after_the_other() {
+    let server = TestServer::start(|seen| match seen.turn {
+        // The end of a chunked body is seen only by reading on.
+        0 => vec![stream_head(), chunk("{}"), last_chunk()],
+        1 => vec![answer("200 OK", "")],
+        _ => vec![answer("200 OK", "{}")],
+    })
+    .await;
+    let provider = provider(&server.base_url());
+    for _ in 0..5 {
+        read(provider.forward(chat("{}", PATIENCE)).await.unwrap())
+            .await
+            .unwrap();
+    }
+    assert_eq!(server.connections(), [0; 5]);
+}
+
+#[tokio::test]
+async fn a_body_whose_length_is_known_hands_its_connection_back_with_its_last_byte() {
+    let server = TestServer::start(|_| vec![answer("200 OK", "{}")]).await;
+    let provider = provider(&server.base_url());
+    for _ in 0..3 {
+        let mut body = provider
+            .forward(chat("{}", PATIENCE))
+            .await
+            .unwrap()
+            .into_body();
+        body.frame().await.unwrap().unwrap();
+        assert!(http_body::Body::is_end_stream(&body));
+        // Not asked for the end, as servers do not once they have sent the length they announced.
+        std::mem::forget(body);
+    }
+    assert_eq!(server.connections(), [0; 3]);
+}
+
+#[tokio::test]
+async fn parallel_requests_have_connections_of_their_own_which_then_serve_on() {
+    let all_there = Signal::new();
+    let gate = all_there.clone();
+    let server = TestServer::start(move |seen| match seen.turn {
+        0 => vec![Act::Await(gate.clone()), answer("200 OK", "{}")],
+        _ => vec![answer("200 OK", "{}")],
+    })
+    .await;
+    let provider = provider(&server.base_url());
+    let wave = async || {
+        let requests = (0..8).map(|_| async {
+            read(provider.forward(chat("{}", PATIENCE)).await.unwrap())
+                .await
+                .unwrap();
+        });
+        join_all(requests).await;
+    };
+    let release = async {
+        for _ in 0..8 {
+            all_there.give();
+        }
+    };
+    tokio::join!(wave(), release);
+    wave().await;
+    let seen = server.seen();
+    assert_eq!(seen.len(), 16);
+    assert!(seen.iter().all(|seen| seen.connection < 8));
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_idle_is_replaced_unseen() {
+    // Read and dropped without an answer: how it looks when the close crosses the request.
+    let server = TestServer::start(|seen| match (seen.connection, seen.turn) {
+        (0, 1) => vec![Act::Close],
+        _ => vec![answer("200 OK", "{}")],
+    })
+    .await;
+    let provider = provider(&server.base_url());
+    for _ in 0..3 {
+        let response = provider.forward(chat("{}", PATIENCE)).await.unwrap();
+        assert_eq!(read(response).await.unwrap(), "{}");
+    }
+    assert_eq!(server.connections(), [0, 0, 1, 1]);
+    assert_eq!(server.seen()[2].body, "{}");
+    assert_eq!(provider.status(), ProviderStatus::Ready);
+}
+
+#[tokio::test]
+async fn connections_that_all_close_after_each_answer_cost_no_request() {
+    let server = TestServer::start(|_| vec![answer("200 OK", "{}"), Act::Close]).await;
+    let provider = provider(&server.base_url());
+    for _ in 0..20 {
+        let response = provider.forward(chat("{}", PATIENCE)).await.unwrap();
+        assert_eq!(read(response).await.unwrap(), "{}");
+    }
+    assert_eq!(server.seen().len(), 20);
+}
+
+#[tokio::test]
+async fn a_fresh_connection_that_gives_no_answer_is_not_tried_again() {
+    let server = TestServer::start(|_| vec![Act::Close]).await;
+    let provider = provider(&server.base_url());
+    let error = provider.forward(chat("{}", PATIENCE)).await.unwrap_err();
+    assert!(matches!(error, ProviderError::Unreachable(_)), "{error}");
+    assert_eq!(server.seen().len(), 1);
+    assert!(matches!(provider.status(), ProviderStatus::Failing(_)));
+}
+
+#[tokio::test]
+async fn the_second_connection_is_the_last_that_is_tried() {
+    let server = TestServer::start(|seen| match (seen.connection, seen.turn) {
+        (0, 0) => vec![answer("200 OK", "{}")],
+        _ => vec![Act::Close],
+    })
+    .await;
+    let provider = provider(&server.base_url());
+    read(provider.forward(chat("{}", PATIENCE)).await.unwrap())
+        .await
+        .unwrap();
+    let error = provider.forward(chat("{}", PATIENCE)).await.unwrap_err();
+    assert!(matches!(error, ProviderError::Unreachable(_)), "{error}");
+    assert_eq!(server.connections(), [0, 0, 1]);
+}
+
+#[tokio::test]
+async fn nothing_is_sent_again_once_a_byte_of_the_answer_came() {
+    let server = TestServer::start(|seen| match seen.turn {
+        0 => vec![answer("200 OK", "{}")],
+        _ => vec![Act::Send("HTTP/1.1 2".to_owned()), Act::Close],
+    })
+    .await;
+    let provider = provider(&server.base_url());
+    read(provider.forward(chat("{}", PATIENCE)).await.unwrap())
+        .await
+        .unwrap();
+    let error = provider.forward(chat("{}", PATIENCE)).await.unwrap_err();
+    assert!(matches!(error, ProviderError::Unreachable(_)), "{error}");
+    assert_eq!(server.connections(), [0, 0]);
+}
+
+#[tokio::test]
+async fn chunks_are_passed_on_as_they_come() {
+    let got_first = Signal::new();
+    let gate = got_first.clone();
+    let server = TestServer::start(move |_| {
+        vec![
+            stream_head(),
+            chunk("data: 1\n\n"),
+            Act::Await(gate.clone()),
+            chunk("data: 2\n\n"),
+            last_chunk(),
+        ]
+    })
+    .await;
+    let provider = provider(&server.base_url());
+    let mut body = provider
+        .forward(chat("{}", PATIENCE))
+        .await
+        .unwrap()
+        .into_body();
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(first, "data: 1\n\n");
+    got_first.give();
+    let second = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(second, "data: 2\n\n");
+    assert!(body.frame().await.is_none());
+}
+
+#[tokio::test]
+async fn a_body_that_is_dropped_closes_its_connection() {
+    let closed = Signal::new();
+    let tell = closed.clone();
+    let server = TestServer::start(move |_| {
+        vec![
+            stream_head(),
+            chunk("data: 1\n\n"),
+            Act::TellClosed(tell.clone()),
+        ]
+    })
+    .await;
+    let provider = provider(&server.base_url());
+    let mut body = provider
+        .forward(chat("{}", PATIENCE))
+        .await
+        .unwrap()
+        .into_body();
+    body.frame().await.unwrap().unwrap();
+    drop(body);
+    closed.wait().await;
+}
+
+#[tokio::test]
+async fn a_request_given_up_before_the_head_closes_its_connection() {
+    let (came, closed) = (Signal::new(), Signal::new());
+    let (tell_came, tell_closed) = (came.clone(), closed.clone());
+    let server = TestServer::start(move |_| {
+        tell_came.give();
+        vec![Act::TellClosed(tell_closed.clone())]
+    })
+    .await;
+    let provider = provider(&server.base_url());
+    tokio::select! {
+        _ = provider.forward(chat("{}", PATIENCE)) => panic!("nobody answered"),
+        () = came.wait() => {}
+    }
+    closed.wait().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_broken_and_then_at_its_end() {
+    let server = TestServer::start(|_| vec![stream_head(), chunk("data: 1\n\n"), Act::Close]).await;
+    let provider = provider(&server.base_url());
+    let mut body = provider
+        .forward(chat("{}", PATIENCE))
+        .await
+        .unwrap()
+        .into_body();
+    body.frame().await.unwrap().unwrap();
+    let error = body.frame().await.unwrap().unwrap_err();
+    assert!(matches!(error, ProviderError::Broken(_)), "{error}");
+    assert!(body.frame().await.is_none());
+}
+
+#[tokio::test]
+async fn silence_is_a_timeout_before_the_head_and_in_the_body() {
+    let short = Duration::from_millis(50);
+    for patience in [Patience::Whole(short), Patience::BetweenChunks(short)] {
+        let server = TestServer::start(|seen| match seen.connection {
+            0 => vec![Act::Stall],
+            _ => vec![stream_head(), chunk("data: 1\n\n"), Act::Stall],
+        })
+        .await;
+        let provider = provider(&server.base_url());
+        let error = provider.forward(chat("{}", patience)).await.unwrap_err();
+        assert!(matches!(error, ProviderError::Timeout), "{error}");
+
+        let response = provider.forward(chat("{}", patience)).await.unwrap();
+        let error = read(response).await.unwrap_err();
+        assert!(matches!(error, ProviderError::Timeout), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn patience_is_for_the_whole_or_between_chunks() {
+    let pieces = || {
+        stream::unfold(0, |count| async move {
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            (count < 5).then(|| (Ok(Bytes::from_static(b"x")), count + 1))
+        })
+    };
+    let ten = Duration::from_secs(10);
+    let between = UpstreamBody::made(pieces(), Patience::BetweenChunks(ten));
+    assert_eq!(read(Response::new(between)).await.unwrap(), "xxxxx");
+
+    let mut whole = UpstreamBody::made(pieces(), Patience::Whole(ten));
+    whole.frame().await.unwrap().unwrap();
+    let error = whole.frame().await.unwrap().unwrap_err();
+    assert!(matches!(error, ProviderError::Timeout), "{error}");
+    assert!(whole.frame().await.is_none());
+}
+
+#[tokio::test]
+async fn a_port_where_nobody_listens_is_unreachable_until_somebody_does() {
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let provider = provider(&format!("http://{gone}/v1"));
+    assert_eq!(provider.status(), ProviderStatus::Ready);
+    let error = provider.forward(chat("{}", PATIENCE)).await.unwrap_err();
+    assert!(error.to_string().contains(&gone.to_string()), "{error}");
+    assert!(matches!(error, ProviderError::Unreachable(_)));
+    assert_eq!(
+        provider.status(),
+        ProviderStatus::Failing(error.to_string())
+    );
+}
+
+/// A server that speaks TLS and, if asked to, HTTP/2; gives its address and the certificate to trust.
+async fn tls_server(
+    protocols: &[&[u8]],
+) -> (std::net::SocketAddr, tempfile::NamedTempFile, Connections) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), made.cert.pem()).unwrap();
+    let key = rustls_pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_no_client_auth()
+    .with_single_cert(vec![made.cert.der().clone()], key)
+    .unwrap();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Connections::default();
+    let count = connections.clone();
+    in_background(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (acceptor, count) = (acceptor.clone(), count.clone());
+            in_background(async move {
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                count.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let service = hyper::service::service_fn(
+                    |request: Request<hyper::body::Incoming>| async move {
+                        let said = format!(
+                            "{:?} {} {}",
+                            request.version(),
+                            request.uri().path(),
+                            request
+                                .headers()
+                                .get("authorization")
+                                .unwrap()
+                                .to_str()
+                                .unwrap()
+                        );
+                        Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(
+                            said,
+                        ))))
+                    },
+                );
+                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                let _ = builder
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    });
+    (address, file, connections)
+}
+
+#[derive(Clone, Default)]
+struct Connections(Arc<std::sync::atomic::AtomicUsize>);
+
+fn tls_provider(port: u16, roots: Roots) -> OpenAi {
+    OpenAi::new(Settings {
+        base_url: format!("https://localhost:{port}/v1"),
+        api_key: Some("sk-upstream".into()),
+        stream_usage: StreamUsage::Request,
+        timeout: Duration::from_secs(60),
+        roots,
+    })
+    .unwrap()
+}
+
+#[tokio::test]
+async fn over_tls_the_version_is_negotiated_and_connections_are_kept() {
+    for (protocols, version) in [
+        (&[b"h2".as_slice(), b"http/1.1"][..], "HTTP/2.0"),
+        (&[b"http/1.1".as_slice()][..], "HTTP/1.1"),
+        (&[][..], "HTTP/1.1"),
+    ] {
+        let (address, certificate, connections) = tls_server(protocols).await;
+        let provider = tls_provider(address.port(), Roots::File(certificate.path().to_owned()));
+        for _ in 0..3 {
+            let response = provider.forward(chat("{}", PATIENCE)).await.unwrap();
+            let expected = format!("{version} /v1/chat/completions Bearer sk-upstream");
+            assert_eq!(read(response).await.unwrap(), expected);
+        }
+        let opened = connections.0.load(std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(opened, 1, "{version}");
+    }
+}
+
+#[tokio::test]
+async fn requests_share_an_http2_connection_up_to_its_streams() {
+    let (address, certificate, connections) = tls_server(&[b"h2"]).await;
+    let provider = tls_provider(address.port(), Roots::File(certificate.path().to_owned()));
+    read(provider.forward(chat("{}", PATIENCE)).await.unwrap())
+        .await
+        .unwrap();
+    // All heads are there, no body is read: 150 streams are open at once.
+    let requests = (0..150).map(|_| provider.forward(chat("{}", PATIENCE)));
+    let open: Vec<_> = join_all(requests)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    let opened = connections.0.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(open.len(), 150);
+    assert_eq!(opened, 2);
+}
+
+#[tokio::test]
+async fn a_certificate_that_nobody_vouches_for_is_refused() {
+    let (address, _, _) = tls_server(&[b"http/1.1"]).await;
+    let (_, other_certificate, _) = tls_server(&[]).await;
+    let provider = tls_provider(
+        address.port(),
+        Roots::File(other_certificate.path().to_owned()),
+    );
+    let error = provider.forward(chat("{}", PATIENCE)).await.unwrap_err();
+    assert!(matches!(error, ProviderError::Unreachable(_)), "{error}");
+    assert!(error.to_string().contains("certificate"), "{error}");
+}

@@ -1,0 +1,284 @@
+//! Keeps connections to the one upstream alive between requests.
+//!
+//! HTTP/1.1: idle connections, the one used last is taken first, so that the others grow old and are closed.
+//! HTTP/2: connections that are shared, up to [`MAX_STREAMS`] requests each.
+
+use std::{
+    collections::VecDeque,
+    error::Error as _,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use tokio::time::Instant;
+
+use super::{
+    ProviderError,
+    connect::{Connection, Connector, Received},
+};
+
+/// Below what load balancers commonly allow (nginx 75 s), so that mostly we close first.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_IDLE: usize = 1024;
+
+/// The least that a peer should allow (RFC 9113 §6.5.2); beyond it requests would wait for each other unseen.
+const MAX_STREAMS: usize = 100;
+
+/// How long a connection whose answer was just read may take to be ready again: its task has to run once.
+const READY_WITHIN: Duration = Duration::from_millis(10);
+
+/// A kept-alive connection that the peer closes before it saw a request fails within a round trip; one that fails
+/// later was probably at work on it.
+const STALE_WITHIN: Duration = Duration::from_secs(1);
+
+pub(super) struct Pool {
+    connector: Connector,
+    idle: Mutex<VecDeque<Idle>>,
+    shared: Mutex<Vec<Shared>>,
+    /// Set by the first connection that speaks HTTP/2. From then on one request connects and the others wait for it.
+    speaks_http2: AtomicBool,
+    connecting: tokio::sync::Mutex<()>,
+}
+
+struct Idle {
+    sender: http1::SendRequest<Full<Bytes>>,
+    received: Received,
+    since: Instant,
+}
+
+struct Shared {
+    sender: http2::SendRequest<Full<Bytes>>,
+    streams: Arc<AtomicUsize>,
+}
+
+/// A connection for one request. Dropped without [`Lease::hand_back`] it is closed.
+pub(super) struct Lease {
+    pool: Arc<Pool>,
+    connection: Leased,
+    origin: Origin,
+}
+
+enum Leased {
+    Http1 {
+        sender: http1::SendRequest<Full<Bytes>>,
+        received: Received,
+    },
+    Http2 {
+        sender: http2::SendRequest<Full<Bytes>>,
+        _stream: Stream,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Fresh,
+    Reused,
+}
+
+/// One of the requests on a shared connection.
+struct Stream(Arc<AtomicUsize>);
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A request that got no answer.
+pub(super) struct SendFailure {
+    pub(super) error: hyper::Error,
+    /// The connection had been closed by the peer while it was idle: the request was not seen.
+    pub(super) stale: bool,
+}
+
+impl Pool {
+    pub(super) fn new(connector: Connector) -> Arc<Self> {
+        Arc::new(Self {
+            connector,
+            idle: Mutex::default(),
+            shared: Mutex::default(),
+            speaks_http2: AtomicBool::new(false),
+            connecting: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// A connection kept alive, or a fresh one.
+    pub(super) async fn take(self: &Arc<Self>) -> Result<Lease, ProviderError> {
+        if self.speaks_http2.load(Ordering::Acquire) {
+            if let Some(lease) = self.take_shared() {
+                return Ok(lease);
+            }
+            let _connecting = self.connecting.lock().await;
+            return match self.take_shared() {
+                Some(lease) => Ok(lease),
+                None => self.connect().await,
+            };
+        }
+        match self.take_idle().await {
+            Some(lease) => Ok(lease),
+            None => self.connect().await,
+        }
+    }
+
+    /// A connection that no request was sent on before.
+    pub(super) async fn connect(self: &Arc<Self>) -> Result<Lease, ProviderError> {
+        let connection = match self.connector.connect().await? {
+            Connection::Http1 { sender, received } => Leased::Http1 { sender, received },
+            Connection::Http2(sender) => {
+                let shared = Shared {
+                    sender,
+                    streams: Arc::default(),
+                };
+                let leased = shared.lease();
+                self.lock_shared().push(shared);
+                self.speaks_http2.store(true, Ordering::Release);
+                leased
+            }
+        };
+        Ok(self.lease(connection, Origin::Fresh))
+    }
+
+    fn lease(self: &Arc<Self>, connection: Leased, origin: Origin) -> Lease {
+        Lease {
+            pool: Arc::clone(self),
+            connection,
+            origin,
+        }
+    }
+
+    async fn take_idle(self: &Arc<Self>) -> Option<Lease> {
+        loop {
+            let mut newest = self.lock_idle().pop_back()?;
+            if newest.since.elapsed() > IDLE_TIMEOUT {
+                // What lies below it is older still.
+                self.lock_idle().clear();
+                return None;
+            }
+            let ready = tokio::time::timeout(READY_WITHIN, newest.sender.ready()).await;
+            if matches!(ready, Ok(Ok(()))) {
+                let connection = Leased::Http1 {
+                    sender: newest.sender,
+                    received: newest.received,
+                };
+                return Some(self.lease(connection, Origin::Reused));
+            }
+        }
+    }
+
+    fn take_shared(self: &Arc<Self>) -> Option<Lease> {
+        let mut shared = self.lock_shared();
+        shared.retain(|connection| !connection.sender.is_closed());
+        let free = shared
+            .iter()
+            .find(|connection| connection.streams.load(Ordering::Acquire) < MAX_STREAMS)?;
+        Some(self.lease(free.lease(), Origin::Reused))
+    }
+
+    fn keep(&self, sender: http1::SendRequest<Full<Bytes>>, received: Received) {
+        if sender.is_closed() {
+            return;
+        }
+        let since = Instant::now();
+        let mut idle = self.lock_idle();
+        while idle
+            .front()
+            .is_some_and(|oldest| since.duration_since(oldest.since) > IDLE_TIMEOUT)
+            || idle.len() >= MAX_IDLE
+        {
+            idle.pop_front();
+        }
+        idle.push_back(Idle {
+            sender,
+            received,
+            since,
+        });
+    }
+
+    fn lock_idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_shared(&self) -> MutexGuard<'_, Vec<Shared>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn lease(&self) -> Leased {
+        self.streams.fetch_add(1, Ordering::AcqRel);
+        Leased::Http2 {
+            sender: self.sender.clone(),
+            _stream: Stream(Arc::clone(&self.streams)),
+        }
+    }
+}
+
+impl Lease {
+    pub(super) fn is_reused(&self) -> bool {
+        self.origin == Origin::Reused
+    }
+
+    pub(super) fn version(&self) -> http::Version {
+        match self.connection {
+            Leased::Http1 { .. } => http::Version::HTTP_11,
+            Leased::Http2 { .. } => http::Version::HTTP_2,
+        }
+    }
+
+    /// Sends `request` and waits for the answer's head.
+    pub(super) async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, SendFailure> {
+        let reused = self.is_reused();
+        match &mut self.connection {
+            Leased::Http1 { sender, received } => {
+                let (before, sent_at) = (received.bytes(), Instant::now());
+                sender.send_request(request).await.map_err(|error| {
+                    let untouched = received.bytes() == before && sent_at.elapsed() < STALE_WITHIN;
+                    let stale = reused && untouched && was_closed_by_peer(&error);
+                    SendFailure { error, stale }
+                })
+            }
+            Leased::Http2 { sender, .. } => sender.send_request(request).await.map_err(|error| {
+                // Anything else may have reached the peer's application.
+                let stale = reused && error.is_canceled();
+                SendFailure { error, stale }
+            }),
+        }
+    }
+
+    /// The answer was read to its end.
+    pub(super) fn hand_back(self) {
+        match self.connection {
+            Leased::Http1 { sender, received } => self.pool.keep(sender, received),
+            // Shared all the time; dropping the stream's count is all there is to do.
+            Leased::Http2 { .. } => {}
+        }
+    }
+}
+
+fn was_closed_by_peer(error: &hyper::Error) -> bool {
+    let io_kind = error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .map(io::Error::kind);
+    error.is_canceled()
+        || error.is_closed()
+        || error.is_incomplete_message()
+        || matches!(
+            io_kind,
+            Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+        )
+}

@@ -1,0 +1,459 @@
+//! One borrowed look at the body of a `/v1` request: what decides its reservation, and where a change would go.
+//!
+//! The body is never rebuilt: fields unknown to tollgate go upstream byte for byte, and a change is a splice.
+
+mod content;
+
+use std::{borrow::Cow, ops::Range};
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use self::content::{ContentLook, UNREADABLE, for_each_text};
+use super::Endpoint;
+use crate::{domain::quantity::Quantity, json};
+
+/// What one image counts as (design.md §3): above what any vendor charges for one at full detail.
+const TOKENS_PER_IMAGE: i64 = 10_000;
+/// What a chat template may add to each message, and to the whole (`hi` is 25 prompt tokens at a llama.cpp server).
+const TOKENS_PER_MESSAGE: i64 = 16;
+const TOKENS_PER_BODY: i64 = 64;
+/// The same for the whole where the texts themselves were tokenized, and nothing is left to guess but the template.
+const TOKENS_PER_TOKENIZED_BODY: i64 = 16;
+pub const LONGEST_MODEL_BYTES: usize = 128;
+pub const LONGEST_USER_BYTES: usize = 128;
+
+/// Why a body is refused before anything is reserved.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BadRequest {
+    /// It can't be read at all.
+    #[error(transparent)]
+    Unreadable(#[from] json::Unreadable),
+    /// One field is wrong.
+    #[error("'{param}' is {found}; write {accepted}")]
+    Field {
+        param: &'static str,
+        found: String,
+        accepted: &'static str,
+    },
+    /// A field asks for what tollgate can't meter.
+    #[error("'{param}' is not supported: {reason}")]
+    Unsupported {
+        param: &'static str,
+        reason: &'static str,
+    },
+}
+
+/// A field that limits the output, and where its value stands in the body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Maximum {
+    value: Option<i64>,
+    span: Range<usize>,
+}
+
+/// What a request asks for.
+#[derive(Clone, Debug)]
+pub struct RequestLook {
+    pub endpoint: Endpoint,
+    pub model: Option<String>,
+    pub user: Option<String>,
+    pub is_stream: bool,
+    /// How many answers (`n`).
+    pub answers: i64,
+    /// What names content that is not in the body, if anything does.
+    pub open_input: Option<&'static str>,
+    /// Whether the client asked for the usage chunk itself.
+    pub wants_usage_chunk: bool,
+    maxima: Vec<Maximum>,
+    messages: i64,
+    images: i64,
+    image_bytes: usize,
+    /// How to turn on `stream_options.include_usage`, if it is not on.
+    usage_splice: Option<Splice>,
+    body: Bytes,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Splice {
+    span: Range<usize>,
+    text: String,
+}
+
+impl RequestLook {
+    /// # Errors
+    /// [`BadRequest`], naming the field, what was found and what is accepted.
+    pub fn read(endpoint: Endpoint, body: Bytes) -> Result<Self, BadRequest> {
+        let fields = json::read_object(&body)?;
+        let text = fields.text;
+        let mut look = Self {
+            endpoint,
+            model: None,
+            user: None,
+            is_stream: false,
+            answers: 1,
+            open_input: None,
+            wants_usage_chunk: false,
+            maxima: Vec::new(),
+            messages: 1,
+            images: 0,
+            image_bytes: 0,
+            usage_splice: None,
+            body: Bytes::new(),
+        };
+        let mut has_stream_options = false;
+        let mut safety_identifier = None;
+        for (key, value) in &fields.members {
+            match key.as_ref() {
+                "model" => look.model = read_model(value)?,
+                "user" => look.user = read_user("user", value)?,
+                "safety_identifier" => safety_identifier = read_user("safety_identifier", value)?,
+                "stream" => look.is_stream = read_flag("stream", value)?,
+                "background" if read_flag("background", value)? => {
+                    return Err(BadRequest::Unsupported {
+                        param: "background",
+                        reason: "it answers before its usage is known; leave it out or write false",
+                    });
+                }
+                "n" if endpoint == Endpoint::ChatCompletions => look.answers = read_answers(value)?,
+                "messages" | "input" => look.read_content(value),
+                "previous_response_id"
+                | "conversation"
+                | "prompt"
+                | "web_search_options"
+                | "context_management"
+                    if value.get() != "null" =>
+                {
+                    look.open_input = look.open_input.or(Some(open_field(key)));
+                }
+                "tools" => look.read_tools(value),
+                "stream_options" if endpoint == Endpoint::ChatCompletions => {
+                    has_stream_options = true;
+                    look.read_stream_options(text, value);
+                }
+                _ => {}
+            }
+            if let Some(param) = maximum_fields(endpoint)
+                .iter()
+                .find(|field| **field == key.as_ref())
+            {
+                let value_read = read_maximum(param, value)?;
+                look.maxima.push(Maximum {
+                    value: value_read,
+                    span: span_of(text, value.get()),
+                });
+            }
+        }
+        if endpoint == Endpoint::ChatCompletions && !has_stream_options {
+            let at = after_brace(text, 0);
+            look.usage_splice = Some(Splice {
+                span: at..at,
+                text: r#""stream_options":{"include_usage":true},"#.to_owned(),
+            });
+        }
+        look.user = look.user.take().or(safety_identifier);
+        look.body = body;
+        Ok(look)
+    }
+
+    /// The largest output per answer that the client named; `None` if it named none.
+    #[must_use]
+    pub fn named_maximum(&self) -> Option<Quantity> {
+        // With several fields, which one rules is the upstream's choice: the largest is the bound.
+        self.maxima
+            .iter()
+            .filter_map(|maximum| maximum.value)
+            .max()
+            .map(Quantity::new)
+    }
+
+    /// An upper bound of the input that costs nothing: a token is at least a byte, and templates add some.
+    #[must_use]
+    pub fn input_bound(&self) -> Quantity {
+        Quantity::from_count(self.body.len() - self.image_bytes)
+            .plus(self.template_tokens())
+            .plus(Quantity::new(TOKENS_PER_BODY))
+    }
+
+    /// A tighter bound, by `count`ing the tokens of each text that goes to the model.
+    #[must_use]
+    pub fn tokenized_input(&self, count: impl Fn(&str) -> Quantity) -> Quantity {
+        let slack = self
+            .template_tokens()
+            .plus(Quantity::new(TOKENS_PER_TOKENIZED_BODY));
+        self.text_tokens(count).plus(slack).min(self.input_bound())
+    }
+
+    /// What the input most likely was, where the provider does not say: its texts, images, and three tokens of
+    /// template a message and for the answer's beginning, as OpenAI's models have.
+    #[must_use]
+    pub fn estimated_input(&self, count: impl Fn(&str) -> Quantity) -> Quantity {
+        let template = Quantity::new(self.messages + 1)
+            .times(3)
+            .plus(Quantity::new(self.images).times(TOKENS_PER_IMAGE));
+        let template = if self.endpoint == Endpoint::Embeddings {
+            Quantity::ZERO
+        } else {
+            template
+        };
+        self.text_tokens(count).plus(template)
+    }
+
+    fn text_tokens(&self, count: impl Fn(&str) -> Quantity) -> Quantity {
+        let Ok(serde_json::Value::Object(fields)) = serde_json::from_slice(&self.body) else {
+            return self.input_bound();
+        };
+        let mut tokens = Quantity::ZERO;
+        for (key, value) in &fields {
+            match key.as_str() {
+                "messages" | "input" | "instructions" => {
+                    for_each_text(value, &mut |text| tokens = tokens.plus(count(text)));
+                }
+                "tools" | "functions" | "response_format" | "text" => {
+                    tokens = tokens.plus(count(&value.to_string()));
+                }
+                _ => {}
+            }
+        }
+        tokens
+    }
+
+    fn template_tokens(&self) -> Quantity {
+        Quantity::new(self.messages)
+            .times(TOKENS_PER_MESSAGE)
+            .plus(Quantity::new(self.images).times(TOKENS_PER_IMAGE))
+    }
+
+    /// The body as it goes upstream: the client's own, but for a lowered maximum and the wish for a usage chunk.
+    ///
+    /// `default_field` is where a maximum goes if the client's body has none.
+    #[must_use]
+    pub fn body(
+        &self,
+        lowered_to: Option<Quantity>,
+        default_field: &str,
+        usage_chunk: UsageChunk,
+    ) -> Bytes {
+        let mut splices: Vec<Splice> = Vec::new();
+        if self.is_stream && usage_chunk == UsageChunk::Ask {
+            splices.extend(self.usage_splice.clone());
+        }
+        if let Some(most) = lowered_to {
+            let text = most.to_string();
+            for maximum in &self.maxima {
+                if maximum.value.is_none_or(|value| value > most.get()) {
+                    splices.push(Splice {
+                        span: maximum.span.clone(),
+                        text: text.clone(),
+                    });
+                }
+            }
+            if self.maxima.is_empty() {
+                let at = self
+                    .body
+                    .iter()
+                    .position(|&byte| byte == b'{')
+                    .map_or(0, |brace| brace + 1);
+                splices.push(Splice {
+                    span: at..at,
+                    text: format!("\"{default_field}\":{text},"),
+                });
+            }
+        }
+        self.spliced(splices)
+    }
+
+    fn spliced(&self, mut splices: Vec<Splice>) -> Bytes {
+        if splices.is_empty() {
+            return self.body.clone();
+        }
+        splices.sort_by_key(|splice| splice.span.start);
+        let added: usize = splices.iter().map(|splice| splice.text.len()).sum();
+        let mut body = Vec::with_capacity(self.body.len() + added);
+        let mut copied = 0;
+        for splice in &splices {
+            body.extend_from_slice(&self.body[copied..splice.span.start]);
+            body.extend_from_slice(splice.text.as_bytes());
+            copied = splice.span.end;
+        }
+        let rest = &self.body[copied..];
+        // A member put in front of an empty object leaves a comma behind.
+        if body.ends_with(b",")
+            && rest.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'}')
+        {
+            body.pop();
+        }
+        body.extend_from_slice(rest);
+        body.into()
+    }
+
+    fn read_content(&mut self, value: &RawValue) {
+        let Ok(content) = serde_json::from_str::<ContentLook>(value.get()) else {
+            self.open_input = self.open_input.or(UNREADABLE);
+            return;
+        };
+        self.messages = content.messages.max(1);
+        self.images = content.images;
+        self.image_bytes = content.image_bytes;
+        self.open_input = self.open_input.or(content.open);
+    }
+
+    fn read_tools(&mut self, value: &RawValue) {
+        #[derive(Deserialize)]
+        struct Tool<'a> {
+            #[serde(borrow, rename = "type")]
+            kind: Option<Cow<'a, str>>,
+        }
+        let Ok(tools) = serde_json::from_str::<Option<Vec<Tool>>>(value.get()) else {
+            self.open_input = self.open_input.or(UNREADABLE);
+            return;
+        };
+        let hosted = |tool: &Tool| !matches!(tool.kind.as_deref(), Some("function" | "custom"));
+        if tools.iter().flatten().any(hosted) {
+            self.open_input = self.open_input.or(Some("a hosted tool"));
+        }
+    }
+
+    fn read_stream_options(&mut self, text: &str, value: &RawValue) {
+        let span = span_of(text, value.get());
+        let Ok(options) = json::members(value.get()) else {
+            // `null`, or something that the upstream will refuse by itself.
+            let asks = Splice {
+                span,
+                text: r#"{"include_usage":true}"#.to_owned(),
+            };
+            self.usage_splice = (value.get() == "null").then_some(asks);
+            return;
+        };
+        match options.iter().find(|(key, _)| key == "include_usage") {
+            Some((_, flag)) if flag.get() == "true" => self.wants_usage_chunk = true,
+            Some((_, flag)) => {
+                self.usage_splice = Some(Splice {
+                    span: span_of(text, flag.get()),
+                    text: "true".to_owned(),
+                });
+            }
+            None => {
+                let at = after_brace(text, span.start);
+                self.usage_splice = Some(Splice {
+                    span: at..at,
+                    text: r#""include_usage":true,"#.to_owned(),
+                });
+            }
+        }
+    }
+}
+
+/// Whether the upstream is asked for usage at a stream's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsageChunk {
+    Ask,
+    LeaveAsIs,
+}
+
+/// The fields that limit the output of an endpoint.
+fn maximum_fields(endpoint: Endpoint) -> &'static [&'static str] {
+    match endpoint {
+        Endpoint::ChatCompletions => &["max_completion_tokens", "max_tokens"],
+        Endpoint::Responses => &["max_output_tokens"],
+        Endpoint::Embeddings | Endpoint::Models => &[],
+    }
+}
+
+fn open_field(key: &str) -> &'static str {
+    match key {
+        "previous_response_id" => "previous_response_id",
+        "conversation" => "conversation",
+        "prompt" => "prompt",
+        "web_search_options" => "web_search_options",
+        _ => "context_management",
+    }
+}
+
+fn read_model(value: &RawValue) -> Result<Option<String>, BadRequest> {
+    let accepted = "the name of a model, at most 128 bytes";
+    match serde_json::from_str::<Option<Cow<str>>>(value.get()) {
+        Ok(Some(model)) if model.is_empty() || model.len() > LONGEST_MODEL_BYTES => {
+            Err(BadRequest::Field {
+                param: "model",
+                found: format!("a text of {} bytes", model.len()),
+                accepted,
+            })
+        }
+        Ok(model) => Ok(model.map(Cow::into_owned)),
+        Err(_) => Err(BadRequest::Field {
+            param: "model",
+            found: json::shown(value),
+            accepted,
+        }),
+    }
+}
+
+fn read_user(param: &'static str, value: &RawValue) -> Result<Option<String>, BadRequest> {
+    let accepted = "a text of at most 128 bytes";
+    match serde_json::from_str::<Option<Cow<str>>>(value.get()) {
+        Ok(Some(user)) if user.len() > LONGEST_USER_BYTES => Err(BadRequest::Field {
+            param,
+            found: format!("a text of {} bytes", user.len()),
+            accepted,
+        }),
+        Ok(user) => Ok(user.map(Cow::into_owned)),
+        Err(_) => Err(BadRequest::Field {
+            param,
+            found: json::shown(value),
+            accepted,
+        }),
+    }
+}
+
+fn read_flag(param: &'static str, value: &RawValue) -> Result<bool, BadRequest> {
+    match value.get() {
+        "true" => Ok(true),
+        "false" | "null" => Ok(false),
+        _ => Err(BadRequest::Field {
+            param,
+            found: json::shown(value),
+            accepted: "true or false",
+        }),
+    }
+}
+
+fn read_answers(value: &RawValue) -> Result<i64, BadRequest> {
+    match serde_json::from_str::<Option<i64>>(value.get()) {
+        Ok(None) => Ok(1),
+        Ok(Some(answers @ 1..=128)) => Ok(answers),
+        _ => Err(BadRequest::Field {
+            param: "n",
+            found: json::shown(value),
+            accepted: "a whole number from 1 to 128",
+        }),
+    }
+}
+
+fn read_maximum(param: &'static str, value: &RawValue) -> Result<Option<i64>, BadRequest> {
+    match serde_json::from_str::<Option<i64>>(value.get()) {
+        Ok(None) => Ok(None),
+        Ok(Some(most)) if (1..=Quantity::MAX.get()).contains(&most) => Ok(Some(most)),
+        _ => Err(BadRequest::Field {
+            param,
+            found: json::shown(value),
+            accepted: "a whole number of at least 1",
+        }),
+    }
+}
+
+/// Where `part`, a piece of `whole`, stands in it.
+fn span_of(whole: &str, part: &str) -> Range<usize> {
+    let start = part.as_ptr().addr() - whole.as_ptr().addr();
+    start..start + part.len()
+}
+
+/// Just behind the first `{` at or after `from`.
+fn after_brace(text: &str, from: usize) -> usize {
+    text[from..]
+        .find('{')
+        .map_or(from, |brace| from + brace + 1)
+}
+
+#[cfg(test)]
+mod tests;

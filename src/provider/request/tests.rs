@@ -1,0 +1,268 @@
+use super::*;
+
+fn chat(body: &str) -> RequestLook {
+    RequestLook::read(
+        Endpoint::ChatCompletions,
+        Bytes::copy_from_slice(body.as_bytes()),
+    )
+    .unwrap()
+}
+
+fn refused(endpoint: Endpoint, body: &str) -> String {
+    RequestLook::read(endpoint, Bytes::copy_from_slice(body.as_bytes()))
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn a_wrong_field_is_named_with_what_was_found_and_what_is_accepted() {
+    let chat = Endpoint::ChatCompletions;
+    for (endpoint, body, says) in [
+        (
+            chat,
+            r#"{"model":"a","model":"b"}"#,
+            "the key \"model\" more than once",
+        ),
+        (
+            chat,
+            r#"{"m\u006fdel":"a","model":"b"}"#,
+            "the key \"model\" more than once",
+        ),
+        (chat, "[]", "not a JSON object"),
+        (chat, "{", "not JSON"),
+        (
+            chat,
+            r#"{"n":0}"#,
+            "'n' is 0; write a whole number from 1 to 128",
+        ),
+        (chat, r#"{"n":129}"#, "'n' is 129"),
+        (chat, r#"{"n":1.5}"#, "'n' is 1.5"),
+        (
+            chat,
+            r#"{"max_tokens":0}"#,
+            "'max_tokens' is 0; write a whole number of at least 1",
+        ),
+        (chat, r#"{"max_tokens":-1}"#, "'max_tokens' is -1"),
+        (chat, r#"{"max_tokens":"5"}"#, "'max_tokens' is \"5\""),
+        (
+            chat,
+            r#"{"max_completion_tokens":9223372036854775808}"#,
+            "'max_completion_tokens' is 9223372036854775808",
+        ),
+        (
+            chat,
+            r#"{"stream":"yes"}"#,
+            "'stream' is \"yes\"; write true or false",
+        ),
+        (chat, r#"{"model":7}"#, "'model' is 7"),
+        (
+            Endpoint::Responses,
+            r#"{"background":true}"#,
+            "'background' is not supported",
+        ),
+        (
+            Endpoint::Responses,
+            r#"{"max_output_tokens":0}"#,
+            "'max_output_tokens' is 0",
+        ),
+    ] {
+        let message = refused(endpoint, body);
+        assert!(message.contains(says), "{body}: {message}");
+    }
+    let long = format!(r#"{{"model":"{}"}}"#, "m".repeat(129));
+    assert!(refused(chat, &long).contains("a text of 129 bytes"));
+}
+
+#[test]
+fn a_maximum_is_lowered_in_the_field_that_is_there() {
+    let lowered = |body: &str| {
+        String::from_utf8(
+            chat(body)
+                .body(Some(Quantity::new(7)), "max_tokens", UsageChunk::LeaveAsIs)
+                .to_vec(),
+        )
+        .unwrap()
+    };
+    assert_eq!(
+        lowered(r#"{ "max_tokens" : 100, "x":1}"#),
+        r#"{ "max_tokens" : 7, "x":1}"#
+    );
+    assert_eq!(
+        lowered(r#"{"max_completion_tokens":100}"#),
+        r#"{"max_completion_tokens":7}"#
+    );
+    assert_eq!(
+        lowered(r#"{"max_completion_tokens":100,"max_tokens":3}"#),
+        r#"{"max_completion_tokens":7,"max_tokens":3}"#
+    );
+    assert_eq!(lowered(r#"{"max_tokens":null}"#), r#"{"max_tokens":7}"#);
+    assert_eq!(
+        lowered(r#"{"messages":[]}"#),
+        r#"{"max_tokens":7,"messages":[]}"#
+    );
+    assert_eq!(lowered("{ }"), r#"{"max_tokens":7 }"#);
+}
+
+#[test]
+fn a_stream_is_asked_for_its_usage_by_a_splice() {
+    let asked = |body: &str| {
+        let look = chat(body);
+        (
+            String::from_utf8(look.body(None, "max_tokens", UsageChunk::Ask).to_vec()).unwrap(),
+            look.wants_usage_chunk,
+        )
+    };
+    for (body, expected, wanted) in [
+        (
+            r#"{"stream":true}"#,
+            r#"{"stream_options":{"include_usage":true},"stream":true}"#,
+            false,
+        ),
+        (
+            r#"{"stream":true,"stream_options":null}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+            false,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{}}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+            false,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{"a":1}}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true,"a":1}}"#,
+            false,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{"include_usage":false}}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+            false,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+            true,
+        ),
+        (r#"{"stream":false}"#, r#"{"stream":false}"#, false),
+    ] {
+        assert_eq!(asked(body), (expected.to_owned(), wanted), "{body}");
+    }
+}
+
+#[test]
+fn the_bound_is_the_bytes_and_something_for_templates() {
+    let body = r#"{"messages":[{"role":"user","content":"hi"},{"role":"user","content":"ho"}]}"#;
+    let expected = i64::try_from(body.len()).unwrap() + 2 * 16 + 64;
+    assert_eq!(chat(body).input_bound(), Quantity::new(expected));
+    assert!(chat(body).open_input.is_none());
+}
+
+#[test]
+fn an_image_counts_as_ten_thousand_tokens_and_its_bytes_do_not() {
+    let image = "A".repeat(50_000);
+    let body = format!(
+        r#"{{"messages":[{{"role":"user","content":[{{"type":"text","text":"what?"}},{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{image}"}}}}]}}]}}"#
+    );
+    let look = chat(&body);
+    assert!(look.open_input.is_none());
+    let bound = look.input_bound().get();
+    assert!((10_000..10_500).contains(&bound), "{bound}");
+}
+
+#[test]
+fn content_that_is_not_in_the_body_opens_the_prompt() {
+    let responses = Endpoint::Responses;
+    let chat = Endpoint::ChatCompletions;
+    for (endpoint, body, open) in [
+        (
+            responses,
+            r#"{"previous_response_id":"resp_1","input":"hi"}"#,
+            true,
+        ),
+        (
+            responses,
+            r#"{"previous_response_id":null,"input":"hi"}"#,
+            false,
+        ),
+        (responses, r#"{"conversation":"conv_1"}"#, true),
+        (responses, r#"{"prompt":{"id":"pmpt_1"}}"#, true),
+        (
+            responses,
+            r#"{"input":[{"role":"user","content":"hi"}]}"#,
+            false,
+        ),
+        (
+            responses,
+            r#"{"input":[{"type":"item_reference","id":"msg_1"}]}"#,
+            true,
+        ),
+        (
+            responses,
+            r#"{"input":[{"role":"user","content":[{"type":"input_file","file_id":"f"}]}]}"#,
+            true,
+        ),
+        (
+            responses,
+            r#"{"input":[{"role":"user","content":[{"type":"input_image","file_id":"f"}]}]}"#,
+            true,
+        ),
+        (
+            responses,
+            r#"{"input":[{"role":"user","content":[{"type":"input_image","image_url":"https://x"}]}]}"#,
+            false,
+        ),
+        (responses, r#"{"tools":[{"type":"web_search"}]}"#, true),
+        (
+            responses,
+            r#"{"tools":[{"type":"function","name":"f"}]}"#,
+            false,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"type":"input_audio","input_audio":{}}]}]}"#,
+            true,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"assistant","audio":{"id":"a"}}]}"#,
+            true,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"assistant","audio":null}]}"#,
+            false,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"type":"file","file":{}}]}]}"#,
+            true,
+        ),
+        (chat, r#"{"web_search_options":{}}"#, true),
+        (
+            chat,
+            r#"{"messages":[{"content":[{"type":"text","type":"file"}]}]}"#,
+            true,
+        ),
+        (
+            responses,
+            r#"{"tools":[{"type":"function","type":"web_search"}]}"#,
+            true,
+        ),
+    ] {
+        let look = RequestLook::read(endpoint, Bytes::copy_from_slice(body.as_bytes())).unwrap();
+        assert_eq!(look.open_input.is_some(), open, "{body}");
+    }
+}
+
+#[test]
+fn the_tokenized_bound_counts_texts_and_is_never_above_the_bytes() {
+    let body = format!(
+        r#"{{"messages":[{{"role":"user","content":"{}"}}]}}"#,
+        "word ".repeat(1_000)
+    );
+    let look = chat(&body);
+    let words = |text: &str| Quantity::from_count(text.split_whitespace().count());
+    let tokens = look.tokenized_input(words).get();
+    assert!((1_000..1_050).contains(&tokens), "{tokens}");
+    assert_eq!(look.tokenized_input(|_| Quantity::MAX), look.input_bound());
+}
