@@ -8,3 +8,4 @@ pub mod json;
 pub mod ledger;
 pub mod provider;
 pub mod store;
+pub mod telemetry;
