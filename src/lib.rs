@@ -2,6 +2,7 @@
 //! tenant's plan *before* the model runs, and writes the usage down before the answer leaves.
 
 pub mod clock;
+pub mod config;
 pub mod domain;
 pub mod journal;
 pub mod json;
