@@ -1,6 +1,7 @@
 //! tollgate stands between an application and its language model: it meters what each tenant uses, checks the
 //! tenant's plan *before* the model runs, and writes the usage down before the answer leaves.
 
+pub mod app;
 pub mod clock;
 pub mod config;
 pub mod domain;
@@ -8,5 +9,6 @@ pub mod journal;
 pub mod json;
 pub mod ledger;
 pub mod provider;
+pub mod services;
 pub mod store;
 pub mod telemetry;

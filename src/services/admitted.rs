@@ -1,0 +1,161 @@
+//! An admitted request, until its usage is written down.
+
+use std::sync::Arc;
+
+use super::guard::{Caller, Guard};
+use crate::{
+    clock,
+    domain::{
+        feature::FeatureKey,
+        ids::EventId,
+        limit::LimitState,
+        quantity::Quantity,
+        time::Timestamp,
+        usage::{Quantities, Source, TokenUsage, UsageEvent},
+    },
+    journal::JournalError,
+    ledger::{Hold, Named},
+    telemetry::events::{self, Decision, OvershootCause},
+};
+
+/// A request that may run. Dropped unsettled, it gives back what it held.
+pub struct Admitted {
+    pub(super) guard: Arc<Guard>,
+    pub(super) caller: Caller,
+    pub(super) hold: Option<Hold>,
+    pub plan_code: Arc<str>,
+    pub decision: Decision,
+    /// The limits at admission.
+    pub states: Vec<LimitState>,
+    pub output: Option<OutputGrant>,
+    pub admitted_at: Timestamp,
+    /// What it would be, should this request pass a limit in the end.
+    pub(super) overshoot_cause: OvershootCause,
+}
+
+/// The output that a request may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutputGrant {
+    /// What the client named, or the model's largest output.
+    pub asked: Quantity,
+    /// Per answer, reserved.
+    pub granted: Quantity,
+    pub named: Named,
+}
+
+impl OutputGrant {
+    /// The maximum to send upstream in place of the client's, if it had to be lowered.
+    #[must_use]
+    pub fn lowered_to(&self) -> Option<Quantity> {
+        (self.granted < self.asked).then_some(self.granted)
+    }
+
+    /// The maximum that the upstream was given, by the client or by us; `None` if by nobody.
+    #[must_use]
+    pub fn sent(&self) -> Option<Quantity> {
+        match self.named {
+            Named::ByClient => Some(self.granted),
+            Named::ByDefault => self.lowered_to(),
+        }
+    }
+}
+
+/// What a run used, before calibration.
+#[derive(Clone, Debug)]
+pub struct Used {
+    pub model: String,
+    pub tokens: TokenUsage,
+    /// Counted with the tokenizer.
+    pub estimated: bool,
+}
+
+/// A settled request.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// As recorded: calibrated.
+    pub tokens: TokenUsage,
+    pub estimated: bool,
+    pub cost: Quantity,
+    /// The limits after settling.
+    pub states: Vec<LimitState>,
+}
+
+impl Admitted {
+    /// Whether it is metered at all.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        self.guard.is_on()
+    }
+
+    #[must_use]
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// The client has gone; the run goes on without it.
+    pub fn mark_detached(&self) {
+        if let Some(hold) = &self.hold {
+            hold.mark_detached();
+        }
+    }
+
+    /// Writes down what was used, then counts it. With guardrails off nothing is recorded.
+    ///
+    /// # Errors
+    /// [`JournalError`]: nothing was written down or charged; the answer must not leave.
+    pub async fn settle(mut self, used: Used) -> Result<Settlement, JournalError> {
+        let guard = Arc::clone(&self.guard);
+        let tokens = if used.estimated {
+            used.tokens
+        } else {
+            guard.calibrated(&used.model, used.tokens)
+        };
+        let mut settlement = Settlement {
+            tokens,
+            estimated: used.estimated,
+            cost: Quantity::ZERO,
+            states: Vec::new(),
+        };
+        if !guard.is_on() {
+            return Ok(settlement);
+        }
+        let event = self.event(&used.model, &settlement, guard.clock.now());
+        let quantities = event.quantities.clone();
+        let settled = guard.recorder.settle(self.hold.take(), event).await?;
+        events::Recorded {
+            plan_code: &self.plan_code,
+            quantities: &quantities,
+            estimated: used.estimated,
+        }
+        .emit(&guard.metrics);
+        events::Overshoot {
+            overshoot: &settled.overshoot,
+            cause: self.overshoot_cause,
+        }
+        .emit(&guard.metrics);
+        settlement.states = settled.states;
+        Ok(settlement)
+    }
+
+    fn event(&self, model: &str, settlement: &Settlement, now: Timestamp) -> UsageEvent {
+        UsageEvent {
+            event_id: EventId::new(clock::new_id()),
+            request_id: self.caller.request_id.to_string(),
+            source: Source::Chat,
+            tenant_id: self.caller.tenant_id,
+            key_id: Some(self.caller.key_id),
+            user: self.caller.user.to_string(),
+            model: Some(model.to_owned()),
+            quantities: Quantities::default()
+                .with(FeatureKey::Messages, Quantity::ONE)
+                .with(FeatureKey::InputTokens, settlement.tokens.input_tokens)
+                .with(FeatureKey::OutputTokens, settlement.tokens.output_tokens)
+                .with(FeatureKey::Cost, settlement.cost),
+            estimated: settlement.estimated,
+            reason: None,
+            price_id: None,
+            admitted_at: self.admitted_at,
+            recorded_at: now,
+        }
+    }
+}

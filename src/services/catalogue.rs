@@ -1,0 +1,456 @@
+//! Keys, tenants and plans as requests see them: immutable entries read through a bounded cache.
+//!
+//! Requests only read. A change anywhere moves the store's version; [`Catalogue::poll`] drops what changed, so that
+//! it holds within a fraction of a second. Memory is bounded by the tenants that are active, not by all.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use quick_cache::sync::Cache;
+use tokio::sync::Mutex;
+
+use crate::{
+    clock::Clock,
+    domain::{
+        feature::FeatureKey,
+        grant::Grant,
+        ids::{GrantId, KeyId, TenantId},
+        limit::{ActiveLimit, Limit, Scope},
+        names::PlanCode,
+        plan::{Plan, PlanFeature},
+        quantity::Quantity,
+        subscription::{Period, Subscription},
+        tenant::{ApiKey, Tenant, TenantRef},
+        time::Timestamp,
+        window::{Anchors, WindowKind},
+    },
+    services::{
+        grants::{self, Granting},
+        recorder::Recorder,
+    },
+    store::{SharedStore, StoreResult, catalogue::Changed, keys::SecretHash},
+    telemetry::{events, metrics::Metrics},
+};
+
+/// How many keys, and as many tenants, are held at most.
+const CAPACITY: usize = 100_000;
+const PLANS: usize = 10_000;
+
+/// An entry, and when it was read.
+#[derive(Clone)]
+struct Cached<T> {
+    value: T,
+    read_at: Timestamp,
+}
+
+/// What a request finds out about its tenant.
+pub struct Policy {
+    pub tenant: Tenant,
+    /// The plan of the current subscription; `None` without a subscription, or where its plan is not defined.
+    pub plan: Option<Arc<Plan>>,
+    grants: Vec<Grant>,
+    active: ArcSwapOption<ActiveLimits>,
+}
+
+/// The limits in force, for as long as no window turns and no grant or override begins or ends.
+pub struct ActiveLimits {
+    from: Timestamp,
+    until: Timestamp,
+    pub limits: Vec<ActiveLimit>,
+}
+
+impl Policy {
+    #[must_use]
+    pub fn subscription(&self) -> Option<&Subscription> {
+        self.tenant.subscription.as_ref()
+    }
+
+    /// The plan's code, if the tenant is subscribed to one.
+    #[must_use]
+    pub fn plan_code(&self) -> &str {
+        self.subscription()
+            .map_or("", |subscription| subscription.plan_code.as_str())
+    }
+
+    /// Where the tenant's windows are anchored; without a subscription, a monthly period from its creation.
+    #[must_use]
+    pub fn anchors(&self) -> Anchors {
+        let created_at = self.tenant.created_at;
+        Anchors {
+            period: self.subscription().map_or_else(
+                || Period::monthly_from(created_at),
+                |subscription| subscription.period,
+            ),
+            tenant_created_at: created_at,
+        }
+    }
+
+    /// The limits of a feature at `now`, overrides in their place; one without any is counted per period.
+    fn limits_of(&self, feature: &PlanFeature, now: Timestamp) -> Vec<Limit> {
+        let mut limits = feature.limits.clone();
+        for own in &self.tenant.overrides {
+            if own.feature == feature.key && own.until.is_none_or(|until| now < until) {
+                for limit in &own.limits {
+                    limits.retain(|plan| (plan.scope, plan.window) != (limit.scope, limit.window));
+                    limits.push(*limit);
+                }
+            }
+        }
+        if limits.is_empty() {
+            limits.push(Limit {
+                scope: Scope::Tenant,
+                window: WindowKind::Period,
+                soft: None,
+                hard: None,
+            });
+        }
+        limits.sort_by_key(|limit| (limit.scope, std::cmp::Reverse(limit.window)));
+        limits
+    }
+}
+
+/// The cache in front of the store.
+pub struct Catalogue {
+    store: SharedStore,
+    recorder: Arc<Recorder>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    ttl: Duration,
+    keys: Cache<SecretHash, Cached<Arc<ApiKey>>>,
+    policies: Cache<TenantId, Cached<Arc<Policy>>>,
+    plans: Cache<PlanCode, Arc<Plan>>,
+    /// The version of the store that the caches are up to.
+    version: AtomicI64,
+    /// Counts what was dropped: an entry read before a drop must not be kept after it.
+    drops: AtomicU64,
+    polling: Mutex<()>,
+}
+
+impl Catalogue {
+    #[must_use]
+    pub fn new(
+        store: SharedStore,
+        recorder: Arc<Recorder>,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        ttl: Duration,
+    ) -> Self {
+        Self {
+            store,
+            recorder,
+            clock,
+            metrics,
+            ttl,
+            keys: Cache::new(CAPACITY),
+            policies: Cache::new(CAPACITY),
+            plans: Cache::new(PLANS),
+            version: AtomicI64::new(0),
+            drops: AtomicU64::new(0),
+            polling: Mutex::new(()),
+        }
+    }
+
+    /// The key with this secret; `None` if there is none. Validity in time is the caller's to check.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`](crate::store::StoreError) if it is not in the cache while the store is away.
+    pub async fn key(&self, secret: SecretHash) -> StoreResult<Option<Arc<ApiKey>>> {
+        let now = self.clock.now();
+        let cached = self.keys.get(&secret);
+        if let Some(key) = cached
+            .as_ref()
+            .filter(|cached| self.is_fresh(cached.read_at, now))
+        {
+            self.metrics.cache_hit();
+            return Ok(Some(Arc::clone(&key.value)));
+        }
+        self.metrics.cache_miss();
+        let drops = self.drops.load(Ordering::SeqCst);
+        match self.store.find_key(secret, now).await {
+            Ok(Some(key)) => {
+                let value = Arc::new(key);
+                if self.drops.load(Ordering::SeqCst) == drops {
+                    self.keys.insert(
+                        secret,
+                        Cached {
+                            value: Arc::clone(&value),
+                            read_at: now,
+                        },
+                    );
+                }
+                Ok(Some(value))
+            }
+            Ok(None) => {
+                self.keys.remove(&secret);
+                Ok(None)
+            }
+            Err(error) => self.stale(cached, error).map(Some),
+        }
+    }
+
+    /// The tenant with plan and grants; `None` if there is no such tenant.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`](crate::store::StoreError) if it is not in the cache while the store is away.
+    pub async fn policy(&self, tenant: TenantId) -> StoreResult<Option<Arc<Policy>>> {
+        let now = self.clock.now();
+        let cached = self.policies.get(&tenant);
+        if let Some(policy) = cached
+            .as_ref()
+            .filter(|cached| self.is_fresh(cached.read_at, now))
+        {
+            self.metrics.cache_hit();
+            return Ok(Some(Arc::clone(&policy.value)));
+        }
+        self.metrics.cache_miss();
+        let drops = self.drops.load(Ordering::SeqCst);
+        match self.read_policy(tenant).await {
+            Ok(Some(policy)) => {
+                let value = Arc::new(policy);
+                if self.drops.load(Ordering::SeqCst) == drops {
+                    self.policies.insert(
+                        tenant,
+                        Cached {
+                            value: Arc::clone(&value),
+                            read_at: now,
+                        },
+                    );
+                }
+                Ok(Some(value))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => self.stale(cached, error).map(Some),
+        }
+    }
+
+    /// The tenant that `name` means, with plan and grants.
+    ///
+    /// # Errors
+    /// As [`policy`](Self::policy).
+    pub async fn policy_of(&self, name: &TenantRef) -> StoreResult<Option<Arc<Policy>>> {
+        match self.store.find_tenant(name).await? {
+            Some(tenant) => self.policy(tenant.tenant_id).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The limits of `policy` in force at `now`.
+    ///
+    /// # Errors
+    /// Where grants were burned in earlier windows, what was used then is read from the store, which may be away.
+    pub async fn limits(&self, policy: &Policy, now: Timestamp) -> StoreResult<Arc<ActiveLimits>> {
+        if let Some(active) = policy
+            .active
+            .load_full()
+            .filter(|it| it.from <= now && now < it.until)
+        {
+            return Ok(active);
+        }
+        let active = Arc::new(self.place_limits(policy, now).await?);
+        policy.active.store(Some(Arc::clone(&active)));
+        Ok(active)
+    }
+
+    /// Drops what changed in the store since the last call, and says how many entries that were.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`](crate::store::StoreError): nothing is dropped, the next call makes up for it.
+    pub async fn poll(&self) -> StoreResult<usize> {
+        let _one_at_a_time = self.polling.lock().await;
+        let changes = self
+            .store
+            .changes_since(self.version.load(Ordering::SeqCst))
+            .await?;
+        if !changes.changed.is_empty() {
+            // Counted before and after: whoever read before the first or is reading between keeps nothing.
+            self.drops.fetch_add(1, Ordering::SeqCst);
+            for changed in &changes.changed {
+                self.drop_changed(changed);
+            }
+            self.drops.fetch_add(1, Ordering::SeqCst);
+        }
+        self.version.store(changes.version, Ordering::SeqCst);
+        Ok(changes.changed.len())
+    }
+
+    fn drop_changed(&self, changed: &Changed) {
+        match changed {
+            Changed::Plan(code) => {
+                self.policies
+                    .retain(|_, cached| cached.value.plan_code() != code.as_str());
+            }
+            Changed::Tenant(tenant) => {
+                self.policies.remove(tenant);
+            }
+            Changed::Key(key) => self.drop_key(*key),
+            Changed::Everything => {
+                self.policies.clear();
+                self.keys.clear();
+            }
+        }
+    }
+
+    fn drop_key(&self, key: KeyId) {
+        self.keys.retain(|_, cached| cached.value.key_id != key);
+    }
+
+    fn is_fresh(&self, read_at: Timestamp, now: Timestamp) -> bool {
+        now.since(read_at) < self.ttl
+    }
+
+    /// What was read earlier, while the store is away: better a plan that may be old than none.
+    fn stale<T>(
+        &self,
+        cached: Option<Cached<T>>,
+        error: crate::store::StoreError,
+    ) -> StoreResult<T> {
+        let cached = cached.ok_or(error)?;
+        events::StaleCatalogue.emit(&self.metrics);
+        Ok(cached.value)
+    }
+
+    async fn read_policy(&self, tenant: TenantId) -> StoreResult<Option<Policy>> {
+        let Some(tenant) = self.store.find_tenant(&TenantRef::Id(tenant)).await? else {
+            return Ok(None);
+        };
+        let plan = match &tenant.subscription {
+            Some(subscription) => self
+                .store
+                .find_plan(&subscription.plan_code)
+                .await?
+                .map(|plan| self.share(plan)),
+            None => None,
+        };
+        let grants = self.store.list_grants(tenant.tenant_id).await?;
+        if let Some(plan) = &plan {
+            self.metrics.touch_plan(
+                plan.code.as_str(),
+                plan.features.iter().map(|feature| &feature.key),
+            );
+        }
+        Ok(Some(Policy {
+            tenant,
+            plan,
+            grants,
+            active: ArcSwapOption::empty(),
+        }))
+    }
+
+    /// One copy of a plan for all its tenants.
+    fn share(&self, plan: Plan) -> Arc<Plan> {
+        match self.plans.get(&plan.code) {
+            Some(known) if *known == plan => known,
+            _ => {
+                let plan = Arc::new(plan);
+                self.plans.insert(plan.code.clone(), Arc::clone(&plan));
+                plan
+            }
+        }
+    }
+
+    async fn place_limits(&self, policy: &Policy, now: Timestamp) -> StoreResult<ActiveLimits> {
+        let anchors = policy.anchors();
+        let mut active = ActiveLimits {
+            from: now,
+            until: Timestamp::NEVER,
+            limits: Vec::new(),
+        };
+        let features = policy
+            .plan
+            .iter()
+            .flat_map(|plan| &plan.features)
+            .filter(|feature| feature.is_metered);
+        for feature in features {
+            for limit in policy.limits_of(feature, now) {
+                let window = limit.window.window_at(now, &anchors);
+                active.until = active.until.min(window.end());
+                let granted = match limit.hard.filter(|_| grants::raises(&limit)) {
+                    Some(hard) => {
+                        self.granting(policy, &feature.key, now)
+                            .added_to(hard, limit.window, now)
+                            .await?
+                    }
+                    None => Quantity::ZERO,
+                };
+                active.limits.push(ActiveLimit {
+                    feature: feature.key.clone(),
+                    unit: feature.unit.as_str().into(),
+                    scope: limit.scope,
+                    kind: limit.window,
+                    window,
+                    soft: limit.soft,
+                    hard: limit.hard.map(|hard| hard.plus(granted)),
+                    granted,
+                });
+            }
+        }
+        let own_ends = policy.tenant.overrides.iter().filter_map(|own| own.until);
+        let grant_turns = policy
+            .grants
+            .iter()
+            .flat_map(|grant| [grant.created_at, grant.ends_at()]);
+        for turn in own_ends.chain(grant_turns).filter(|turn| *turn > now) {
+            active.until = active.until.min(turn);
+        }
+        Ok(active)
+    }
+
+    /// The grants of a feature that have begun, against the tenant's windows.
+    fn granting<'a>(
+        &'a self,
+        policy: &Policy,
+        feature: &'a FeatureKey,
+        now: Timestamp,
+    ) -> Granting<'a> {
+        let has_begun = |grant: &&Grant| grant.feature == *feature && grant.created_at <= now;
+        Granting {
+            recorder: &self.recorder,
+            tenant: policy.tenant.tenant_id,
+            anchors: policy.anchors(),
+            feature,
+            grants: policy.grants.iter().filter(has_begun).cloned().collect(),
+        }
+    }
+
+    /// What is left of each grant of a tenant that has begun, by the first of its limits that grants raise.
+    ///
+    /// # Errors
+    /// As [`limits`](Self::limits).
+    pub async fn grants_left(
+        &self,
+        policy: &Policy,
+        now: Timestamp,
+    ) -> StoreResult<Vec<(GrantId, Quantity)>> {
+        let mut left = Vec::new();
+        let mut features: Vec<&FeatureKey> =
+            policy.grants.iter().map(|grant| &grant.feature).collect();
+        features.sort();
+        features.dedup();
+        for key in features {
+            let granting = self.granting(policy, key, now);
+            let planned = policy.plan.as_ref().and_then(|plan| plan.feature(key));
+            let raised = planned.and_then(|feature| {
+                policy
+                    .limits_of(feature, now)
+                    .into_iter()
+                    .find(grants::raises)
+            });
+            match raised.and_then(|limit| Some((limit.hard?, limit.window))) {
+                Some((hard, kind)) => left.extend(granting.left(hard, kind, now).await?),
+                None => left.extend(
+                    granting
+                        .grants
+                        .iter()
+                        .map(|grant| (grant.grant_id, grant.quantity)),
+                ),
+            }
+        }
+        Ok(left)
+    }
+}

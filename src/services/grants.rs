@@ -1,0 +1,124 @@
+//! What grants add to limits, and what is left of them: the rules of `domain::grant` on what the store knows.
+
+use std::sync::Arc;
+
+use crate::{
+    domain::{
+        feature::FeatureKey,
+        grant::{self, Grant, Stretch},
+        ids::{GrantId, TenantId},
+        limit::{Limit, Scope},
+        quantity::Quantity,
+        time::Timestamp,
+        window::{Anchors, Window, WindowKind},
+    },
+    services::recorder::Recorder,
+    store::StoreResult,
+};
+
+/// A tenant's grants of one feature against one of its limits.
+pub(super) struct Granting<'a> {
+    pub recorder: &'a Arc<Recorder>,
+    pub tenant: TenantId,
+    pub anchors: Anchors,
+    pub feature: &'a FeatureKey,
+    /// Those of `feature` that have begun.
+    pub grants: Vec<Grant>,
+}
+
+/// Whether grants raise this limit.
+#[must_use]
+pub(super) fn raises(limit: &Limit) -> bool {
+    limit.scope == Scope::Tenant && limit.hard.is_some() && Grant::raises(limit.window)
+}
+
+impl Granting<'_> {
+    /// What the grants add to `hard` in the window of now.
+    ///
+    /// # Errors
+    /// Where grants were burned earlier, what was used then is read from the store, which may be away.
+    pub(super) async fn added_to(
+        &self,
+        hard: Quantity,
+        kind: WindowKind,
+        now: Timestamp,
+    ) -> StoreResult<Quantity> {
+        if self.grants.is_empty() {
+            return Ok(Quantity::ZERO);
+        }
+        let ended = self.ended_stretches(kind, now).await?;
+        Ok(grant::replay(
+            &self.grants,
+            hard,
+            &ended,
+            kind.window_at(now, &self.anchors),
+            now,
+        )
+        .granted)
+    }
+
+    /// What is left of each grant now.
+    ///
+    /// # Errors
+    /// As [`added_to`](Self::added_to).
+    pub(super) async fn left(
+        &self,
+        hard: Quantity,
+        kind: WindowKind,
+        now: Timestamp,
+    ) -> StoreResult<Vec<(GrantId, Quantity)>> {
+        if self.grants.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut stretches = self.ended_stretches(kind, now).await?;
+        let window = kind.window_at(now, &self.anchors);
+        let start = stretches
+            .last()
+            .map_or(Timestamp::EPOCH, |last| last.start)
+            .max(window.start());
+        if let Ok(until_now) = Window::new(window.start(), now) {
+            stretches.push(Stretch {
+                window,
+                start: start.max(self.begun()),
+                used_by_end: self.used(until_now).await?,
+            });
+        }
+        let replayed = grant::replay(&self.grants, hard, &stretches, window, now);
+        Ok(self
+            .grants
+            .iter()
+            .map(|grant| grant.grant_id)
+            .zip(replayed.remaining)
+            .collect())
+    }
+
+    fn begun(&self) -> Timestamp {
+        self.grants
+            .iter()
+            .map(|grant| grant.created_at)
+            .min()
+            .unwrap_or(Timestamp::EPOCH)
+    }
+
+    async fn ended_stretches(&self, kind: WindowKind, now: Timestamp) -> StoreResult<Vec<Stretch>> {
+        let window_at = |at| kind.window_at(at, &self.anchors);
+        let mut stretches = Vec::new();
+        let mut start = self.begun();
+        for cut in grant::cuts(&self.grants, start, now, window_at) {
+            let window = window_at(start);
+            let until_cut =
+                Window::new(window.start(), cut).expect("a cut lies behind its window's start");
+            stretches.push(Stretch {
+                window,
+                start,
+                used_by_end: self.used(until_cut).await?,
+            });
+            start = cut;
+        }
+        Ok(stretches)
+    }
+
+    async fn used(&self, window: Window) -> StoreResult<Quantity> {
+        self.recorder.used(self.tenant, self.feature, window).await
+    }
+}

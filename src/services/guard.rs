@@ -1,0 +1,530 @@
+//! The decision before the model runs, and the settling after it.
+//!
+//! [`Guard::admit`] reserves, all limits or none; [`Admitted::settle`] writes down what was really used. An
+//! [`Admitted`] that is dropped unsettled gives back what it held, whatever happened.
+
+use std::{sync::Arc, time::Instant};
+
+use crate::{
+    clock::Clock,
+    config::{Config, FailMode, Guardrails, Mode, OpenInput},
+    domain::{
+        calibration::Direction,
+        feature::FeatureKey,
+        ids::{KeyId, TenantId},
+        limit::{LimitState, Violation},
+        quantity::Quantity,
+        time::Timestamp,
+        usage::TokenUsage,
+    },
+    ledger::{Amount, Hold, LedgerAsk, LedgerError, Named, OnViolation, Reserved, Want},
+    provider::{Endpoint, models},
+    services::{
+        admitted::{Admitted, OutputGrant},
+        catalogue::{Catalogue, Policy},
+        recorder::Recorder,
+    },
+    store::StoreError,
+    telemetry::{
+        events::{self, Decision, OvershootCause},
+        metrics::Metrics,
+    },
+};
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub tenant_id: TenantId,
+    pub key_id: KeyId,
+    /// The end user; `""` if none is named.
+    pub user: Arc<str>,
+    pub request_id: Arc<str>,
+}
+
+/// How much a request may need at most.
+pub struct Ask<'a> {
+    pub caller: &'a Caller,
+    pub endpoint: Endpoint,
+    pub model: &'a str,
+    /// An upper bound of the input that costs nothing.
+    pub input_bound: Quantity,
+    /// A tighter bound, taken only where the first does not fit.
+    pub tokenized_input: &'a (dyn Fn() -> Quantity + Sync),
+    /// What names content that nobody here can see, if anything does.
+    pub open_input: Option<&'static str>,
+    pub output: Option<OutputAsk>,
+}
+
+/// How much output a request may need.
+#[derive(Clone, Copy, Debug)]
+pub struct OutputAsk {
+    /// The maximum that the client named, per answer.
+    pub named: Option<Quantity>,
+    pub answers: i64,
+}
+
+/// Why a request does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmitError {
+    /// No subscription (`plan_code` is `None`), or to a plan that is not defined.
+    #[error("tenant {tenant_id} has no subscription to a plan that is defined")]
+    NoPlan {
+        tenant_id: TenantId,
+        plan_code: Option<String>,
+    },
+    #[error("the subscription to plan '{plan_code}' is {status}")]
+    SubscriptionInactive {
+        plan_code: String,
+        status: &'static str,
+    },
+    #[error("plan '{plan_code}' does not allow model '{model}'")]
+    ModelNotAllowed {
+        plan_code: String,
+        model: String,
+        allowed: Vec<String>,
+    },
+    #[error("the prompt names {what}, whose size is not known before the model runs")]
+    OpenInput { what: &'static str },
+    #[error("no decision could be made: {0}")]
+    Unavailable(String),
+    #[error("refused by {} limit(s) of plan '{}'", .0.violations.len(), .0.plan_code)]
+    Refused(Box<Refusal>),
+}
+
+/// A request refused by its limits.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    pub tenant_id: TenantId,
+    pub plan_code: String,
+    /// The one that resets last first.
+    pub violations: Vec<Violation>,
+    /// All limits, for the headers.
+    pub states: Vec<LimitState>,
+    pub now: Timestamp,
+}
+
+/// Whether subscription and plan let the tenant ask at all; what only observe mode lets by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Good,
+    WouldBeRefused,
+}
+
+/// Decides, and settles.
+pub struct Guard {
+    config: Arc<Config>,
+    catalogue: Arc<Catalogue>,
+    pub(super) recorder: Arc<Recorder>,
+    pub(super) clock: Clock,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Guard {
+    #[must_use]
+    pub fn new(
+        config: Arc<Config>,
+        catalogue: Arc<Catalogue>,
+        recorder: Arc<Recorder>,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            catalogue,
+            recorder,
+            clock,
+            metrics,
+        })
+    }
+
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.config.guardrails == Guardrails::On
+    }
+
+    fn enforces(&self) -> bool {
+        self.config.mode == Mode::Enforce
+    }
+
+    /// Whether the request may run; if so, what it may need is held.
+    ///
+    /// # Errors
+    /// [`AdmitError`]: nothing is held, and the model must not be called.
+    pub async fn admit(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Admitted, AdmitError> {
+        let begun = Instant::now();
+        let decided = self.decide(ask).await;
+        self.metrics.decided_in(begun.elapsed());
+        decided
+    }
+
+    async fn decide(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Admitted, AdmitError> {
+        let now = self.clock.now();
+        let asked = OutputGrant::asked(ask);
+        if !self.is_on() {
+            return Ok(self.pass(ask, asked, now, ""));
+        }
+        let policy = match self.catalogue.policy(ask.caller.tenant_id).await {
+            Ok(policy) => policy,
+            Err(error) => {
+                return self.fail(
+                    ask,
+                    asked,
+                    now,
+                    "",
+                    events::FailReason::Store,
+                    &error.to_string(),
+                );
+            }
+        };
+        let Some(policy) = policy else {
+            return Err(AdmitError::NoPlan {
+                tenant_id: ask.caller.tenant_id,
+                plan_code: None,
+            });
+        };
+        let mut standing = Standing::Good;
+        if let Err(refused) =
+            check_subscription(&policy, now).and_then(|()| self.check_request(ask, &policy))
+        {
+            if self.enforces() {
+                return Err(refused);
+            }
+            events::WouldRefuse {
+                plan_code: policy.plan_code(),
+                why: &refused.to_string(),
+            }
+            .emit(&self.metrics);
+            standing = Standing::WouldBeRefused;
+        }
+        match self.reserve(ask, &policy, asked, now).await {
+            Ok(Reserved::Held(hold)) => Ok(self.admitted(ask, &policy, asked, hold, standing)),
+            Ok(Reserved::Over { violations, states }) => {
+                Err(self.refused(ask, &policy, violations, states, now))
+            }
+            Err(ReserveError::Store(error)) => self.fail(
+                ask,
+                asked,
+                now,
+                policy.plan_code(),
+                events::FailReason::Store,
+                &error.to_string(),
+            ),
+            Err(ReserveError::Ledger(error)) => self.fail(
+                ask,
+                asked,
+                now,
+                policy.plan_code(),
+                events::FailReason::Ledger,
+                &error.to_string(),
+            ),
+        }
+    }
+
+    fn check_request(&self, ask: &Ask<'_>, policy: &Policy) -> Result<(), AdmitError> {
+        if let Some(plan) = policy
+            .plan
+            .as_ref()
+            .filter(|plan| !plan.allowed_models.allow(ask.model))
+        {
+            return Err(AdmitError::ModelNotAllowed {
+                plan_code: plan.code.to_string(),
+                model: ask.model.to_owned(),
+                allowed: plan.allowed_models.0.clone(),
+            });
+        }
+        match ask.open_input {
+            Some(what) if self.config.open_input == OpenInput::Refuse => {
+                Err(AdmitError::OpenInput { what })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reserves by the bound that costs nothing; only where that does not fit is the prompt tokenized.
+    async fn reserve(
+        &self,
+        ask: &Ask<'_>,
+        policy: &Policy,
+        asked: Option<OutputGrant>,
+        now: Timestamp,
+    ) -> Result<Reserved, ReserveError> {
+        let active = self.catalogue.limits(policy, now).await?;
+        let on_violation = if self.enforces() {
+            OnViolation::Refuse
+        } else {
+            OnViolation::Note
+        };
+        let mut wants = self.wants(ask, asked);
+        loop {
+            let reserved = self
+                .recorder
+                .ledger()
+                .reserve(&LedgerAsk {
+                    tenant: ask.caller.tenant_id,
+                    key: Some(ask.caller.key_id),
+                    user: &ask.caller.user,
+                    limits: &active.limits,
+                    wants: &wants,
+                    soft: self.config.soft_limit_mode,
+                    on_violation,
+                    request_id: &ask.caller.request_id,
+                    now,
+                })
+                .await?;
+            let violations = match &reserved {
+                Reserved::Held(hold) => hold.violations(),
+                Reserved::Over { violations, .. } => violations,
+            };
+            let by_input = violations
+                .iter()
+                .any(|violation| violation.limit.feature == FeatureKey::InputTokens);
+            let input = wants
+                .iter_mut()
+                .find(|want| want.feature == FeatureKey::InputTokens);
+            let Some(Want { amount, .. }) = input.filter(|_| by_input) else {
+                return Ok(reserved);
+            };
+            let tokenized = (ask.tokenized_input)();
+            let tighter = match amount {
+                Amount::UpTo { want, .. } => Amount::UpTo {
+                    want: *want,
+                    floor: tokenized,
+                },
+                Amount::Exact(_) | Amount::Output { .. } => Amount::Exact(tokenized),
+            };
+            if *amount == tighter {
+                return Ok(reserved);
+            }
+            *amount = tighter;
+        }
+    }
+
+    fn wants(&self, ask: &Ask<'_>, asked: Option<OutputGrant>) -> Vec<Want> {
+        let input = match ask.open_input {
+            // At least what can be seen of it must fit; for the rest, what is left will do.
+            Some(_) => Amount::UpTo {
+                want: models::bounds(ask.model)
+                    .context_tokens
+                    .max(ask.input_bound),
+                floor: ask.input_bound,
+            },
+            None => Amount::Exact(ask.input_bound),
+        };
+        let mut wants = vec![
+            Want {
+                feature: FeatureKey::Messages,
+                amount: Amount::Exact(Quantity::ONE),
+            },
+            Want {
+                feature: FeatureKey::InputTokens,
+                amount: input,
+            },
+        ];
+        if let (Some(output), Some(asked)) = (ask.output, asked) {
+            wants.push(Want {
+                feature: FeatureKey::OutputTokens,
+                amount: Amount::Output {
+                    per_answer: asked.asked,
+                    answers: output.answers,
+                    named: asked.named,
+                    floor: self.config.min_output.max(smallest_output(ask.endpoint)),
+                    reservation: self.config.output_reservation,
+                },
+            });
+        }
+        wants
+    }
+
+    fn admitted(
+        self: &Arc<Self>,
+        ask: &Ask<'_>,
+        policy: &Policy,
+        asked: Option<OutputGrant>,
+        hold: Hold,
+        standing: Standing,
+    ) -> Admitted {
+        let granted = hold.granted(&FeatureKey::OutputTokens);
+        let output = asked.zip(ask.output).map(|(asked, output)| OutputGrant {
+            granted: Quantity::new(granted.get() / output.answers.max(1)),
+            ..asked
+        });
+        let decision = match standing {
+            Standing::Good => Decision::of(hold.states(), hold.violations()),
+            Standing::WouldBeRefused => Decision::HardLimit,
+        };
+        let plan_code: Arc<str> = policy.plan_code().into();
+        events::Decided {
+            decision,
+            tenant_id: ask.caller.tenant_id,
+            plan_code: &plan_code,
+            request_id: &ask.caller.request_id,
+            states: hold.states(),
+            violations: hold.violations(),
+        }
+        .emit(&self.metrics);
+        Admitted {
+            guard: Arc::clone(self),
+            caller: ask.caller.clone(),
+            plan_code,
+            decision,
+            states: hold.states().to_vec(),
+            output,
+            admitted_at: hold.admitted_at(),
+            overshoot_cause: overshoot_cause(ask),
+            hold: Some(hold),
+        }
+    }
+
+    fn refused(
+        &self,
+        ask: &Ask<'_>,
+        policy: &Policy,
+        violations: Vec<Violation>,
+        states: Vec<LimitState>,
+        now: Timestamp,
+    ) -> AdmitError {
+        events::Decided {
+            decision: Decision::HardLimit,
+            tenant_id: ask.caller.tenant_id,
+            plan_code: policy.plan_code(),
+            request_id: &ask.caller.request_id,
+            states: &states,
+            violations: &violations,
+        }
+        .emit(&self.metrics);
+        AdmitError::Refused(Box::new(Refusal {
+            tenant_id: ask.caller.tenant_id,
+            plan_code: policy.plan_code().to_owned(),
+            violations,
+            states,
+            now,
+        }))
+    }
+
+    /// No decision could be made: what now is the fail mode's to say. Usage is recorded all the same.
+    fn fail(
+        self: &Arc<Self>,
+        ask: &Ask<'_>,
+        asked: Option<OutputGrant>,
+        now: Timestamp,
+        plan_code: &str,
+        reason: events::FailReason,
+        why: &str,
+    ) -> Result<Admitted, AdmitError> {
+        if self.config.fail_mode == FailMode::Closed && self.enforces() {
+            return Err(AdmitError::Unavailable(why.to_owned()));
+        }
+        events::FailOpen {
+            reason,
+            request_id: &ask.caller.request_id,
+            detail: why,
+        }
+        .emit(&self.metrics);
+        Ok(self.pass(ask, asked, now, plan_code))
+    }
+
+    /// A provider's count, as the settings say it is to be read.
+    pub(super) fn calibrated(&self, model: &str, reported: TokenUsage) -> TokenUsage {
+        let factors = &self.config.calibration;
+        TokenUsage {
+            input_tokens: factors.apply(model, Direction::Input, reported.input_tokens),
+            output_tokens: factors.apply(model, Direction::Output, reported.output_tokens),
+            ..reported
+        }
+    }
+
+    fn pass(
+        self: &Arc<Self>,
+        ask: &Ask<'_>,
+        output: Option<OutputGrant>,
+        now: Timestamp,
+        plan_code: &str,
+    ) -> Admitted {
+        Admitted {
+            guard: Arc::clone(self),
+            caller: ask.caller.clone(),
+            hold: None,
+            plan_code: plan_code.into(),
+            decision: Decision::Allow,
+            states: Vec::new(),
+            output,
+            admitted_at: now,
+            overshoot_cause: overshoot_cause(ask),
+        }
+    }
+}
+
+impl OutputGrant {
+    fn asked(ask: &Ask<'_>) -> Option<Self> {
+        let output = ask.output?;
+        let largest = models::bounds(ask.model).max_output_tokens;
+        let asked = output.named.unwrap_or(largest);
+        let named = if output.named.is_some() {
+            Named::ByClient
+        } else {
+            Named::ByDefault
+        };
+        Some(Self {
+            asked,
+            granted: asked,
+            named,
+        })
+    }
+}
+
+enum ReserveError {
+    Store(StoreError),
+    Ledger(LedgerError),
+}
+
+impl From<StoreError> for ReserveError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<LedgerError> for ReserveError {
+    fn from(error: LedgerError) -> Self {
+        Self::Ledger(error)
+    }
+}
+
+fn overshoot_cause(ask: &Ask<'_>) -> OvershootCause {
+    if ask.open_input.is_some() {
+        OvershootCause::OpenInput
+    } else {
+        OvershootCause::Provider
+    }
+}
+
+/// What an endpoint accepts at least: the Responses API refuses a maximum below 16.
+fn smallest_output(endpoint: Endpoint) -> Quantity {
+    match endpoint {
+        Endpoint::Responses => Quantity::new(16),
+        Endpoint::ChatCompletions | Endpoint::Embeddings | Endpoint::Models => Quantity::ONE,
+    }
+}
+
+fn check_subscription(policy: &Policy, now: Timestamp) -> Result<(), AdmitError> {
+    let tenant_id = policy.tenant.tenant_id;
+    let Some(subscription) = policy.subscription() else {
+        return Err(AdmitError::NoPlan {
+            tenant_id,
+            plan_code: None,
+        });
+    };
+    let plan_code = subscription.plan_code.to_string();
+    if policy.plan.is_none() {
+        return Err(AdmitError::NoPlan {
+            tenant_id,
+            plan_code: Some(plan_code),
+        });
+    }
+    if !subscription.runs_at(now) {
+        return Err(AdmitError::SubscriptionInactive {
+            plan_code,
+            status: subscription.status.as_str(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! What every surface calls: the rules, asked for in domain words.
+//!
+//! Nothing here knows of HTTP, of a terminal or of SQL.
+
+pub mod admitted;
+pub mod catalogue;
+pub mod chat;
+pub mod error;
+mod grants;
+pub mod guard;
+pub mod keys;
+pub mod meter;
+pub mod objects;
+pub mod plans;
+pub mod presets;
+pub mod recorder;
+pub mod reporting;
+pub mod reports;
+pub mod run;
+pub mod secrets;
+pub mod tenants;
+pub mod usage_view;
+
+use async_trait::async_trait;
+
+pub use error::AdminError;
+
+use crate::{
+    domain::{
+        feature::FeatureKey, ids::GrantId, quantity::Quantity, tenant::TenantRef, time::Timestamp,
+        window::Window,
+    },
+    store::usage::Dimension,
+};
+
+/// Totals of one tenant over any window.
+#[derive(Clone, Debug)]
+pub struct TotalsAsk {
+    pub tenant: TenantRef,
+    /// None: every feature that the tenant's plan has or that it ever used.
+    pub features: Vec<FeatureKey>,
+    pub window: Window,
+    pub by: Option<Dimension>,
+}
+
+/// Usage that is reported by hand.
+#[derive(Clone, Debug)]
+pub struct ManualRecord {
+    pub tenant: TenantRef,
+    pub feature: FeatureKey,
+    pub quantity: Quantity,
+    /// The same key again records nothing.
+    pub idempotency_key: String,
+    /// When it was used; `None`: now.
+    pub at: Option<Timestamp>,
+}
+
+/// Usage, as the commands need it; answers are the JSON bodies of interface.md §2 and §3.
+#[async_trait]
+pub trait UsageOperations: Send + Sync {
+    /// The body of `GET /api/v1/usage` for one tenant; `{"items":[…]}` of all without one.
+    async fn usage(
+        &self,
+        tenant: Option<&TenantRef>,
+        now: Timestamp,
+    ) -> Result<serde_json::Value, AdminError>;
+    /// The body of `GET /api/v1/usage/totals`.
+    async fn totals(
+        &self,
+        ask: &TotalsAsk,
+        now: Timestamp,
+    ) -> Result<serde_json::Value, AdminError>;
+    /// `{"event_id","duplicate"}`.
+    async fn record(
+        &self,
+        record: &ManualRecord,
+        now: Timestamp,
+    ) -> Result<serde_json::Value, AdminError>;
+    /// What is left of each of the tenant's grants that are not over.
+    async fn grants_left(
+        &self,
+        tenant: &TenantRef,
+        now: Timestamp,
+    ) -> Result<Vec<(GrantId, Quantity)>, AdminError>;
+}

@@ -1,0 +1,222 @@
+//! The objects of interface.md §4 (plan, feature, tenant, key, grant), as the command line and the JSON API show them.
+//!
+//! When something was made or ended is shown in whole seconds.
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+
+use crate::domain::{
+    feature::FeatureKey,
+    grant::Grant,
+    ids::{GrantId, KeyId, TenantId},
+    limit::{Limit, Override, Scope},
+    names::{DisplayName, PlanCode, Slug},
+    plan::{AllowedModels, Plan, PlanFeature},
+    quantity::Quantity,
+    subscription::SubscriptionStatus,
+    tenant::{ApiKey, Tenant},
+    time::Timestamp,
+    window::WindowKind,
+};
+
+/// A plan.
+#[derive(Debug, Serialize)]
+pub struct PlanObject {
+    pub plan_code: PlanCode,
+    pub name: DisplayName,
+    pub allowed_models: AllowedModels,
+    pub features: Vec<FeatureObject>,
+    pub version: i64,
+}
+
+impl From<Plan> for PlanObject {
+    fn from(plan: Plan) -> Self {
+        Self {
+            plan_code: plan.code,
+            name: plan.name,
+            allowed_models: plan.allowed_models,
+            features: plan.features.into_iter().map(FeatureObject::from).collect(),
+            version: plan.version,
+        }
+    }
+}
+
+/// A plan's feature; the flat fields are the first of `limits`.
+#[derive(Debug, Serialize)]
+pub struct FeatureObject {
+    pub feature_key: FeatureKey,
+    pub display_name: DisplayName,
+    pub unit: String,
+    pub is_metered: bool,
+    pub scope: Scope,
+    pub window: WindowKind,
+    pub soft_limit: Option<Quantity>,
+    pub hard_limit: Option<Quantity>,
+    pub limits: Vec<Limit>,
+    pub alert_thresholds: Option<Vec<u16>>,
+    pub stripe_meter: Option<String>,
+}
+
+impl From<PlanFeature> for FeatureObject {
+    fn from(feature: PlanFeature) -> Self {
+        let first = feature.limits.first();
+        Self {
+            feature_key: feature.key,
+            display_name: feature.display_name,
+            unit: feature.unit,
+            is_metered: feature.is_metered,
+            scope: first.map_or(Scope::Tenant, |limit| limit.scope),
+            window: first.map_or(WindowKind::Period, |limit| limit.window),
+            soft_limit: first.and_then(|limit| limit.soft),
+            hard_limit: first.and_then(|limit| limit.hard),
+            limits: feature.limits,
+            alert_thresholds: feature.alert_thresholds,
+            stripe_meter: feature.stripe_meter,
+        }
+    }
+}
+
+/// A tenant.
+#[derive(Debug, Serialize)]
+pub struct TenantObject {
+    pub tenant_id: TenantId,
+    pub slug: Slug,
+    pub name: DisplayName,
+    pub plan_code: Option<PlanCode>,
+    pub subscription: Option<SubscriptionObject>,
+    pub overrides: Vec<OverrideObject>,
+    pub created_at: Timestamp,
+}
+
+/// A tenant's subscription, with its period as it stands now.
+#[derive(Debug, Serialize)]
+pub struct SubscriptionObject {
+    pub plan_code: PlanCode,
+    pub status: SubscriptionStatus,
+    pub current_period_start: Timestamp,
+    pub current_period_end: Timestamp,
+    pub processor_customer_id: Option<String>,
+}
+
+/// A tenant's own limits of one feature.
+#[derive(Debug, Serialize)]
+pub struct OverrideObject {
+    pub feature_key: FeatureKey,
+    pub limits: Vec<Limit>,
+    pub until: Option<Timestamp>,
+}
+
+impl From<Override> for OverrideObject {
+    fn from(own: Override) -> Self {
+        Self {
+            feature_key: own.feature,
+            limits: own.limits,
+            until: own.until,
+        }
+    }
+}
+
+impl TenantObject {
+    /// The tenant as it stands at `now`: overrides that have ended are left out.
+    #[must_use]
+    pub fn at(tenant: Tenant, now: Timestamp) -> Self {
+        let holds = |own: &Override| own.until.is_none_or(|until| now < until);
+        let overrides = tenant.overrides.into_iter().filter(holds);
+        let subscription = tenant.subscription.map(|subscription| {
+            let period = subscription.period.window_at(now);
+            SubscriptionObject {
+                plan_code: subscription.plan_code,
+                status: subscription.status,
+                current_period_start: period.start(),
+                current_period_end: period.end(),
+                processor_customer_id: subscription.processor_customer_id,
+            }
+        });
+        Self {
+            tenant_id: tenant.tenant_id,
+            slug: tenant.slug,
+            name: tenant.name,
+            plan_code: subscription.as_ref().map(|it| it.plan_code.clone()),
+            subscription,
+            overrides: overrides.map(OverrideObject::from).collect(),
+            created_at: tenant.created_at.to_whole_second(),
+        }
+    }
+}
+
+/// A tenant's key; `key` is its secret, there only in the answer that makes it.
+#[derive(Debug, Serialize)]
+pub struct KeyObject {
+    pub key_id: KeyId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    pub name: DisplayName,
+    pub tenant_id: TenantId,
+    pub tenant_slug: Slug,
+    pub user: Option<String>,
+    pub created_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
+}
+
+impl KeyObject {
+    #[must_use]
+    pub fn of(key: ApiKey, tenant_slug: Slug) -> Self {
+        Self {
+            key_id: key.key_id,
+            key: None,
+            name: key.name,
+            tenant_id: key.tenant_id,
+            tenant_slug,
+            user: key.user,
+            created_at: key.created_at.to_whole_second(),
+            expires_at: key.expires_at,
+            revoked_at: key.revoked_at.map(Timestamp::to_whole_second),
+        }
+    }
+
+    #[must_use]
+    pub fn with_secret(mut self, secret: &SecretString) -> Self {
+        self.key = Some(secret.expose_secret().to_owned());
+        self
+    }
+}
+
+/// A grant; `remaining` is null where it is not known.
+#[derive(Debug, Serialize)]
+pub struct GrantObject {
+    pub grant_id: GrantId,
+    pub tenant_id: TenantId,
+    pub tenant_slug: Slug,
+    pub feature_key: FeatureKey,
+    pub quantity: Quantity,
+    pub remaining: Option<Quantity>,
+    pub reason: String,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub revoked_at: Option<Timestamp>,
+}
+
+impl GrantObject {
+    /// The grant as it stands at `now`; `left` counts only while it is not over.
+    #[must_use]
+    pub fn at(grant: Grant, tenant_slug: Slug, left: Option<Quantity>, now: Timestamp) -> Self {
+        let remaining = if grant.is_active_at(now) {
+            left
+        } else {
+            Some(Quantity::ZERO)
+        };
+        Self {
+            grant_id: grant.grant_id,
+            tenant_id: grant.tenant_id,
+            tenant_slug,
+            feature_key: grant.feature,
+            quantity: grant.quantity,
+            remaining,
+            reason: grant.reason,
+            created_at: grant.created_at.to_whole_second(),
+            expires_at: grant.expires_at,
+            revoked_at: grant.revoked_at.map(Timestamp::to_whole_second),
+        }
+    }
+}

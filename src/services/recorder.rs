@@ -1,0 +1,259 @@
+//! Usage on its way: into the journal before the answer leaves, from there to the store.
+//!
+//! One direction, three places: journal (durable, this node), ledger (live totals), store (system of record). An
+//! event is written down first and counted second; the drain moves it to the store in batches and only then lets the
+//! journal forget it, together with the snapshot of the live totals as they were at that event.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Instant,
+};
+
+use async_trait::async_trait;
+use tokio::sync::Mutex;
+
+use crate::{
+    domain::{
+        feature::FeatureKey, ids::TenantId, quantity::Quantity, time::Timestamp, usage::UsageEvent,
+        window::Window,
+    },
+    journal::{Journal, JournalError, Snapshot},
+    ledger::{BaseTotals, Drained, Hold, Ledger, LedgerError, LocalLedger, Settled},
+    store::{
+        SharedStore, StoreError, StoreResult,
+        usage::{CounterOf, JournalPosition, Seq},
+    },
+    telemetry::{events, metrics::Metrics},
+};
+
+/// How many events one drain moves at most: large enough for SQLite to write 100,000 a second.
+pub(crate) const BATCH: usize = 20_000;
+/// How many tenants have their counters in memory at most.
+const LEDGER_TENANTS: usize = 100_000;
+
+/// Whether live totals are kept across a restart (`USAGE_GUARDRAIL_CACHE_BACKEND`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepTotals {
+    /// In the journal's file, at each drain.
+    InJournal,
+    /// Not at all: they are summed from the store when first needed.
+    Rebuild,
+}
+
+/// What a step of the drain did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Idle,
+    /// There may be more.
+    Moved(usize),
+}
+
+/// Why the drain could not go on; the events stay in the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum DrainError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// Writes usage down and moves it on.
+pub struct Recorder {
+    journal: Journal,
+    ledger: Ledger,
+    store: SharedStore,
+    metrics: Arc<Metrics>,
+    keep: KeepTotals,
+    drain: Mutex<Drain>,
+}
+
+/// The drain's own memory, under the lock that lets one drain run at a time.
+#[derive(Default)]
+struct Drain {
+    /// Recorded in the store, but the journal could not be told yet: it must be before anything else is read.
+    unmarked: Option<(Seq, Snapshot)>,
+}
+
+impl Recorder {
+    /// Opens on what the last run left: the snapshot and the events not yet drained are the totals.
+    ///
+    /// # Errors
+    /// [`JournalError`] if the journal can't be read.
+    pub async fn open(
+        journal: Journal,
+        store: SharedStore,
+        metrics: Arc<Metrics>,
+        keep: KeepTotals,
+        now: Timestamp,
+    ) -> Result<Arc<Self>, JournalError> {
+        let recorder = Arc::new_cyclic(|recorder: &Weak<Self>| Self {
+            ledger: Ledger::Local(LocalLedger::new(
+                Arc::new(StoredTotals(Weak::clone(recorder))),
+                LEDGER_TENANTS,
+            )),
+            journal,
+            store,
+            metrics,
+            keep,
+            drain: Mutex::default(),
+        });
+        if keep == KeepTotals::InJournal {
+            recorder.restore(now).await?;
+        }
+        Ok(recorder)
+    }
+
+    async fn restore(&self, now: Timestamp) -> Result<(), JournalError> {
+        let snapshot = self.journal.load_snapshot().await?;
+        if snapshot.is_empty() {
+            return Ok(());
+        }
+        let pending = usize::try_from(self.journal.pending()).unwrap_or(usize::MAX);
+        let undrained = self.journal.read_undrained(pending).await?;
+        self.ledger
+            .restore(snapshot, &undrained, self.journal.drained(), now);
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Writes a request's usage down, then turns its hold into settled use.
+    ///
+    /// # Errors
+    /// [`JournalError`]: nothing was written, nothing is charged, and the hold is released.
+    pub async fn settle(
+        &self,
+        hold: Option<Hold>,
+        event: UsageEvent,
+    ) -> Result<Settled, JournalError> {
+        let begun = Instant::now();
+        let seq = self.journal.append(event.clone()).await?;
+        self.metrics.committed_in(begun.elapsed());
+        let settled = match hold {
+            Some(hold) => hold.settle(seq, &event.quantities),
+            None => self.ledger.record(seq, &event),
+        };
+        Ok(settled)
+    }
+
+    /// Moves one batch from the journal to the store.
+    ///
+    /// # Errors
+    /// [`DrainError`]: everything stays where it is; calling again is safe.
+    pub async fn step(&self) -> Result<Progress, DrainError> {
+        let mut drain = self.drain.lock().await;
+        self.mark(&mut drain).await?;
+        if self.journal.pending() == 0 {
+            return Ok(Progress::Idle);
+        }
+        let batch = self.journal.read_undrained(BATCH).await?;
+        let Some((upto, _)) = batch.last() else {
+            return Ok(Progress::Idle);
+        };
+        let upto = *upto;
+        let position = JournalPosition {
+            journal: self.journal.id(),
+            seq: upto,
+        };
+        let events: Vec<UsageEvent> = batch.iter().map(|(_, event)| event.clone()).collect();
+        let recorded = self.store.record(&events, position).await?;
+        events::Drained { recorded }.emit(&self.metrics);
+        let snapshot = match self.keep {
+            KeepTotals::InJournal => {
+                let Drained { changed, removed } = self.ledger.drained(&batch);
+                Snapshot { changed, removed }
+            }
+            KeepTotals::Rebuild => Snapshot::default(),
+        };
+        drain.unmarked = Some((upto, snapshot));
+        self.mark(&mut drain).await?;
+        Ok(Progress::Moved(batch.len()))
+    }
+
+    async fn mark(&self, drain: &mut Drain) -> Result<(), JournalError> {
+        if let Some((upto, snapshot)) = &drain.unmarked {
+            self.journal.mark_drained(*upto, snapshot.clone()).await?;
+            drain.unmarked = None;
+        }
+        Ok(())
+    }
+
+    /// Moves everything that was written down before the call, so that the store can be asked about it.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub async fn flush(&self) -> Result<(), DrainError> {
+        let target = self.journal.last_seq();
+        while self.journal.drained() < target {
+            if self.step().await? == Progress::Idle {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a tenant used of one feature in a window, what is still in the journal included.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if store or journal can't be read.
+    pub async fn used(
+        &self,
+        tenant: TenantId,
+        feature: &FeatureKey,
+        window: Window,
+    ) -> StoreResult<Quantity> {
+        self.flush_tenant(tenant).await?;
+        let totals = self
+            .store
+            .totals(tenant, std::slice::from_ref(feature), window, None)
+            .await?;
+        Ok(totals.totals.iter().map(|total| total.quantity).sum())
+    }
+
+    /// As [`flush`](Self::flush), if the tenant has anything in the journal.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if store or journal can't be read.
+    pub async fn flush_tenant(&self, tenant: TenantId) -> StoreResult<()> {
+        if self.journal.last_seq_of(tenant) > Seq(0) {
+            self.flush().await.map_err(|error| match error {
+                DrainError::Store(error) => error,
+                DrainError::Journal(error) => StoreError::Unavailable(error.to_string()),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Where the ledger takes a counter from that it does not have: the store, once the tenant's events have arrived there.
+struct StoredTotals(Weak<Recorder>);
+
+#[async_trait]
+impl BaseTotals for StoredTotals {
+    async fn load(
+        &self,
+        tenant: TenantId,
+        counters: &[CounterOf],
+    ) -> Result<(Vec<Quantity>, Seq), LedgerError> {
+        let recorder = self
+            .0
+            .upgrade()
+            .ok_or_else(|| LedgerError::Unavailable("shutting down".to_owned()))?;
+        let unavailable = |error: StoreError| LedgerError::Unavailable(error.to_string());
+        recorder.flush_tenant(tenant).await.map_err(unavailable)?;
+        let journal = recorder.journal.id();
+        recorder
+            .store
+            .counters(tenant, counters, journal)
+            .await
+            .map_err(unavailable)
+    }
+}

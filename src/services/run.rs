@@ -1,0 +1,186 @@
+//! A run: an admitted request while the model answers it, and the rules for what it is charged in the end.
+//!
+//! A run that is dropped without [`Run::finish`] is free and gives back what it held.
+
+use std::sync::Arc;
+
+use crate::{
+    config::{ChargeOnAbort, Config, Guardrails, Mode, StreamCutoff},
+    domain::{quantity::Quantity, usage::TokenUsage},
+    journal::JournalError,
+    services::{
+        admitted::{Admitted, Settlement, Used},
+        meter::OutputMeter,
+    },
+};
+
+/// How a run came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The model said all it wanted.
+    Completed,
+    /// It passed the maximum that it was given, and was stopped.
+    CutOff,
+    /// Its client hung up.
+    ClientGone,
+    /// The upstream broke off.
+    Broken,
+}
+
+/// What became of a run.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    Charged(Settlement),
+    /// It produced nothing, or the abort policy forgives it.
+    Free,
+}
+
+/// The rules that settings give to every run.
+#[derive(Clone, Copy, Debug)]
+pub struct RunRules {
+    pub charge_on_abort: ChargeOnAbort,
+    pub stream_cutoff: StreamCutoff,
+}
+
+impl RunRules {
+    /// Observe mode, and guardrails that are off, cut off nothing.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let enforces = config.guardrails == Guardrails::On && config.mode == Mode::Enforce;
+        Self {
+            charge_on_abort: config.charge_on_abort,
+            stream_cutoff: if enforces {
+                config.stream_cutoff
+            } else {
+                StreamCutoff::Off
+            },
+        }
+    }
+}
+
+/// Whether a stream may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    Continue,
+    /// The frame just seen passes the maximum: it must not be released.
+    CutOff,
+}
+
+/// Counts the input where the provider does not say.
+pub type EstimateInput = Arc<dyn Fn() -> Quantity + Send + Sync>;
+
+pub struct Run {
+    admitted: Admitted,
+    model: String,
+    rules: RunRules,
+    estimate_input: EstimateInput,
+    meter: OutputMeter,
+    reported: Option<TokenUsage>,
+}
+
+impl Run {
+    #[must_use]
+    pub fn new(
+        admitted: Admitted,
+        model: &str,
+        rules: RunRules,
+        estimate_input: EstimateInput,
+    ) -> Self {
+        Self {
+            admitted,
+            model: model.to_owned(),
+            rules,
+            estimate_input,
+            meter: OutputMeter::new(model),
+            reported: None,
+        }
+    }
+
+    #[must_use]
+    pub fn admitted(&self) -> &Admitted {
+        &self.admitted
+    }
+
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// What it would be charged if it ended now.
+    #[must_use]
+    pub fn usage_so_far(&self) -> TokenUsage {
+        self.reported.unwrap_or_else(|| self.estimate())
+    }
+
+    /// How many answers have begun.
+    #[must_use]
+    pub fn answers_begun(&self) -> usize {
+        self.meter.answers_begun()
+    }
+
+    /// The provider's own count; the last one seen wins.
+    pub fn saw_usage(&mut self, usage: TokenUsage) {
+        self.reported = Some(usage);
+    }
+
+    /// Text that the model produced.
+    pub fn saw_text(&mut self, answer: usize, text: &str) {
+        self.meter.add(answer, text);
+    }
+
+    /// Whether what was seen so far keeps to the maximum that the upstream was given.
+    pub fn flow(&mut self) -> Flow {
+        let maximum = self.admitted.output.and_then(|output| output.sent());
+        match maximum {
+            Some(maximum)
+                if self.rules.stream_cutoff == StreamCutoff::On && self.meter.passes(maximum) =>
+            {
+                Flow::CutOff
+            }
+            _ => Flow::Continue,
+        }
+    }
+
+    /// Settles the run by how it ended.
+    ///
+    /// # Errors
+    /// [`JournalError`]: nothing was written down; the answer, or the stream's end, must not be released.
+    pub async fn finish(self, end: End) -> Result<Outcome, JournalError> {
+        let Some((tokens, estimated)) = self.charge(end) else {
+            return Ok(Outcome::Free);
+        };
+        let used = Used {
+            model: self.model,
+            tokens,
+            estimated,
+        };
+        self.admitted.settle(used).await.map(Outcome::Charged)
+    }
+
+    /// What the run is charged, and whether that is an estimate; `None`: nothing.
+    fn charge(&self, end: End) -> Option<(TokenUsage, bool)> {
+        let has_produced = self.meter.has_produced()
+            || self
+                .reported
+                .is_some_and(|usage| usage.output_tokens > Quantity::ZERO);
+        match (end, self.rules.charge_on_abort) {
+            (End::Completed | End::CutOff, _) => {}
+            (End::Broken, _) => has_produced.then_some(())?,
+            (End::ClientGone, ChargeOnAbort::Produced) => has_produced.then_some(())?,
+            (End::ClientGone, ChargeOnAbort::Input) => {}
+            (End::ClientGone, ChargeOnAbort::Nothing) => return None,
+        }
+        match self.reported {
+            Some(usage) => Some((usage, false)),
+            None => Some((self.estimate(), true)),
+        }
+    }
+
+    fn estimate(&self) -> TokenUsage {
+        TokenUsage {
+            input_tokens: (self.estimate_input)(),
+            output_tokens: self.meter.tokens(),
+            ..TokenUsage::default()
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Secrets of tenants' keys and of administrators: made here, kept only as hashes.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use secrecy::SecretString;
+use sha2::{Digest as _, Sha256};
+
+use crate::store::keys::SecretHash;
+
+/// Whose secret it is: the two can't stand for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecretKind {
+    TenantKey,
+    AdminToken,
+}
+
+impl SecretKind {
+    #[must_use]
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::TenantKey => "tg_",
+            Self::AdminToken => "tga_",
+        }
+    }
+}
+
+/// A new secret: the kind's prefix and 256 random bits as 43 letters of base64url.
+#[must_use]
+pub fn generate(kind: SecretKind) -> SecretString {
+    let random: [u8; 32] = rand::random();
+    format!("{}{}", kind.prefix(), URL_SAFE_NO_PAD.encode(random)).into()
+}
+
+/// What a store keeps of a secret.
+#[must_use]
+pub fn hash(secret: &str) -> SecretHash {
+    SecretHash(Sha256::digest(secret.as_bytes()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_is_a_prefix_and_43_letters_and_never_the_same() {
+        for kind in [SecretKind::TenantKey, SecretKind::AdminToken] {
+            let secret = generate(kind);
+            let random = secret.expose_secret().strip_prefix(kind.prefix()).unwrap();
+            assert_eq!(random.len(), 43);
+            assert!(
+                random
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            );
+            assert_ne!(secret.expose_secret(), generate(kind).expose_secret());
+        }
+    }
+
+    #[test]
+    fn the_hash_is_sha_256_of_the_whole_secret() {
+        // FIPS 180-2, appendix B.1.
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let hex: String = hash("abc")
+            .0
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(hex, expected);
+    }
+}

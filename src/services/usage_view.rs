@@ -1,0 +1,442 @@
+//! Usage as clients see it, one shape for HTTP and command line (interface.md §3): the items of `guardrail`, the bodies
+//! of `/api/v1/usage` and its totals, and a request's own usage.
+
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer, ser::Error as _};
+use serde_json::value::RawValue;
+
+use crate::{
+    domain::{
+        feature::FeatureKey,
+        ids::TenantId,
+        limit::{LimitState, Scope, percent_hundredths},
+        quantity::Quantity,
+        time::Timestamp,
+        usage::TokenUsage,
+        window::WindowKind,
+    },
+    services::{
+        catalogue::Policy,
+        reports::{CurrentUsage, unit_of},
+    },
+    store::usage::{Dimension, Totals},
+    telemetry::events::Decision,
+};
+
+/// From which percentage of its limit on a feature is `approaching` (interface.md §8).
+pub const DEFAULT_WARN_PERCENT: u16 = 80;
+
+/// What one request used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct UsageView {
+    pub input_tokens: Quantity,
+    pub output_tokens: Quantity,
+    pub total_tokens: Quantity,
+    pub cached_input_tokens: Quantity,
+    pub cache_write_input_tokens: Quantity,
+    pub reasoning_output_tokens: Quantity,
+    pub requests: Quantity,
+    pub cost_usd_micros: Quantity,
+    pub estimated: bool,
+}
+
+/// Where token counts came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    ByProvider,
+    /// By the tokenizer, since the provider reported nothing usable.
+    Estimated,
+}
+
+impl UsageView {
+    #[must_use]
+    pub fn of(tokens: &TokenUsage, cost: Quantity, counted: Counted) -> Self {
+        Self {
+            input_tokens: tokens.input_tokens,
+            output_tokens: tokens.output_tokens,
+            total_tokens: tokens.input_tokens.plus(tokens.output_tokens),
+            cached_input_tokens: tokens.cached_input_tokens,
+            cache_write_input_tokens: tokens.cache_write_input_tokens,
+            reasoning_output_tokens: tokens.reasoning_output_tokens,
+            requests: Quantity::ONE,
+            cost_usd_micros: cost,
+            estimated: counted == Counted::Estimated,
+        }
+    }
+}
+
+/// The guardrail's part of an answer: the state after settling.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GuardrailView {
+    pub decision: Decision,
+    pub plan_code: Arc<str>,
+    pub warnings: Vec<Warning>,
+    pub features: Vec<FeatureItem>,
+}
+
+/// What an answer warns of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum Warning {
+    SoftLimitExceeded {
+        feature_key: FeatureKey,
+    },
+    /// The output maximum was lowered.
+    OutputCapped {
+        feature_key: FeatureKey,
+        from: Quantity,
+        to: Quantity,
+    },
+    /// The model has no price: its cost counts as 0.
+    UnpricedModel {
+        feature_key: FeatureKey,
+        model: String,
+    },
+}
+
+impl Warning {
+    /// One per feature whose soft limit is passed.
+    #[must_use]
+    pub fn soft_limits(states: &[LimitState]) -> Vec<Self> {
+        let mut warned: Vec<&FeatureKey> = states
+            .iter()
+            .filter(|state| state.is_warned())
+            .map(|state| &state.limit.feature)
+            .collect();
+        warned.sort();
+        warned.dedup();
+        warned
+            .into_iter()
+            .map(|feature| Self::SoftLimitExceeded {
+                feature_key: feature.clone(),
+            })
+            .collect()
+    }
+}
+
+/// One limit and what is used of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FeatureItem {
+    pub feature_key: FeatureKey,
+    pub scope: Scope,
+    pub window: WindowKind,
+    pub unit: Arc<str>,
+    /// Settled use only.
+    pub used: Quantity,
+    pub soft_limit: Option<Quantity>,
+    /// Grants included.
+    pub hard_limit: Option<Quantity>,
+    /// `max(0, hard − used − reserved)`; null if unlimited.
+    pub remaining: Option<Quantity>,
+    pub window_start: Timestamp,
+    /// Null for a window that never ends.
+    pub window_end: Option<Timestamp>,
+}
+
+impl From<&LimitState> for FeatureItem {
+    fn from(state: &LimitState) -> Self {
+        let limit = &state.limit;
+        Self {
+            feature_key: limit.feature.clone(),
+            scope: limit.scope,
+            window: limit.kind,
+            unit: Arc::clone(&limit.unit),
+            used: state.settled,
+            soft_limit: limit.soft,
+            hard_limit: limit.hard,
+            remaining: state.remaining(),
+            window_start: limit.window.start(),
+            window_end: limit.window.resets_at(),
+        }
+    }
+}
+
+/// One limit in the body of `GET /api/v1/usage`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UsageItem {
+    #[serde(flatten)]
+    pub feature: FeatureItem,
+    /// Held by requests in flight.
+    pub reserved: Quantity,
+    /// `used ÷ (hard, else soft)`.
+    pub percent: Option<Percent>,
+    pub status: UsageStatus,
+    /// Null for a window that never ends.
+    pub resets_at: Option<Timestamp>,
+    /// How much of `hard_limit` came by grants.
+    pub granted: Quantity,
+}
+
+impl UsageItem {
+    /// `warn_percent`: from where on it is `approaching` ([`DEFAULT_WARN_PERCENT`]).
+    #[must_use]
+    pub fn of(state: &LimitState, warn_percent: u16) -> Self {
+        let limit = &state.limit;
+        Self {
+            feature: FeatureItem::from(state),
+            reserved: state.reserved,
+            percent: state.percent_hundredths().map(Percent),
+            status: UsageStatus::of(state.settled, limit.soft, limit.hard, warn_percent),
+            resets_at: limit.window.resets_at(),
+            granted: limit.granted,
+        }
+    }
+}
+
+/// How near a limit its use is; the first that holds (interface.md §8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UsageStatus {
+    Ok,
+    Approaching,
+    SoftLimitExceeded,
+    HardLimitExceeded,
+}
+
+impl UsageStatus {
+    #[must_use]
+    pub fn of(
+        used: Quantity,
+        soft: Option<Quantity>,
+        hard: Option<Quantity>,
+        warn_percent: u16,
+    ) -> Self {
+        let reached = |limit: Option<Quantity>| limit.is_some_and(|limit| used >= limit);
+        if reached(hard) {
+            return Self::HardLimitExceeded;
+        }
+        if reached(soft) {
+            return Self::SoftLimitExceeded;
+        }
+        let is_near = soft.or(hard).is_some_and(|limit| {
+            // Exact: a share that rounds up to the threshold has not reached it.
+            i128::from(used.get()) * 100 >= i128::from(limit.get()) * i128::from(warn_percent)
+        });
+        if is_near { Self::Approaching } else { Self::Ok }
+    }
+}
+
+/// A percentage in hundredths; on the wire a JSON number with two decimals, never by way of a float.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percent(pub i64);
+
+impl Percent {
+    /// `part ÷ whole`, rounded half up; `None` if `whole` is not above 0.
+    #[must_use]
+    pub fn of(part: Quantity, whole: Quantity) -> Option<Self> {
+        percent_hundredths(part, whole).map(Self)
+    }
+}
+
+impl std::fmt::Display for Percent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sign = if self.0 < 0 { "-" } else { "" };
+        let hundredths = self.0.unsigned_abs();
+        write!(f, "{sign}{}.{:02}", hundredths / 100, hundredths % 100)
+    }
+}
+
+impl Serialize for Percent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RawValue::from_string(self.to_string())
+            .map_err(S::Error::custom)?
+            .serialize(serializer)
+    }
+}
+
+/// The body of `GET /api/v1/usage`.
+#[derive(Debug, Serialize)]
+pub struct UsageBody {
+    pub tenant_id: TenantId,
+    pub tenant_slug: String,
+    pub plan_code: Option<String>,
+    pub subscription_status: Option<&'static str>,
+    pub features: Vec<UsageItem>,
+}
+
+impl UsageBody {
+    #[must_use]
+    pub fn of(current: &CurrentUsage) -> Self {
+        let policy = &current.policy;
+        Self {
+            tenant_id: policy.tenant.tenant_id,
+            tenant_slug: policy.tenant.slug.to_string(),
+            plan_code: policy
+                .subscription()
+                .map(|subscription| subscription.plan_code.to_string()),
+            subscription_status: policy
+                .subscription()
+                .map(|subscription| subscription.status.as_str()),
+            features: current
+                .states
+                .iter()
+                .map(|state| UsageItem::of(state, DEFAULT_WARN_PERCENT))
+                .collect(),
+        }
+    }
+}
+
+/// The body of `GET /api/v1/usage/totals`.
+#[derive(Debug, Serialize)]
+pub struct TotalsBody {
+    pub totals: Vec<TotalRow>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct TotalRow {
+    pub feature_key: String,
+    pub unit: String,
+    pub quantity: Quantity,
+    pub window_start: Timestamp,
+    pub window_end: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+}
+
+impl TotalsBody {
+    #[must_use]
+    pub fn of(policy: &Policy, totals: &Totals, by: Option<Dimension>) -> Self {
+        let row = |total: &crate::store::usage::Total| {
+            let value = |dimension| total.by.clone().filter(|_| by == Some(dimension));
+            TotalRow {
+                unit: unit_of(policy, &total.feature),
+                feature_key: total.feature.to_string(),
+                quantity: total.quantity,
+                window_start: totals.window.start(),
+                window_end: totals.window.end(),
+                key_id: value(Dimension::Key),
+                user: value(Dimension::User),
+                model: value(Dimension::Model),
+            }
+        };
+        Self {
+            totals: totals.totals.iter().map(row).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{limit::ActiveLimit, window::Window};
+
+    fn state(soft: Option<i64>, hard: Option<i64>, used: i64, end: Timestamp) -> LimitState {
+        LimitState {
+            limit: ActiveLimit {
+                feature: FeatureKey::Messages,
+                unit: "requests".into(),
+                scope: Scope::Tenant,
+                kind: WindowKind::Period,
+                window: Window::new(Timestamp::EPOCH, end).unwrap(),
+                soft: soft.map(Quantity::new),
+                hard: hard.map(Quantity::new),
+                granted: Quantity::new(3),
+            },
+            settled: Quantity::new(used),
+            reserved: Quantity::new(2),
+        }
+    }
+
+    #[test]
+    fn a_limit_is_shown_with_all_that_is_known_of_it() {
+        let state = state(Some(150), Some(200), 66, Timestamp::from_seconds(86_400));
+        let item = UsageItem::of(&state, DEFAULT_WARN_PERCENT);
+        assert_eq!(
+            serde_json::to_string(&item).unwrap(),
+            concat!(
+                r#"{"feature_key":"messages","scope":"tenant","window":"period","unit":"requests","used":66,"#,
+                r#""soft_limit":150,"hard_limit":200,"remaining":132,"window_start":"1970-01-01T00:00:00Z","#,
+                r#""window_end":"1970-01-02T00:00:00Z","reserved":2,"percent":33.00,"status":"ok","#,
+                r#""resets_at":"1970-01-02T00:00:00Z","granted":3}"#
+            )
+        );
+    }
+
+    #[test]
+    fn what_is_unlimited_or_never_ends_is_null() {
+        let item = UsageItem::of(&state(None, None, 9, Timestamp::NEVER), 80);
+        let json = serde_json::to_value(&item).unwrap();
+        for field in [
+            "soft_limit",
+            "hard_limit",
+            "remaining",
+            "percent",
+            "window_end",
+            "resets_at",
+        ] {
+            assert!(json[field].is_null(), "{field}");
+        }
+        assert_eq!(json["status"], "ok");
+    }
+
+    #[test]
+    fn the_status_is_the_worst_that_holds() {
+        for (soft, hard, used, expected) in [
+            (Some(150), Some(200), 200, UsageStatus::HardLimitExceeded),
+            (Some(150), Some(200), 150, UsageStatus::SoftLimitExceeded),
+            (Some(150), Some(200), 120, UsageStatus::Approaching),
+            (Some(150), Some(200), 119, UsageStatus::Ok),
+            (None, Some(200), 160, UsageStatus::Approaching),
+            (None, Some(0), 0, UsageStatus::HardLimitExceeded),
+            (None, None, 1_000, UsageStatus::Ok),
+        ] {
+            let status = UsageStatus::of(
+                Quantity::new(used),
+                soft.map(Quantity::new),
+                hard.map(Quantity::new),
+                80,
+            );
+            assert_eq!(status, expected, "{used} of {soft:?}/{hard:?}");
+        }
+    }
+
+    #[test]
+    fn a_percentage_is_a_number_with_two_decimals_at_any_size() {
+        for (hundredths, expected) in [
+            (0, "0.00"),
+            (5, "0.05"),
+            (3_333, "33.33"),
+            (20_000, "200.00"),
+            (-150, "-1.50"),
+            (900_719_925_474_099_101, "9007199254740991.01"),
+        ] {
+            assert_eq!(
+                serde_json::to_string(&Percent(hundredths)).unwrap(),
+                expected
+            );
+        }
+        assert_eq!(
+            Percent::of(Quantity::new(1), Quantity::new(3)),
+            Some(Percent(3_333))
+        );
+        assert_eq!(Percent::of(Quantity::new(1), Quantity::ZERO), None);
+    }
+
+    #[test]
+    fn warnings_carry_their_code_and_feature() {
+        let capped = Warning::OutputCapped {
+            feature_key: FeatureKey::OutputTokens,
+            from: Quantity::new(500),
+            to: Quantity::new(16),
+        };
+        assert_eq!(
+            serde_json::to_value(&capped).unwrap(),
+            serde_json::json!({"code": "output_capped", "feature_key": "output_tokens", "from": 500, "to": 16})
+        );
+        let warned = [
+            state(Some(5), None, 5, Timestamp::NEVER),
+            state(Some(9), None, 5, Timestamp::NEVER),
+        ];
+        assert_eq!(
+            Warning::soft_limits(&warned),
+            [Warning::SoftLimitExceeded {
+                feature_key: FeatureKey::Messages
+            }]
+        );
+    }
+}
