@@ -2,9 +2,12 @@
 //! tenant's plan *before* the model runs, and writes the usage down before the answer leaves.
 
 pub mod app;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod domain;
+pub mod http;
 pub mod journal;
 pub mod json;
 pub mod ledger;

@@ -1,3 +1,181 @@
 //! The whole program, built from its settings: every part once, wired in one place.
 
+mod backend;
+pub mod data_dir;
+mod dev;
+mod ops;
+mod serve;
 pub mod tasks;
+mod workers;
+
+pub use backend::{Local, open_local};
+pub use serve::{Start, serve};
+
+use std::{ops::Deref, path::Path, sync::Arc};
+
+use anyhow::Context;
+
+use crate::{
+    clock::Clock,
+    config::{CacheBackend, Config, Database, Durability, ProviderKind},
+    journal::Journal,
+    provider::{self, Provider, models, openai},
+    services::{
+        catalogue::Catalogue,
+        chat::Chat,
+        guard::Guard,
+        recorder::{KeepTotals, Recorder},
+        reporting::Reporting,
+        reports::Reports,
+    },
+    store::{SharedStore, sqlite::SqliteStore},
+    telemetry::metrics::Metrics,
+};
+
+/// The name of the journal's file in the data dir.
+const JOURNAL_FILE: &str = "cache.redb";
+
+/// Everything a request may need; cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+pub struct Parts {
+    pub config: Arc<Config>,
+    pub clock: Clock,
+    pub metrics: Arc<Metrics>,
+    pub store: SharedStore,
+    pub recorder: Arc<Recorder>,
+    pub catalogue: Arc<Catalogue>,
+    pub guard: Arc<Guard>,
+    pub chat: Arc<Chat>,
+    pub reports: Reports,
+    pub reporting: Reporting,
+    pub provider: Arc<dyn Provider>,
+    pub tasks: tasks::Tasks,
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl App {
+    /// Opens store and journal in the data dir, which the caller has locked, and builds the rest on them.
+    ///
+    /// # Errors
+    /// One line that says which part can't be opened, and why.
+    pub async fn open(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        let Database::Sqlite(database) = &config.database;
+        let store = SqliteStore::open(database)
+            .with_context(|| format!("the database {} can't be opened", database.display()))?;
+        let journal = open_journal(&config.data_dir, config.durability, clock.clone())?;
+        Self::build(config, clock, Arc::new(store), journal).await
+    }
+
+    async fn build(
+        config: Arc<Config>,
+        clock: Clock,
+        store: SharedStore,
+        journal: Journal,
+    ) -> anyhow::Result<Self> {
+        let metrics = Arc::new(Metrics::new(config.cache_backend.as_str()));
+        metrics.list_models(models::patterns().map(str::to_owned));
+        let tasks = tasks::Tasks::new(config.max_detached);
+        let keep = match config.cache_backend {
+            CacheBackend::Redb => KeepTotals::InJournal,
+            CacheBackend::Memory => KeepTotals::Rebuild,
+        };
+        let recorder = Recorder::open(
+            journal,
+            Arc::clone(&store),
+            Arc::clone(&metrics),
+            keep,
+            clock.now(),
+        )
+        .await?;
+        let catalogue = Arc::new(Catalogue::new(
+            Arc::clone(&store),
+            Arc::clone(&recorder),
+            clock.clone(),
+            Arc::clone(&metrics),
+            config.cache_ttl,
+        ));
+        let guard = Guard::new(
+            Arc::clone(&config),
+            Arc::clone(&catalogue),
+            Arc::clone(&recorder),
+            clock.clone(),
+            Arc::clone(&metrics),
+        );
+        let provider = provider::from_settings(provider_settings(&config), clock.clone())?;
+        let chat = Arc::new(Chat {
+            config: Arc::clone(&config),
+            clock: clock.clone(),
+            store: Arc::clone(&store),
+            guard: Arc::clone(&guard),
+            provider: Arc::clone(&provider),
+            tasks: tasks.clone(),
+        });
+        let reports = Reports {
+            store: Arc::clone(&store),
+            catalogue: Arc::clone(&catalogue),
+            recorder: Arc::clone(&recorder),
+            clock: clock.clone(),
+        };
+        let reporting = Reporting::new(
+            Arc::clone(&store),
+            Arc::clone(&catalogue),
+            Arc::clone(&recorder),
+            Arc::clone(&metrics),
+            config.retention,
+        );
+        Ok(Self(Arc::new(Parts {
+            config,
+            clock,
+            metrics,
+            store,
+            recorder,
+            catalogue,
+            guard,
+            chat,
+            reports,
+            reporting,
+            provider,
+            tasks,
+        })))
+    }
+
+    /// Ends what is left: waits for runs, moves the journal to the store as far as it goes, and closes it.
+    pub async fn close(&self) {
+        self.tasks.finish().await;
+        if let Err(error) = self.recorder.flush().await {
+            tracing::warn!(%error, "usage waits in the journal until the next start");
+        }
+        self.recorder.journal().close().await;
+    }
+}
+
+fn open_journal(data_dir: &Path, durability: Durability, clock: Clock) -> anyhow::Result<Journal> {
+    let path = data_dir.join(JOURNAL_FILE);
+    Journal::open(&path, durability, clock)
+        .with_context(|| format!("the journal {} can't be opened", path.display()))
+}
+
+fn provider_settings(config: &Config) -> provider::Settings {
+    match config.provider {
+        ProviderKind::Simulated => provider::Settings::Simulated {
+            timeout: config.upstream_timeout,
+        },
+        ProviderKind::OpenAi => provider::Settings::OpenAi(openai::Settings {
+            base_url: config.openai_base_url.clone(),
+            api_key: config.openai_api_key.clone(),
+            stream_usage: config.stream_usage,
+            timeout: config.upstream_timeout,
+            roots: provider::tls::Roots::Environment,
+        }),
+    }
+}

@@ -1,0 +1,124 @@
+//! What commands run against, beside a server and without one.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+
+use super::{App, Parts, data_dir::DataDir};
+use crate::{
+    clock::Clock,
+    config::Loaded,
+    control::{Backend, Refresh},
+    domain::{ids::GrantId, quantity::Quantity, tenant::TenantRef, time::Timestamp},
+    services::{
+        AdminError, ManualRecord, TotalsAsk, UsageOperations,
+        reports::ReportError,
+        usage_view::{TotalsBody, UsageBody},
+    },
+};
+
+impl App {
+    /// The parts that commands need.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        Backend {
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            usage: Some(Arc::clone(&self.0) as Arc<dyn UsageOperations>),
+            refresh: Some(Arc::clone(&self.0) as Arc<dyn Refresh>),
+        }
+    }
+}
+
+#[async_trait]
+impl Refresh for Parts {
+    async fn refresh(&self) {
+        if let Err(error) = self.catalogue.poll().await {
+            tracing::debug!(%error, "the catalogue's changes can't be read; the next poll makes up for it");
+        }
+    }
+}
+
+#[async_trait]
+impl UsageOperations for Parts {
+    async fn usage(
+        &self,
+        tenant: Option<&TenantRef>,
+        _now: Timestamp,
+    ) -> Result<Value, AdminError> {
+        match tenant {
+            Some(tenant) => Ok(json!(UsageBody::of(
+                &self.reports.current_of(tenant).await?
+            ))),
+            None => {
+                let all = self.reports.current_of_all().await?;
+                Ok(json!({ "items": all.iter().map(UsageBody::of).collect::<Vec<_>>() }))
+            }
+        }
+    }
+
+    async fn totals(&self, ask: &TotalsAsk, _now: Timestamp) -> Result<Value, AdminError> {
+        let policy = self.reports.policy(&ask.tenant).await?;
+        let totals = self
+            .reports
+            .totals(&policy, &ask.features, ask.window, ask.by)
+            .await?;
+        Ok(json!(TotalsBody::of(&policy, &totals, ask.by)))
+    }
+
+    async fn record(&self, record: &ManualRecord, now: Timestamp) -> Result<Value, AdminError> {
+        let policy = self.reports.policy(&record.tenant).await?;
+        let reported = self.reporting.record(&policy, record, now).await?;
+        Ok(json!({ "event_id": reported.event_id, "duplicate": reported.is_duplicate }))
+    }
+
+    async fn grants_left(
+        &self,
+        tenant: &TenantRef,
+        now: Timestamp,
+    ) -> Result<Vec<(GrantId, Quantity)>, AdminError> {
+        let policy = self.reports.policy(tenant).await?;
+        Ok(self.catalogue.grants_left(&policy, now).await?)
+    }
+}
+
+impl From<ReportError> for AdminError {
+    fn from(error: ReportError) -> Self {
+        match error {
+            ReportError::NoTenant(tenant) => Self::not_found("tenant", tenant),
+            ReportError::Store(error) => error.into(),
+            ReportError::Ledger(error) => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+/// The stores, opened for one command that runs beside no server.
+pub struct Local {
+    pub backend: Backend,
+    app: App,
+    data_dir: DataDir,
+}
+
+impl Local {
+    /// Writes down what is still in memory, and lets go of the data dir.
+    pub async fn close(self) {
+        self.app.close().await;
+        drop(self.backend);
+        drop(self.data_dir);
+    }
+}
+
+/// Opens the stores of `data_dir` for one command.
+///
+/// # Errors
+/// One line for people.
+pub async fn open_local(loaded: &Loaded, data_dir: DataDir) -> anyhow::Result<Local> {
+    let app = App::open(loaded.config.clone(), Clock::System).await?;
+    app.catalogue.poll().await?;
+    Ok(Local {
+        backend: app.backend(),
+        app,
+        data_dir,
+    })
+}

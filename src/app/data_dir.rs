@@ -1,0 +1,106 @@
+//! The data directory: made for the owner alone, and used by one process at a time.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+/// The file whose lock says that the directory is in use; it stays when the lock is gone.
+const LOCK_FILE: &str = "tollgate.lock";
+
+/// A data directory that this process holds until the value is dropped, or the process ends in any way.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Why a data directory can't be used; each is one line for people.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    #[error("another server runs on data dir {}; stop it, or choose another with TOLLGATE_DATA_DIR", .0.display())]
+    InUse(PathBuf),
+    #[error("data dir {} can't be used: {cause}; make it a directory that this user may write, or choose another with TOLLGATE_DATA_DIR", path.display())]
+    Unusable { path: PathBuf, cause: io::Error },
+}
+
+impl DataDir {
+    /// Makes the directory if need be (mode 0700) and takes its lock, without waiting.
+    ///
+    /// # Errors
+    /// [`DataDirError`].
+    pub fn open(path: &Path) -> Result<Self, DataDirError> {
+        let unusable = |cause| DataDirError::Unusable {
+            path: path.to_owned(),
+            cause,
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(unusable)?;
+        // An absolute path survives a change of the working directory.
+        let path = fs::canonicalize(path).map_err(unusable)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path.join(LOCK_FILE))
+            .map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(DataDirError::InUse(path)),
+            Err(TryLockError::Error(cause)) => Err(unusable(cause)),
+        }
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_data_dir_is_made_for_its_owner_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("a/b");
+        let opened = DataDir::open(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o700);
+        assert_eq!(mode(&path.join(LOCK_FILE)), 0o600);
+        assert_eq!(opened.path(), fs::canonicalize(&path).unwrap());
+    }
+
+    #[test]
+    fn a_data_dir_is_held_once_and_free_again_when_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = DataDir::open(directory.path()).unwrap();
+        let refused = DataDir::open(directory.path()).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("another server runs on data dir /"),
+            "{refused}"
+        );
+        drop(held);
+        DataDir::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_file_in_its_place_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let refused = DataDir::open(file.path()).unwrap_err().to_string();
+        assert!(
+            refused.contains(&file.path().display().to_string()),
+            "{refused}"
+        );
+        assert!(!refused.contains('\n'), "{refused}");
+    }
+}

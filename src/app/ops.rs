@@ -1,0 +1,105 @@
+//! What the operators' routes ask of the program.
+
+use async_trait::async_trait;
+use axum::extract::FromRef;
+use secrecy::{ExposeSecret, SecretString};
+use subtle::ConstantTimeEq;
+
+use super::{App, Parts};
+use crate::{
+    config::FailMode,
+    http::{
+        extract::BodyLimit,
+        ops::{self, Chats, Ops, Part, Readiness, SharedOps},
+    },
+    journal::JournalStatus,
+    provider::ProviderStatus,
+    services::secrets,
+    telemetry::metrics::{Observed, ReservationsEnded},
+};
+
+impl FromRef<App> for SharedOps {
+    fn from_ref(app: &App) -> Self {
+        app.0.clone()
+    }
+}
+
+impl FromRef<App> for BodyLimit {
+    fn from_ref(app: &App) -> Self {
+        Self {
+            max_bytes: app.config.max_body_bytes,
+        }
+    }
+}
+
+#[async_trait]
+impl Ops for Parts {
+    async fn readiness(&self) -> Readiness {
+        let store = match self.store.ping().await {
+            Ok(()) => Part::ok(),
+            Err(error) => Part::down(error.to_string()),
+        };
+        let (journal, journal_writes) = match self.recorder.journal().status() {
+            JournalStatus::Ok => (Part::ok(), true),
+            JournalStatus::Failing { detail } => (Part::down(detail), false),
+        };
+        let (provider, is_configured) = match self.provider.status() {
+            ProviderStatus::Ready => (Part::ok(), true),
+            ProviderStatus::Failing(why) => (Part::degraded(why), true),
+            ProviderStatus::NotConfigured(what) => (Part::down(what), false),
+        };
+        let store_serves =
+            store.status != ops::PartStatus::Down || self.config.fail_mode == FailMode::Open;
+        let is_taken = (journal_writes || !self.guard.is_on()) && is_configured && store_serves;
+        Readiness {
+            chats: if is_taken {
+                Chats::Taken
+            } else {
+                Chats::Refused
+            },
+            parts: ops::Parts {
+                store,
+                ledger: Part::ok(),
+                journal,
+                provider,
+            },
+        }
+    }
+
+    fn metrics_text(&self) -> String {
+        let now = self.clock.now();
+        let (in_flight, ended) = (
+            self.recorder.ledger().in_flight(),
+            self.recorder.ledger().ended(),
+        );
+        self.metrics.observe(&Observed {
+            // `held` by the metric's words are those whose client still waits.
+            reservations_held: in_flight.held - in_flight.detached,
+            reservations_detached: in_flight.detached,
+            oldest_reservation: in_flight.oldest.map(|oldest| now.since(oldest)),
+            reservations_ended: ReservationsEnded {
+                settled: ended.settled,
+                released: ended.released,
+                expired: 0,
+                reaped: 0,
+            },
+            journal_pending: self.recorder.journal().pending(),
+        });
+        self.metrics.render()
+    }
+
+    fn metrics_token(&self) -> Option<&SecretString> {
+        self.config.metrics_token.as_ref()
+    }
+
+    async fn is_admin_token(&self, token: &str) -> bool {
+        let is_bootstrap = self.config.admin_token.as_ref().is_some_and(|bootstrap| {
+            bool::from(bootstrap.expose_secret().as_bytes().ct_eq(token.as_bytes()))
+        });
+        if is_bootstrap {
+            return true;
+        }
+        let found = self.store.find_admin_token(secrets::hash(token)).await;
+        found.is_ok_and(|found| found.is_some_and(|token| token.revoked_at.is_none()))
+    }
+}

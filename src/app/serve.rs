@@ -1,0 +1,196 @@
+//! `tollgate serve`: from an empty directory to a listening server, and back.
+
+use std::{
+    io::{self, ErrorKind},
+    net::SocketAddr,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{App, data_dir::DataDir, dev, workers};
+use crate::{
+    cli::output,
+    clock::{self, Clock},
+    config::{Config, Guardrails, Loaded},
+    control,
+    domain::{
+        administrator::{Actor, AdminToken, Role},
+        ids::AdminTokenId,
+    },
+    http::{router, server},
+    services::secrets::{self, SecretKind},
+    telemetry::events,
+};
+
+/// For streams to finish once the server is told to stop.
+const STOP_TIME: Duration = Duration::from_secs(30);
+
+/// What `serve` was asked to do beyond its settings.
+#[derive(Debug)]
+pub enum Start {
+    Normal,
+    /// `--dev`: presets and a demo tenant, a directory that goes with the process, and lines that can be pasted.
+    Dev {
+        /// `None` if a data dir was given.
+        directory: Option<tempfile::TempDir>,
+        /// Settings that were given and don't count.
+        ignored: Vec<&'static str>,
+    },
+}
+
+/// Runs the server until it is told to stop.
+///
+/// # Errors
+/// One line for people: what could not be opened or bound, and how to mend it.
+pub async fn serve(loaded: Loaded, start: Start) -> anyhow::Result<ExitCode> {
+    loaded.require_available()?;
+    for warning in &loaded.warnings {
+        tracing::warn!(code = "unknown_setting", "{warning}");
+    }
+    let data_dir = DataDir::open(&loaded.config.data_dir)?;
+    let listener = bind(&loaded.config).await?;
+    let address = listener.local_addr()?;
+    let app = App::open(
+        Config {
+            data_dir: data_dir.path().to_owned(),
+            ..loaded.config
+        },
+        Clock::System,
+    )
+    .await?;
+    let control = control::bind(data_dir.path()).with_context(|| {
+        format!(
+            "the control socket in {} can't be made",
+            data_dir.path().display()
+        )
+    })?;
+
+    let made_token = ensure_administrator(&app).await?;
+    let dev = match &start {
+        Start::Normal => None,
+        Start::Dev { ignored, .. } => Some(dev::seed(&app, ignored).await?),
+    };
+    app.catalogue.poll().await?;
+    say_what_is_odd(&app);
+
+    let stop = app.tasks.stopping();
+    stop_on_signal(&app)?; // before anybody is told that it runs
+    workers::start(&app);
+    let commands = control::serve(control, Arc::new(app.backend()), stop.clone());
+    let commands = app.tasks.spawn(commands);
+    announce(&format!("tollgate listening on http://{address}"))?;
+    if let Some(token) = &made_token {
+        announce(&format!("admin token: {}", token.expose_secret()))?;
+    }
+    if let Some(dev) = &dev {
+        dev.announce(address, data_dir.path(), made_token.as_ref())?;
+    }
+    tracing::info!(code = "listening", address = %address, data_dir = %data_dir.path().display(), "tollgate listens");
+
+    let router = router::build(&app);
+    let options = server::ServerOptions {
+        tracker: app.tasks.tracker().clone(),
+        stop_time: STOP_TIME,
+    };
+    server::serve(listener, router, options, stop).await;
+    drop(commands.await);
+    app.close().await;
+    tracing::info!(code = "stopped", "tollgate has stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
+    match TcpListener::bind(config.listen).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            bail!(
+                "address {} is in use; stop what listens there, or choose another with TOLLGATE_LISTEN",
+                config.listen
+            )
+        }
+        Err(error) => bail!(
+            "address {} can't be listened on: {error}; choose another with TOLLGATE_LISTEN",
+            config.listen
+        ),
+    }
+}
+
+/// The bootstrap administrator: the token that is set, else one made when there is no administrator yet.
+async fn ensure_administrator(app: &App) -> anyhow::Result<Option<SecretString>> {
+    if app.config.admin_token.is_some() {
+        return Ok(None); // checked against the setting itself, so that changing it takes the old one away
+    }
+    if !app.store.list_admin_tokens().await?.is_empty() {
+        return Ok(None);
+    }
+    let now = app.clock.now();
+    let token = AdminToken {
+        admin_token_id: AdminTokenId::new(clock::new_id()),
+        name: "bootstrap".parse()?,
+        role: Role::Owner,
+        created_at: now,
+        revoked_at: None,
+    };
+    let secret = secrets::generate(SecretKind::AdminToken);
+    let by = Actor {
+        name: "first start".to_owned(),
+        address: None,
+        at: now,
+    };
+    app.store
+        .create_admin_token(&token, secrets::hash(secret.expose_secret()), &by)
+        .await?;
+    Ok(Some(secret))
+}
+
+fn say_what_is_odd(app: &App) {
+    if app.config.guardrails == Guardrails::Off {
+        tracing::warn!(
+            code = "guardrails_off",
+            "usage is neither metered nor limited; set ENABLE_USAGE_GUARDRAILS=true to turn that on"
+        );
+    }
+    if let Some(moved_to) = app.recorder.journal().damaged_moved_to() {
+        events::JournalDamaged { moved_to }.emit(&app.metrics);
+    }
+}
+
+/// SIGTERM and Ctrl-C begin the stop; a second one ends the wait for streams at once.
+fn stop_on_signal(app: &App) -> anyhow::Result<()> {
+    let stop: CancellationToken = app.tasks.stopping();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    app.tasks.clone().spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = stop.cancelled() => {}
+        }
+        tracing::info!(code = "stopping", "nothing new is taken; what runs may end");
+        stop.cancel();
+    });
+    Ok(())
+}
+
+/// The address as a client reaches it: a wildcard is no address to call.
+pub(super) fn reachable(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        format!("127.0.0.1:{}", address.port())
+    } else {
+        address.to_string()
+    }
+}
+
+/// A line on stdout, for who started the server.
+pub(super) fn announce(line: &str) -> io::Result<()> {
+    output::print(&format!("{line}\n"))
+}

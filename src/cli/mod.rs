@@ -1,0 +1,394 @@
+//! The command line: one file a command, a folder a group.
+//!
+//! Commands that need the stores run against a [`Backend`]: a running server's, asked through its control socket,
+//! or one opened here if no server runs. The others run where they are typed.
+
+pub mod arguments;
+mod completions;
+mod config;
+mod confirm;
+mod key;
+mod man;
+pub mod output;
+mod plan;
+mod serve;
+mod tenant;
+mod usage;
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::{
+    app::{
+        self,
+        data_dir::{DataDir, DataDirError},
+    },
+    config::{
+        Config, Loaded, LogFormat,
+        sources::{SettingFlags, Sources},
+    },
+    control::{self, Asked, Backend, Failure},
+    services::AdminError,
+};
+use output::{Output, OutputMode};
+
+/// How long a command waits for another one, or for a server that is just starting, to let go of the data dir.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// tollgate stands between an application and its language model: it meters, limits and bills usage, exactly.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tollgate",
+    version,
+    after_help = "Every setting is a flag of every command too: `tollgate config` lists them all.\n\nExample: tollgate serve --dev"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    settings: SettingFlags,
+    /// Print a table or JSON [default: table on a terminal, else json]
+    #[arg(long, global = true, value_name = "FORM")]
+    output: Option<OutputMode>,
+    /// Do destructive things without asking
+    #[arg(long, global = true)]
+    yes: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    #[command(flatten)]
+    Stored(Stored),
+    Config(config::ShowConfig),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+/// Commands that need the stores.
+#[derive(Debug, Subcommand)]
+enum Stored {
+    /// Shows and changes plans
+    #[command(subcommand, after_help = "Example: tollgate plan list")]
+    Plan(plan::PlanCommand),
+    /// Shows and changes tenants, their subscriptions, limits and grants
+    #[command(
+        subcommand,
+        after_help = "Example: tollgate tenant create acme --name 'Acme Inc' --plan starter"
+    )]
+    Tenant(tenant::TenantCommand),
+    /// Makes and ends tenants' API keys
+    #[command(
+        subcommand,
+        after_help = "Example: tollgate key create acme --name laptop"
+    )]
+    Key(key::KeyCommand),
+    /// Shows and records usage
+    #[command(subcommand, after_help = "Example: tollgate usage show --tenant acme")]
+    Usage(usage::UsageCommand),
+}
+
+impl Stored {
+    /// What to ask before it is done; `None` if nothing is destroyed.
+    fn question(&self) -> Option<String> {
+        match self {
+            Self::Plan(command) => command.question(),
+            Self::Tenant(command) => command.question(),
+            Self::Key(command) => command.question(),
+            Self::Usage(_) => None,
+        }
+    }
+
+    /// Whether it shows itself again and again until it is interrupted.
+    fn is_watching(&self) -> bool {
+        matches!(self, Self::Usage(command) if command.is_watching())
+    }
+
+    async fn run(self, backend: &Backend) -> anyhow::Result<Output> {
+        let output = match self {
+            Self::Plan(command) => Box::pin(command.run(backend)).await,
+            Self::Tenant(command) => Box::pin(command.run(backend)).await,
+            Self::Key(command) => Box::pin(command.run(backend)).await,
+            Self::Usage(command) => Box::pin(command.run(backend)).await,
+        };
+        if let Some(refresh) = &backend.refresh {
+            refresh.refresh().await;
+        }
+        output
+    }
+}
+
+/// The parser, as it reads.
+#[must_use]
+pub fn parser() -> clap::Command {
+    Cli::command().mut_subcommand("serve", |serve| serve.after_long_help(serve::long_help()))
+}
+
+/// The parser with its settings' flags unhidden, for completions and manual pages.
+fn whole_parser() -> clap::Command {
+    parser().mut_args(|argument| {
+        let is_setting = argument.get_help_heading() == Some("Settings");
+        if is_setting {
+            argument.hide(false)
+        } else {
+            argument
+        }
+    })
+}
+
+/// Runs the command line and gives its exit code: 0 done, 1 refused or failed, 2 wrong usage.
+///
+/// `start_logs` is called once the settings are known, by commands that log.
+#[must_use]
+pub fn main(start_logs: fn(&Config) -> anyhow::Result<()>) -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let cli = match parse(argv.clone()) {
+        Ok(cli) => cli,
+        Err(error) => return shown(&error),
+    };
+    match dispatch(cli, argv, start_logs) {
+        Ok(code) => code,
+        Err(error) => {
+            let failure = failure_of(&error);
+            eprintln!("error: {}", failure.message);
+            ExitCode::from(failure.exit_code)
+        }
+    }
+}
+
+fn parse(argv: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let matches = parser().try_get_matches_from(argv)?;
+    <Cli as clap::FromArgMatches>::from_arg_matches(&matches)
+}
+
+/// Help and version go to stdout with code 0, wrong usage to stderr with code 2.
+fn shown(error: &clap::Error) -> ExitCode {
+    // A reader that has gone is no failure.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+fn dispatch(
+    cli: Cli,
+    argv: Vec<OsString>,
+    start_logs: fn(&Config) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let Cli {
+        settings,
+        output: mode,
+        yes,
+        command,
+    } = cli;
+    match command {
+        Command::Completions(command) => print(&command.run()),
+        Command::Man(command) => print(&command.run()?),
+        Command::Config(command) => {
+            let loaded = load(settings)?;
+            command
+                .run(&loaded)
+                .print(mode)
+                .context("can't write to stdout")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Serve(command) => {
+            runtime(Threads::Many)?.block_on(command.run(sources(settings)?, start_logs))
+        }
+        Command::Stored(command) => {
+            let loaded = load(settings)?;
+            if let Some(question) = command.question().filter(|_| !yes) {
+                confirm::confirm(&question)?;
+            }
+            let words = words(argv)?;
+            runtime(Threads::One)?.block_on(run_stored(command, words, &loaded, mode))
+        }
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    output::print(text).context("can't write to stdout")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn sources(flags: SettingFlags) -> anyhow::Result<Sources> {
+    let directory = std::env::current_dir().context("the working directory can't be read")?;
+    let log_format = if io::stderr().is_terminal() {
+        LogFormat::Pretty
+    } else {
+        LogFormat::Json
+    };
+    Ok(Sources::of_process(flags, &directory, log_format)
+        .map_err(crate::config::ConfigError::from)?)
+}
+
+fn load(flags: SettingFlags) -> anyhow::Result<Loaded> {
+    let loaded = Config::load(&sources(flags)?)?;
+    for warning in &loaded.warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(loaded)
+}
+
+enum Threads {
+    One,
+    Many,
+}
+
+fn runtime(threads: Threads) -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = match threads {
+        Threads::One => tokio::runtime::Builder::new_current_thread(),
+        Threads::Many => tokio::runtime::Builder::new_multi_thread(),
+    };
+    builder
+        .enable_all()
+        .build()
+        .context("threads can't be started")
+}
+
+/// The command's words without the program's name.
+fn words(argv: Vec<OsString>) -> anyhow::Result<Vec<String>> {
+    let words = argv.into_iter().skip(1).map(|word| {
+        word.into_string()
+            .map_err(|word| anyhow::anyhow!("argument {} is not UTF-8", word.display()))
+    });
+    words.collect()
+}
+
+async fn run_stored(
+    command: Stored,
+    words: Vec<String>,
+    loaded: &Loaded,
+    mode: Option<OutputMode>,
+) -> anyhow::Result<ExitCode> {
+    let is_watching = command.is_watching();
+    let mut command = Some(command);
+    loop {
+        // A watched command is read anew each time, since running it takes it.
+        let again = command.take().map_or_else(|| stored_of(&words), Ok)?;
+        let output = run_somewhere(again, &words, loaded).await?;
+        if is_watching && io::stdout().is_terminal() {
+            output::print("\u{1b}[2J\u{1b}[H")?;
+        }
+        output.print(mode).context("can't write to stdout")?;
+        if !is_watching {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
+            () = tokio::time::sleep(usage::WATCH_INTERVAL) => {}
+        }
+    }
+}
+
+/// Has a running server do it, else opens the stores; waits a little for whoever holds the data dir.
+async fn run_somewhere(
+    command: Stored,
+    words: &[String],
+    loaded: &Loaded,
+) -> anyhow::Result<Output> {
+    loaded.require_available()?;
+    let data_dir = &loaded.config.data_dir;
+    let deadline = tokio::time::Instant::now() + LONGEST_WAIT;
+    let held = loop {
+        if let Asked::Answered(answer) = control::ask(data_dir, words).await? {
+            return Ok(answer?);
+        }
+        match DataDir::open(data_dir) {
+            // Another command, or a server that does not listen yet.
+            Err(DataDirError::InUse(_)) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(25)).await;
+            }
+            Err(DataDirError::InUse(path)) => anyhow::bail!(
+                "data dir {} is in use by a tollgate that does not answer; wait for it or stop it",
+                path.display()
+            ),
+            opened => break opened?,
+        }
+    };
+    let local = app::open_local(loaded, held).await?;
+    let output = command.run(&local.backend).await;
+    local.close().await;
+    output
+}
+
+/// Runs a command that came through the control socket; its settings are the server's own.
+///
+/// # Errors
+/// What the command would have said itself.
+pub async fn run_asked(words: Vec<String>, backend: &Backend) -> Result<Output, Failure> {
+    let result = match stored_of(&words) {
+        Ok(command) => command.run(backend).await,
+        Err(error) => Err(error),
+    };
+    result.map_err(|error| failure_of(&error))
+}
+
+fn stored_of(words: &[String]) -> anyhow::Result<Stored> {
+    let argv = std::iter::once("tollgate".to_owned()).chain(words.iter().cloned());
+    match parse(argv.map(OsString::from).collect())?.command {
+        Command::Stored(command) => Ok(command),
+        Command::Serve(_) | Command::Config(_) | Command::Completions(_) | Command::Man(_) => {
+            anyhow::bail!("only commands that need the stores are taken here")
+        }
+    }
+}
+
+/// One line: what failed, and how to mend it.
+fn failure_of(error: &anyhow::Error) -> Failure {
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return failure.clone();
+    }
+    let hint = error.downcast_ref::<AdminError>().and_then(hint);
+    let message = format!("{error:#}{}", hint.unwrap_or_default());
+    let is_usage = error.is::<clap::Error>()
+        || error
+            .downcast_ref::<crate::config::ConfigError>()
+            .is_some_and(|error| error.is_usage());
+    Failure {
+        message: message
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join(" "),
+        exit_code: if is_usage { 2 } else { 1 },
+    }
+}
+
+fn hint(error: &AdminError) -> Option<&'static str> {
+    match error {
+        AdminError::NotFound { what: "plan", .. } => {
+            Some("; `tollgate plan list` shows them, `tollgate plan create` makes one")
+        }
+        AdminError::NotFound { what: "tenant", .. } => {
+            Some("; `tollgate tenant list` shows them, `tollgate tenant create` makes one")
+        }
+        AdminError::NotFound { what: "key", .. } => {
+            Some("; `tollgate key list --tenant T` shows a tenant's keys")
+        }
+        AdminError::NotFound { what: "grant", .. } => {
+            Some("; `tollgate tenant grant list T` shows a tenant's grants")
+        }
+        AdminError::AlreadyExists { what: "plan", .. } => {
+            Some("; change it with `tollgate plan set`, or choose another code")
+        }
+        AdminError::AlreadyExists { what: "tenant", .. } => {
+            Some("; change it with `tollgate tenant subscribe`, or choose another slug")
+        }
+        AdminError::Unavailable(_) => Some("; nothing was changed, so try again"),
+        AdminError::Invalid { .. }
+        | AdminError::NotFound { .. }
+        | AdminError::AlreadyExists { .. }
+        | AdminError::PlanInUse { .. }
+        | AdminError::VersionConflict { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

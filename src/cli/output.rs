@@ -1,0 +1,333 @@
+//! What commands print: a table for people or JSON for programs. The only file that writes to stdout.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// `--output`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutputMode {
+    Table,
+    Json,
+}
+
+impl OutputMode {
+    /// What is printed unless asked for: tables are for people.
+    #[must_use]
+    pub fn of_stdout() -> Self {
+        if io::stdout().is_terminal() {
+            Self::Table
+        } else {
+            Self::Json
+        }
+    }
+}
+
+/// The result of a command, in both forms; travels from a server to the command that asked it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Output {
+    json: Value,
+    parts: Vec<Part>,
+}
+
+/// A part of what is shown to people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Part {
+    Table {
+        columns: Vec<String>,
+        rows: Vec<Vec<String>>,
+    },
+    Facts(Vec<(String, String)>),
+    Note(String),
+}
+
+/// Shown where a value is not there.
+pub const NOTHING: &str = "–";
+
+/// The value as text, or a dash.
+pub fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| NOTHING.to_owned(), |value| value.to_string())
+}
+
+impl Output {
+    /// Many things of one kind: `{"items":[…]}`, and a table with a row each.
+    ///
+    /// # Panics
+    /// If an item can't be JSON; items are plain data.
+    #[must_use]
+    pub fn list<T: Serialize>(
+        items: &[T],
+        columns: &[&str],
+        row: impl Fn(&T) -> Vec<String>,
+    ) -> Self {
+        let json = serde_json::json!({ "items": to_json(&items) });
+        Self::of_json(json).table(columns, items.iter().map(row).collect())
+    }
+
+    /// One thing, with what is to be known of it line by line.
+    ///
+    /// # Panics
+    /// If it can't be JSON; objects are plain data.
+    #[must_use]
+    pub fn object<T: Serialize>(object: &T, facts: Vec<(&str, String)>) -> Self {
+        let mut output = Self::of_json(to_json(object));
+        let facts = facts
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value));
+        output.parts.push(Part::Facts(facts.collect()));
+        output
+    }
+
+    /// JSON made elsewhere; [`table`](Self::table) and [`note`](Self::note) add what people see of it.
+    #[must_use]
+    pub fn of_json(json: Value) -> Self {
+        Self {
+            json,
+            parts: vec![],
+        }
+    }
+
+    /// Adds a table to what people see.
+    #[must_use]
+    pub fn table(mut self, columns: &[&str], rows: Vec<Vec<String>>) -> Self {
+        let columns = columns.iter().map(|column| (*column).to_owned()).collect();
+        self.parts.push(Part::Table { columns, rows });
+        self
+    }
+
+    /// Adds a line to what people see.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.parts.push(Part::Note(note.into()));
+        self
+    }
+
+    #[must_use]
+    pub fn json(&self) -> &Value {
+        &self.json
+    }
+
+    /// The text to print, with its last newline. `look` matters to tables only.
+    #[must_use]
+    pub fn render(&self, mode: OutputMode, look: Look) -> String {
+        match mode {
+            OutputMode::Json => format!("{:#}\n", self.json),
+            OutputMode::Table => {
+                let parts: Vec<_> = self.parts.iter().map(|part| part.render(look)).collect();
+                parts.join("\n")
+            }
+        }
+    }
+
+    /// Prints it as asked, or as suits stdout.
+    ///
+    /// # Errors
+    /// Of stdout.
+    pub fn print(&self, mode: Option<OutputMode>) -> io::Result<()> {
+        let mode = mode.unwrap_or_else(OutputMode::of_stdout);
+        print(&self.render(mode, Look::of_stdout()))
+    }
+}
+
+fn to_json<T: Serialize>(value: &T) -> Value {
+    serde_json::to_value(value).expect("objects of the command line are plain data")
+}
+
+/// Whether tables may be coloured and must fit a screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// As wide as it gets, without any escape code.
+    Plain,
+    /// Fits the terminal.
+    Fitted,
+    /// Fits the terminal, with bold headings.
+    Coloured,
+}
+
+impl Look {
+    fn of_stdout() -> Self {
+        // https://no-color.org: present and not empty, whatever its value.
+        let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        match (io::stdout().is_terminal(), is_plain) {
+            (false, _) => Self::Plain,
+            (true, true) => Self::Fitted,
+            (true, false) => Self::Coloured,
+        }
+    }
+}
+
+impl Part {
+    fn render(&self, look: Look) -> String {
+        match self {
+            Self::Note(note) => format!("{note}\n"),
+            Self::Facts(facts) => {
+                let mut table = bare(look);
+                for (name, value) in facts {
+                    table.add_row([heading(name, look), Cell::new(visible(value))]);
+                }
+                trimmed(&table)
+            }
+            Self::Table { columns, rows } if rows.is_empty() => {
+                format!("{}\nnone\n", columns.join("  "))
+            }
+            Self::Table { columns, rows } => {
+                let mut table = bare(look);
+                table.set_header(columns.iter().map(|column| heading(column, look)));
+                for row in rows {
+                    table.add_row(row.iter().map(|cell| visible(cell)));
+                }
+                align_numbers(&mut table, rows);
+                trimmed(&table)
+            }
+        }
+    }
+}
+
+fn bare(look: Look) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    match look {
+        Look::Plain => table
+            .force_no_tty()
+            .set_content_arrangement(ContentArrangement::Disabled),
+        Look::Fitted | Look::Coloured => table.set_content_arrangement(ContentArrangement::Dynamic),
+    };
+    table
+}
+
+fn heading(text: &str, look: Look) -> Cell {
+    let cell = Cell::new(text);
+    if look == Look::Coloured {
+        cell.add_attribute(Attribute::Bold)
+    } else {
+        cell
+    }
+}
+
+/// Names may hold anything that is no control character, but reasons come from elsewhere too: nothing that is shown
+/// may move a terminal's cursor.
+fn visible(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+fn align_numbers(table: &mut Table, rows: &[Vec<String>]) {
+    let is_number = |cell: &String| cell == NOTHING || cell.parse::<i64>().is_ok();
+    for (index, column) in table.column_iter_mut().enumerate() {
+        if rows.iter().all(|row| row.get(index).is_none_or(is_number)) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// Without the spaces that cells are padded with at both ends of a line.
+fn trimmed(table: &Table) -> String {
+    let lines = table.lines().map(|line| {
+        let line = line.trim_end();
+        format!("{}\n", line.strip_prefix(' ').unwrap_or(line))
+    });
+    lines.collect()
+}
+
+/// Writes text to stdout. A reader that has gone (`| head`) is no failure.
+///
+/// # Errors
+/// Of stdout, such as a full disk.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plans() -> Output {
+        let items = [("starter", 200), ("enterprise", 7)];
+        let row =
+            |item: &(&str, i32)| vec![item.0.to_owned(), item.1.to_string(), NOTHING.to_owned()];
+        Output::list(&items, &["plan", "messages", "models"], row)
+    }
+
+    #[test]
+    fn a_list_is_items_for_programs_and_a_table_for_people() {
+        assert_eq!(plans().json()["items"][0][0], "starter");
+        assert_eq!(
+            plans().render(OutputMode::Table, Look::Plain),
+            "plan        messages  models\nstarter          200       –\nenterprise         7       –\n"
+        );
+    }
+
+    #[test]
+    fn json_is_whole_and_ends_with_a_newline() {
+        let text = plans()
+            .note("only for people")
+            .render(OutputMode::Json, Look::Coloured);
+        assert!(text.ends_with("}\n") && !text.contains("people"), "{text}");
+        assert_eq!(
+            serde_json::from_str::<Value>(&text).unwrap(),
+            *plans().json()
+        );
+    }
+
+    #[test]
+    fn an_empty_list_says_so() {
+        let empty = Output::list::<()>(&[], &["plan", "name"], |()| vec![]);
+        assert_eq!(
+            empty.render(OutputMode::Table, Look::Plain),
+            "plan  name\nnone\n"
+        );
+        assert_eq!(empty.json(), &serde_json::json!({"items": []}));
+    }
+
+    #[test]
+    fn facts_and_notes_stand_line_by_line() {
+        let output = Output::object(
+            &1,
+            vec![("key", "tg_x".to_owned()), ("name", "a".to_owned())],
+        );
+        let text = output
+            .note("Shown once.")
+            .render(OutputMode::Table, Look::Plain);
+        assert_eq!(text, "key   tg_x\nname  a\n\nShown once.\n");
+    }
+
+    #[test]
+    fn only_a_terminal_that_allows_it_is_sent_escape_codes() {
+        for look in [Look::Plain, Look::Fitted] {
+            assert!(
+                !plans().render(OutputMode::Table, look).contains('\u{1b}'),
+                "{look:?}"
+            );
+        }
+        let hostile = Output::object(&1, vec![("name", "a\u{1b}[2Jb\n".to_owned())]);
+        assert!(
+            !hostile
+                .render(OutputMode::Table, Look::Plain)
+                .contains('\u{1b}')
+        );
+    }
+
+    #[test]
+    fn an_output_travels_whole() {
+        let sent = plans().note("n");
+        let text = serde_json::to_string(&sent).unwrap();
+        assert_eq!(serde_json::from_str::<Output>(&text).unwrap(), sent);
+    }
+}

@@ -1,0 +1,83 @@
+use clap::Subcommand;
+
+use super::{Actor, Output, Tenants, shown};
+use crate::{
+    cli::arguments::{self, LimitOf, LimitValues, WhichLimit},
+    domain::{feature::FeatureKey, tenant::TenantRef, time::Timestamp},
+    services::{plans::Change, tenants::OverrideChange},
+};
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum LimitCommand {
+    Set(Set),
+    Remove(Remove),
+}
+
+impl LimitCommand {
+    pub(super) async fn run(self, tenants: &Tenants, by: &Actor) -> anyhow::Result<Output> {
+        match self {
+            Self::Set(command) => command.run(tenants, by).await,
+            Self::Remove(command) => command.run(tenants, by).await,
+        }
+    }
+}
+
+/// Sets a tenant's own limit, which stands in place of its plan's of the same scope and window
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: tollgate tenant limit set acme messages --hard 500 --until 2027-01-01T00:00:00Z"
+)]
+pub(in crate::cli) struct Set {
+    /// Tenant id or slug
+    tenant: TenantRef,
+    /// Feature key
+    key: FeatureKey,
+    #[command(flatten)]
+    values: LimitValues,
+    #[command(flatten)]
+    limit: LimitOf,
+    /// When the plan holds again for this feature, or none
+    #[arg(long, value_name = "TS", value_parser = arguments::or_none(arguments::timestamp))]
+    until: Option<Change<Timestamp>>,
+}
+
+impl Set {
+    async fn run(self, tenants: &Tenants, by: &Actor) -> anyhow::Result<Output> {
+        let change = OverrideChange {
+            soft: self.values.soft(),
+            hard: self.values.hard(),
+            feature: self.key,
+            scope: self.limit.scope,
+            window: self.limit.window,
+            until: self.until.unwrap_or_default(),
+        };
+        Ok(shown(
+            tenants.set_limit(&self.tenant, &change, by).await?,
+            by.at,
+        ))
+    }
+}
+
+/// Takes a tenant's own limits of a feature away, or only one of them; the plan holds again
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: tollgate tenant limit remove acme messages")]
+pub(in crate::cli) struct Remove {
+    /// Tenant id or slug
+    tenant: TenantRef,
+    /// Feature key
+    key: FeatureKey,
+    #[command(flatten)]
+    which: WhichLimit,
+}
+
+impl Remove {
+    async fn run(self, tenants: &Tenants, by: &Actor) -> anyhow::Result<Output> {
+        let which = self.which.only();
+        Ok(shown(
+            tenants
+                .remove_limit(&self.tenant, &self.key, which, by)
+                .await?,
+            by.at,
+        ))
+    }
+}

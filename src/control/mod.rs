@@ -1,0 +1,107 @@
+//! How a command reaches a running server: one JSON line each way through a Unix socket in the data dir.
+//!
+//! The server parses the command's own words with the command line's own parser and runs it against its own parts,
+//! so that a command does the same beside a server as without one.
+
+pub mod client;
+pub mod server;
+
+use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{cli::output::Output, clock::Clock, services::UsageOperations, store::SharedStore};
+
+pub use client::{Asked, ask};
+pub use server::{bind, serve};
+
+const SOCKET_FILE: &str = "tollgate.sock";
+/// More than any command line: Linux allows 128 KiB for one argument.
+const LARGEST_REQUEST: u64 = 1024 * 1024;
+/// For the words of a command to arrive.
+const REQUEST_TIME: Duration = Duration::from_secs(5);
+/// For a command to run: a backup or a report of millions of rows ends well within.
+const COMMAND_TIME: Duration = Duration::from_secs(600);
+
+/// What commands run against: the same parts beside a server and without one.
+#[derive(Clone)]
+pub struct Backend {
+    pub store: SharedStore,
+    pub clock: Clock,
+    pub usage: Option<Arc<dyn UsageOperations>>,
+    /// Told after each command, so that what it changed holds before it answers.
+    pub refresh: Option<Arc<dyn Refresh>>,
+}
+
+/// Something that keeps copies of the catalogue.
+#[async_trait]
+pub trait Refresh: Send + Sync {
+    /// Drops what the store has changed since; returns when that holds for the next request.
+    async fn refresh(&self);
+}
+
+/// A command's words.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// The client's version: words may mean something else to another.
+    pub version: String,
+    /// Without the program's name.
+    pub argv: Vec<String>,
+}
+
+/// What became of a command.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reply {
+    Ok(Output),
+    Error(Failure),
+}
+
+/// A command that failed: one line for people, and the exit code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    pub message: String,
+    pub exit_code: u8,
+}
+
+/// An address of the socket that is short however deep the data dir is.
+///
+/// A socket's path may have 107 bytes (`unix(7)`), so it is named through the directory's descriptor; the address
+/// is good as long as the value lives. Without `/proc` (an empty root) it is named by its path.
+struct SocketAddress {
+    /// Held open: the path goes through it.
+    _directory: File,
+    path: PathBuf,
+}
+
+impl SocketAddress {
+    fn of(data_dir: &Path) -> io::Result<Self> {
+        let directory = File::open(data_dir)?;
+        let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+        let base = if by_descriptor.exists() {
+            by_descriptor
+        } else {
+            data_dir.to_owned()
+        };
+        Ok(Self {
+            _directory: directory,
+            path: base.join(SOCKET_FILE),
+        })
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! Who asks: a tenant's key in `Authorization`, and the end user that the request names.
+
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use http::{HeaderMap, request::Parts};
+
+use crate::{
+    app::App,
+    domain::tenant::ApiKey,
+    http::{auth::bearer, error::ApiError, request_id::RequestId},
+    provider::request::LONGEST_USER_BYTES,
+    services::{guard, secrets},
+};
+
+/// A request with a valid tenant key.
+pub struct Caller {
+    key: Arc<ApiKey>,
+    user: Arc<str>,
+    request_id: Arc<str>,
+}
+
+impl Caller {
+    /// Whom the guard counts for.
+    #[must_use]
+    pub fn guarded(&self) -> guard::Caller {
+        guard::Caller {
+            tenant_id: self.key.tenant_id,
+            key_id: self.key.key_id,
+            user: Arc::clone(&self.user),
+            request_id: Arc::clone(&self.request_id),
+        }
+    }
+
+    #[must_use]
+    pub fn key(&self) -> &ApiKey {
+        &self.key
+    }
+
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Finds the end user: the key's own, else the header's, else the body's.
+    ///
+    /// # Errors
+    /// [`ApiError`] for a header that is too long, or no visible text.
+    pub fn name_user(
+        &mut self,
+        headers: &HeaderMap,
+        in_body: Option<&str>,
+    ) -> Result<(), ApiError> {
+        if let Some(user) = &self.key.user {
+            self.user = user.as_str().into();
+            return Ok(());
+        }
+        let Some(value) = headers.get("x-tollgate-user") else {
+            self.user = in_body.unwrap_or("").into();
+            return Ok(());
+        };
+        let user = std::str::from_utf8(value.as_bytes())
+            .ok()
+            .filter(|user| user.len() <= LONGEST_USER_BYTES);
+        let user = user.ok_or_else(|| {
+            ApiError::bad_field(
+                "X-Tollgate-User",
+                format!("a text of {} bytes", value.len()),
+                "a text of at most 128 bytes",
+            )
+        })?;
+        self.user = user.into();
+        Ok(())
+    }
+}
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let secret = bearer(&parts.headers).ok_or(ApiError::InvalidApiKey)?;
+        let key = app
+            .catalogue
+            .key(secrets::hash(secret))
+            .await?
+            .ok_or(ApiError::InvalidApiKey)?;
+        if !key.is_valid_at(app.clock.now()) {
+            return Err(ApiError::InvalidApiKey);
+        }
+        let request_id = parts
+            .extensions
+            .get::<RequestId>()
+            .map_or_else(|| "".into(), |id| Arc::clone(&id.0));
+        let user = key.user.as_deref().unwrap_or("").into();
+        Ok(Self {
+            key,
+            user,
+            request_id,
+        })
+    }
+}

@@ -1,0 +1,138 @@
+//! What went wrong in a service, as the failure that a client sees.
+
+use http::StatusCode;
+
+use super::ApiError;
+use crate::{
+    journal::JournalError,
+    json::Unreadable,
+    ledger::LedgerError,
+    provider::{ProviderError, request::BadRequest},
+    services::{chat::ChatError, guard::AdmitError, reports::ReportError},
+};
+
+impl ApiError {
+    /// The server is stopping, and the run was ended with it.
+    #[must_use]
+    pub fn stopped() -> Self {
+        Self::StoreUnavailable {
+            detail: "the server is stopping".to_owned(),
+        }
+    }
+}
+
+impl From<Unreadable> for ApiError {
+    fn from(error: Unreadable) -> Self {
+        Self::Unreadable(error.to_string())
+    }
+}
+
+impl From<BadRequest> for ApiError {
+    fn from(error: BadRequest) -> Self {
+        match error {
+            BadRequest::Unreadable(error) => error.into(),
+            BadRequest::Field {
+                param,
+                found,
+                accepted,
+            } => Self::bad_field(param, found, accepted),
+            BadRequest::Unsupported { param, reason } => Self::UnsupportedParameter {
+                param: param.to_owned(),
+                reason: reason.to_owned(),
+            },
+        }
+    }
+}
+
+impl From<AdmitError> for ApiError {
+    fn from(error: AdmitError) -> Self {
+        match error {
+            AdmitError::NoPlan {
+                tenant_id,
+                plan_code,
+            } => Self::NoPlan {
+                tenant_id,
+                plan_code,
+            },
+            AdmitError::SubscriptionInactive { plan_code, status } => {
+                Self::SubscriptionInactive { plan_code, status }
+            }
+            AdmitError::ModelNotAllowed {
+                plan_code,
+                model,
+                allowed,
+            } => Self::ModelNotAllowed {
+                plan_code,
+                model,
+                allowed,
+            },
+            AdmitError::OpenInput { what } => Self::OpenInputNotAllowed {
+                what: what.to_owned(),
+            },
+            AdmitError::Unavailable(detail) => Self::StoreUnavailable { detail },
+            AdmitError::Refused(refusal) => Self::Refused(refusal),
+        }
+    }
+}
+
+impl From<ChatError> for ApiError {
+    fn from(error: ChatError) -> Self {
+        match error {
+            ChatError::Admit(error) => error.into(),
+            ChatError::ConversationNotFound(id) => Self::ConversationNotFound(id.to_string()),
+            ChatError::Store(error) => error.into(),
+            ChatError::Provider(error) => error.into(),
+            ChatError::Journal(error) => error.into(),
+            ChatError::Stopped => Self::stopped(),
+        }
+    }
+}
+
+impl From<ProviderError> for ApiError {
+    fn from(error: ProviderError) -> Self {
+        match error {
+            ProviderError::NotConfigured(what) => Self::ProviderNotConfigured(what),
+            ProviderError::Timeout => Self::UpstreamTimeout,
+            ProviderError::Unreachable(_) => {
+                Self::Upstream("The upstream could not be reached.".to_owned())
+            }
+            ProviderError::Broken(_) => {
+                Self::Upstream("The upstream's answer broke off.".to_owned())
+            }
+            // Its own words may name the operator's key or account; the log has them.
+            ProviderError::Refused {
+                status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
+                ..
+            } => Self::Upstream("The upstream refused the operator's key.".to_owned()),
+            ProviderError::Refused { status, .. } => {
+                Self::Upstream(format!("The upstream answered {status}."))
+            }
+        }
+    }
+}
+
+impl From<JournalError> for ApiError {
+    fn from(error: JournalError) -> Self {
+        Self::StoreUnavailable {
+            detail: error.to_string(),
+        }
+    }
+}
+
+impl From<LedgerError> for ApiError {
+    fn from(error: LedgerError) -> Self {
+        Self::StoreUnavailable {
+            detail: error.to_string(),
+        }
+    }
+}
+
+impl From<ReportError> for ApiError {
+    fn from(error: ReportError) -> Self {
+        match error {
+            ReportError::NoTenant(tenant) => Self::NotFound(format!("tenant '{tenant}'")),
+            ReportError::Store(error) => error.into(),
+            ReportError::Ledger(error) => error.into(),
+        }
+    }
+}

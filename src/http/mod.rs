@@ -1,0 +1,36 @@
+//! HTTP: parse, one call into a service, answer. Rules are the services'; nothing here decides about limits.
+
+pub mod auth;
+pub mod caller;
+pub mod chat;
+pub mod error;
+pub mod extract;
+pub mod guarded;
+pub mod headers;
+pub mod layers;
+pub mod openai;
+pub mod ops;
+pub mod overload;
+pub mod request_id;
+pub mod router;
+pub mod server;
+pub mod usage;
+
+/// Which of its clients an answer is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// tollgate's own API, and everything that is not below `/v1`.
+    Native,
+    /// OpenAI's, below `/v1`.
+    OpenAi,
+}
+
+impl Dialect {
+    #[must_use]
+    pub fn of_path(path: &str) -> Self {
+        match path.strip_prefix("/v1") {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => Self::OpenAi,
+            _ => Self::Native,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Which headers cross tollgate on the `/v1` routes.
+
+use http::{HeaderMap, HeaderName, header};
+
+/// Those of one connection (RFC 9110 §7.6.1), and what frames a body.
+const HOP_BY_HOP: [&str; 11] = [
+    "connection",
+    "content-length",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// A client's headers, without those that are the connection's, tollgate's or the tenant's secrets.
+pub(super) fn for_upstream(headers: &HeaderMap) -> HeaderMap {
+    let named = named_by_connection(headers);
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let text = name.as_str();
+        let is_ours = matches!(
+            text,
+            "authorization"
+                | "cookie"
+                | "idempotency-key"
+                | "accept-encoding"
+                | "expect"
+                | "trailer"
+                | "content-type"
+        ) || text.starts_with("x-tollgate-");
+        if !is_ours && !HOP_BY_HOP.contains(&text) && !named.contains(name) {
+            kept.append(name.clone(), value.clone());
+        }
+    }
+    kept
+}
+
+/// Takes out of an upstream's headers what concerns its connection, or the operator's account there.
+pub(super) fn for_client(headers: &mut HeaderMap) {
+    let named = named_by_connection(headers);
+    let dropped: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let text = name.as_str();
+            HOP_BY_HOP.contains(&text)
+                || named.contains(name)
+                || matches!(
+                    text,
+                    "set-cookie" | "openai-organization" | "x-request-id" | "trailer"
+                )
+                || text.starts_with("x-ratelimit-")
+        })
+        .cloned()
+        .collect();
+    for name in dropped {
+        headers.remove(name);
+    }
+}
+
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn secrets_and_the_connections_own_never_go_upstream() {
+        let sent = for_upstream(&headers(&[
+            ("authorization", "Bearer tg_x"),
+            ("cookie", "a=b"),
+            ("idempotency-key", "k"),
+            ("x-tollgate-user", "u"),
+            ("connection", "close, X-Hop"),
+            ("x-hop", "1"),
+            ("te", "trailers"),
+            ("openai-beta", "assistants=v2"),
+            ("x-stainless-lang", "python"),
+        ]));
+        let names: Vec<&str> = sent.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["openai-beta", "x-stainless-lang"]);
+    }
+
+    #[test]
+    fn the_operators_account_is_not_the_clients_to_see() {
+        let mut answer = headers(&[
+            ("set-cookie", "__cf=1"),
+            ("x-ratelimit-limit-requests", "5"),
+            ("openai-organization", "org"),
+            ("openai-processing-ms", "12"),
+            ("content-type", "application/json"),
+        ]);
+        for_client(&mut answer);
+        let mut names: Vec<&str> = answer.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-type", "openai-processing-ms"]);
+    }
+}

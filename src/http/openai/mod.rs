@@ -1,0 +1,300 @@
+//! The OpenAI-compatible routes: bodies and answers pass through untouched, metered on the way.
+
+mod headers;
+mod stream;
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use tokio::sync::oneshot;
+
+use self::{
+    headers::{for_client, for_upstream},
+    stream::MeteredStream,
+};
+use crate::{
+    app::App,
+    config::{ChargeOnAbort, StreamUsage},
+    domain::quantity::Quantity,
+    http::{
+        Dialect,
+        caller::Caller,
+        error::{ApiError, ApiResult},
+        extract::WholeBody,
+        guarded::GuardHeaders,
+    },
+    provider::{
+        Endpoint, Forward, Patience, ProviderError, UpstreamBody, answer,
+        request::{RequestLook, UsageChunk},
+        tokens, usage,
+    },
+    services::{
+        guard::{Ask, OutputAsk},
+        run::{End, EstimateInput, Outcome, Run, RunRules},
+    },
+};
+
+/// The largest whole answer that is taken in.
+const LONGEST_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+pub async fn chat_completions(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    WholeBody(body): WholeBody,
+) -> ApiResult<Response> {
+    pass(app, caller, Endpoint::ChatCompletions, &headers, body).await
+}
+
+pub async fn responses(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    WholeBody(body): WholeBody,
+) -> ApiResult<Response> {
+    pass(app, caller, Endpoint::Responses, &headers, body).await
+}
+
+pub async fn embeddings(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    WholeBody(body): WholeBody,
+) -> ApiResult<Response> {
+    pass(app, caller, Endpoint::Embeddings, &headers, body).await
+}
+
+/// The upstream's models: a key is needed, nothing is counted, and a spent quota does not matter.
+pub async fn models(
+    State(app): State<App>,
+    _caller: Caller,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    let forward = Forward {
+        endpoint: Endpoint::Models,
+        headers: for_upstream(&headers),
+        body: Bytes::new(),
+        patience: Patience::Whole(app.config.upstream_timeout),
+    };
+    let answer = app
+        .provider
+        .forward(forward)
+        .await
+        .map_err(ApiError::from)?;
+    let (head, body) = collect(answer).await?;
+    passed_on(head, body)
+}
+
+/// A request on its way: what was looked at, and what goes upstream.
+struct Passing {
+    endpoint: Endpoint,
+    run: Run,
+    forward: Forward,
+    is_stream: bool,
+    wants_usage_chunk: bool,
+    capped: Option<Quantity>,
+}
+
+async fn pass(
+    app: App,
+    mut caller: Caller,
+    endpoint: Endpoint,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> ApiResult<Response> {
+    let look = RequestLook::read(endpoint, body)?;
+    caller.name_user(headers, look.user.as_deref())?;
+    let passing = prepare(&app, &caller, headers, look).await?;
+    let (sender, answered) = oneshot::channel();
+    let tasks = app.tasks.clone();
+    // A task of its own: the client may go away, the run does not.
+    tasks.spawn(async move { run(app, passing, sender).await });
+    answered.await.unwrap_or(Err(ApiError::stopped()))
+}
+
+async fn prepare(
+    app: &App,
+    caller: &Caller,
+    headers: &HeaderMap,
+    look: RequestLook,
+) -> ApiResult<Passing> {
+    let endpoint = look.endpoint;
+    let model = look
+        .model
+        .clone()
+        .unwrap_or_else(|| app.config.default_model.clone());
+    let look = Arc::new(look);
+    let output = (endpoint != Endpoint::Embeddings).then(|| OutputAsk {
+        named: look.named_maximum(),
+        answers: look.answers,
+    });
+    let admitted = app
+        .guard
+        .admit(&Ask {
+            caller: &caller.guarded(),
+            endpoint,
+            model: &model,
+            input_bound: look.input_bound(),
+            tokenized_input: &|| look.tokenized_input(|text| tokens::count(&model, text)),
+            open_input: look.open_input,
+            output,
+        })
+        .await
+        .map_err(ApiError::from)?;
+    let lowered = admitted.output.and_then(|output| output.lowered_to());
+    let usage_chunk = match app.config.stream_usage {
+        StreamUsage::Request if app.guard.is_on() => UsageChunk::Ask,
+        StreamUsage::Request | StreamUsage::Omit => UsageChunk::LeaveAsIs,
+    };
+    let default_field = maximum_field(endpoint, app);
+    let timeout = app.config.upstream_timeout;
+    let forward = Forward {
+        endpoint,
+        headers: for_upstream(headers),
+        body: look.body(lowered, default_field, usage_chunk),
+        patience: if look.is_stream {
+            Patience::BetweenChunks(timeout)
+        } else {
+            Patience::Whole(timeout)
+        },
+    };
+    let estimate = {
+        let (look, model) = (Arc::clone(&look), model.clone());
+        Arc::new(move || look.estimated_input(|text| tokens::count(&model, text))) as EstimateInput
+    };
+    Ok(Passing {
+        endpoint,
+        run: Run::new(admitted, &model, RunRules::of(&app.config), estimate),
+        forward,
+        is_stream: look.is_stream,
+        wants_usage_chunk: look.wants_usage_chunk || usage_chunk == UsageChunk::LeaveAsIs,
+        capped: lowered,
+    })
+}
+
+/// Where a maximum goes if the client's body has none.
+fn maximum_field(endpoint: Endpoint, app: &App) -> &'static str {
+    match endpoint {
+        Endpoint::Responses => "max_output_tokens",
+        _ if crate::provider::openai::is_own_host(&app.config.openai_base_url) => {
+            "max_completion_tokens"
+        }
+        _ => "max_tokens",
+    }
+}
+
+/// Calls the upstream, and answers through `sender`: at once for a stream, after settling for a whole answer.
+async fn run(app: App, passing: Passing, sender: oneshot::Sender<ApiResult<Response>>) {
+    let Passing {
+        endpoint,
+        run,
+        forward,
+        is_stream,
+        wants_usage_chunk,
+        capped,
+    } = passing;
+    let model = run.model().to_owned();
+    let begun = Instant::now();
+    let answer = app.provider.forward(forward).await;
+    app.metrics.upstream_took(&model, begun.elapsed());
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => {
+            drop(sender.send(Err(error.into())));
+            return;
+        }
+    };
+    if is_stream && answer.status().is_success() && is_event_stream(answer.headers()) {
+        let guard_headers = GuardHeaders::at_admission(run.admitted(), capped, app.clock.now());
+        let (mut head, body) = answer.into_parts();
+        let stream = MeteredStream::new(app, endpoint, body, run, wants_usage_chunk);
+        for_client(&mut head.headers);
+        let mut response = Response::from_parts(head, Body::new(stream));
+        guard_headers.put(response.headers_mut(), Dialect::OpenAi);
+        // A client that has gone drops the response, and the stream is read on by itself.
+        drop(sender.send(Ok(response)));
+        return;
+    }
+    let response = whole(&app, endpoint, answer, run, capped, &sender).await;
+    drop(sender.send(response));
+}
+
+async fn whole(
+    app: &App,
+    endpoint: Endpoint,
+    answer: Response<UpstreamBody>,
+    mut run: Run,
+    capped: Option<Quantity>,
+    sender: &oneshot::Sender<ApiResult<Response>>,
+) -> ApiResult<Response> {
+    let (head, body) = collect(answer).await?;
+    if !head.status.is_success() {
+        return passed_on(head, body); // the run is dropped: free
+    }
+    match usage::usage_of_answer(endpoint, &body) {
+        Some(usage) => run.saw_usage(usage),
+        None => {
+            for (choice, text) in answer::texts_of_answer(endpoint, &body) {
+                run.saw_text(choice, &text);
+            }
+        }
+    }
+    let mut guard_headers = GuardHeaders::at_admission(run.admitted(), capped, app.clock.now());
+    let is_forgiven = sender.is_closed() && app.config.charge_on_abort == ChargeOnAbort::Nothing;
+    let end = if is_forgiven {
+        End::ClientGone
+    } else {
+        End::Completed
+    };
+    if let Outcome::Charged(settlement) = run.finish(end).await.map_err(ApiError::from)? {
+        guard_headers.settled(settlement.states);
+    }
+    let mut response = passed_on(head, body)?;
+    guard_headers.put(response.headers_mut(), Dialect::OpenAi);
+    Ok(response)
+}
+
+async fn collect(answer: Response<UpstreamBody>) -> ApiResult<(http::response::Parts, Bytes)> {
+    let (head, body) = answer.into_parts();
+    match Limited::new(body, LONGEST_ANSWER_BYTES).collect().await {
+        Ok(body) => Ok((head, body.to_bytes())),
+        Err(error) => match error.downcast::<ProviderError>() {
+            Ok(error) => Err((*error).into()),
+            Err(_) => Err(ProviderError::Broken(format!(
+                "it is longer than {LONGEST_ANSWER_BYTES} bytes"
+            ))
+            .into()),
+        },
+    }
+}
+
+/// The upstream's answer as the client gets it; one that concerns the operator's key is not the client's to see.
+fn passed_on(mut head: http::response::Parts, body: Bytes) -> ApiResult<Response> {
+    if matches!(
+        head.status,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+    ) {
+        return Err(ProviderError::Refused {
+            status: head.status,
+            headers: Box::new(head.headers),
+            body,
+        }
+        .into());
+    }
+    for_client(&mut head.headers);
+    Ok(Response::from_parts(head, Body::from(body)).into_response())
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers
+        .get(http::header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.trim_start().starts_with("text/event-stream"))
+}

@@ -1,0 +1,423 @@
+//! A stream on its way to the client, metered frame by frame inside the body's own `poll_frame`.
+//!
+//! The last frame is held back until the usage is on disk. A body dropped before that (its client hung up) hands
+//! what is left of the stream to a task, which reads on for a while and settles.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::{
+    app::App,
+    http::{
+        Dialect,
+        error::{self, ApiError, RenderContext},
+        request_id::RequestId,
+    },
+    journal::JournalError,
+    provider::{
+        Endpoint, ProviderError, UpstreamBody,
+        answer::{self, FrameLook},
+        sse, usage,
+    },
+    services::run::{End, Flow, Outcome, Run},
+};
+
+pub(super) struct MeteredStream {
+    app: App,
+    request_id: RequestId,
+    state: State,
+}
+
+enum State {
+    Reading(Box<Reading>),
+    /// The usage is being written down; then come the last frames, or an error in their place.
+    Settling {
+        task: JoinHandle<Result<Outcome, JournalError>>,
+        upstream: UpstreamBody,
+        last: Bytes,
+    },
+    Releasing(Bytes),
+    Done,
+}
+
+/// A stream that is not at its end.
+struct Reading {
+    endpoint: Endpoint,
+    request_id: RequestId,
+    upstream: UpstreamBody,
+    splitter: sse::Splitter,
+    run: Run,
+    wants_usage_chunk: bool,
+    /// Every answer has said why it ended; what is missing is `[DONE]`.
+    has_finished: bool,
+    completion_id: Option<String>,
+}
+
+/// What one event of the upstream's becomes.
+enum Step {
+    Pass(Bytes),
+    /// The usage chunk that the client did not ask for.
+    Swallow,
+    /// The stream's end: nothing is released after this.
+    End {
+        end: End,
+        last: Bytes,
+    },
+}
+
+impl MeteredStream {
+    pub(super) fn new(
+        app: App,
+        endpoint: Endpoint,
+        upstream: UpstreamBody,
+        run: Run,
+        wants_usage_chunk: bool,
+    ) -> Self {
+        let request_id = RequestId(Arc::clone(&run.admitted().caller().request_id));
+        let reading = Reading {
+            endpoint,
+            request_id: request_id.clone(),
+            upstream,
+            splitter: sse::Splitter::new(),
+            run,
+            wants_usage_chunk,
+            has_finished: false,
+            completion_id: None,
+        };
+        Self {
+            app,
+            request_id,
+            state: State::Reading(Box::new(reading)),
+        }
+    }
+
+    /// Writes the usage down in a task of its own, which goes on even if this body is dropped.
+    fn settle(&mut self, end: End, last: Bytes) {
+        let State::Reading(reading) = std::mem::replace(&mut self.state, State::Done) else {
+            return;
+        };
+        let Reading { run, upstream, .. } = *reading;
+        let task = self.app.tasks.spawn(run.finish(end));
+        self.state = State::Settling {
+            task,
+            upstream,
+            last,
+        };
+    }
+
+    /// Reads one chunk; what of it may be released.
+    fn poll_reading(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            let State::Reading(reading) = &mut self.state else {
+                return Poll::Ready(None);
+            };
+            let step = match ready!(Pin::new(&mut reading.upstream).poll_frame(context)) {
+                Some(Ok(frame)) => {
+                    let Ok(chunk) = frame.into_data() else {
+                        continue;
+                    };
+                    reading.take(chunk)
+                }
+                Some(Err(error)) => reading.broken(&error),
+                None => reading.ended(),
+            };
+            match step {
+                Step::Pass(bytes) if bytes.is_empty() => {}
+                Step::Pass(bytes) => return Poll::Ready(Some(bytes)),
+                Step::Swallow => {}
+                Step::End { end, last } => {
+                    self.settle(end, last);
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+}
+
+impl Body for MeteredStream {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        loop {
+            match &mut self.state {
+                State::Reading(_) => {
+                    if let Some(bytes) = ready!(self.poll_reading(context)) {
+                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                    }
+                }
+                State::Settling {
+                    task,
+                    upstream,
+                    last,
+                } => {
+                    // Read to its very end, the connection can serve again; nothing that comes is released.
+                    let _ = Pin::new(upstream).poll_frame(context);
+                    let settled = ready!(Pin::new(task).poll(context));
+                    let last = match settled {
+                        Ok(Ok(_)) => std::mem::take(last),
+                        Ok(Err(error)) => error_frame(&self.request_id, &error.into()),
+                        Err(_) => error_frame(&self.request_id, &ApiError::stopped()),
+                    };
+                    self.state = State::Releasing(last);
+                }
+                State::Releasing(last) => {
+                    let last = std::mem::take(last);
+                    self.state = State::Done;
+                    if !last.is_empty() {
+                        return Poll::Ready(Some(Ok(Frame::data(last))));
+                    }
+                }
+                State::Done => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+impl Drop for MeteredStream {
+    fn drop(&mut self) {
+        if let State::Reading(reading) = std::mem::replace(&mut self.state, State::Done) {
+            let app = self.app.clone();
+            self.app.tasks.spawn(read_on(app, *reading));
+        }
+    }
+}
+
+/// Reads a stream whose client has gone, to its end or for as long as the settings allow, and settles.
+async fn read_on(app: App, mut reading: Reading) {
+    reading.run.admitted().mark_detached();
+    if let Some(_place) = app.tasks.detach() {
+        let to_the_end = async {
+            while let Some(Ok(frame)) = reading.upstream.frame().await {
+                let Ok(chunk) = frame.into_data() else {
+                    continue;
+                };
+                if matches!(reading.take(chunk), Step::End { .. }) {
+                    return;
+                }
+            }
+        };
+        // Whether it came to its end or not, what was seen until now is what is charged.
+        drop(tokio::time::timeout(app.config.disconnect_grace, to_the_end).await);
+    }
+    if let Err(error) = reading.run.finish(End::ClientGone).await {
+        tracing::error!(%error, "the usage of a client that hung up could not be written down");
+    }
+}
+
+impl Reading {
+    /// Counts what a chunk brings; releases its whole events.
+    fn take(&mut self, chunk: Bytes) -> Step {
+        let whole_chunk = chunk.clone();
+        self.splitter.push(chunk);
+        let mut released = Released::default();
+        while let Some(event) = self.splitter.next_event() {
+            match self.take_event(event) {
+                Step::Pass(bytes) => released.push(bytes),
+                Step::Swallow => {}
+                Step::End { end, last } => {
+                    released.push(last);
+                    return Step::End {
+                        end,
+                        last: released.into_bytes(&whole_chunk),
+                    };
+                }
+            }
+        }
+        Step::Pass(released.into_bytes(&whole_chunk))
+    }
+
+    fn take_event(&mut self, event: Bytes) -> Step {
+        let Some(data) = sse::data(&event) else {
+            return Step::Pass(event);
+        };
+        if data.trim_ascii() == b"[DONE]" {
+            return Step::End {
+                end: End::Completed,
+                last: event,
+            };
+        }
+        let Ok(text) = std::str::from_utf8(&data) else {
+            return Step::Pass(event);
+        };
+        if let Some(usage) = usage::usage_of_frame(self.endpoint, &data) {
+            self.run.saw_usage(usage);
+        }
+        let look = answer::look_at_frame(self.endpoint, text);
+        if self.completion_id.is_none() {
+            self.completion_id = look.id.as_deref().map(str::to_owned);
+        }
+        self.has_finished |= look.finishes;
+        for (choice, text) in &look.texts {
+            self.run.saw_text(*choice, text);
+        }
+        if !look.texts.is_empty() && self.run.flow() == Flow::CutOff {
+            return Step::End {
+                end: End::CutOff,
+                last: self.cut_off(),
+            };
+        }
+        if look.is_last {
+            return Step::End {
+                end: End::Completed,
+                last: event.clone(),
+            };
+        }
+        if look.is_usage_chunk && !self.wants_usage_chunk {
+            return Step::Swallow;
+        }
+        Step::Pass(self.without_null_usage(&event, text, &look))
+    }
+
+    /// The event without the `usage: null` that is there only because tollgate asked for usage.
+    fn without_null_usage(&self, event: &Bytes, data: &str, look: &FrameLook<'_>) -> Bytes {
+        let Some(cut) = look.null_usage.clone().filter(|_| !self.wants_usage_chunk) else {
+            return event.clone();
+        };
+        let Some(offset) = memchr::memmem::find(event, data.as_bytes()) else {
+            return event.clone(); // data on several lines: no server writes it so, and null does no harm
+        };
+        let mut bytes = BytesMut::with_capacity(event.len());
+        bytes.extend_from_slice(&event[..offset + cut.start]);
+        bytes.extend_from_slice(&event[offset + cut.end..]);
+        bytes.freeze()
+    }
+
+    /// The upstream broke off: the client is told, never left with a silent end.
+    fn broken(&mut self, error: &ProviderError) -> Step {
+        if self.has_finished {
+            return self.ended(); // all that was to be said has been said
+        }
+        Step::End {
+            end: End::Broken,
+            last: error_frame(&self.request_id, &error.clone().into()),
+        }
+    }
+
+    fn ended(&mut self) -> Step {
+        let rest = self.splitter.finish().unwrap_or_default();
+        if self.has_finished {
+            return Step::End {
+                end: End::Completed,
+                last: rest,
+            };
+        }
+        Step::End {
+            end: End::Broken,
+            last: error_frame(
+                &self.request_id,
+                &ProviderError::Broken("it ended before its end".to_owned()).into(),
+            ),
+        }
+    }
+
+    /// The frames that end a stream which passed its maximum, as an upstream that honours it would have sent them.
+    fn cut_off(&self) -> Bytes {
+        let frames = match self.endpoint {
+            Endpoint::Responses => {
+                let event = json!({
+                    "type": "response.incomplete",
+                    "response": {
+                        "object": "response",
+                        "model": self.run.model(),
+                        "status": "incomplete",
+                        "incomplete_details": { "reason": "max_output_tokens" },
+                        "usage": self.usage("input_tokens", "output_tokens"),
+                    },
+                });
+                format!("event: response.incomplete\ndata: {event}\n\n")
+            }
+            Endpoint::ChatCompletions | Endpoint::Embeddings | Endpoint::Models => {
+                let finished =
+                    |index| json!({ "index": index, "delta": {}, "finish_reason": "length" });
+                let choices: Vec<_> = (0..self.run.answers_begun()).map(finished).collect();
+                let mut frames = format!("data: {}\n\n", self.chunk(&json!(choices), &json!(null)));
+                if self.wants_usage_chunk {
+                    let usage = self.usage("prompt_tokens", "completion_tokens");
+                    frames.push_str(&format!("data: {}\n\n", self.chunk(&json!([]), &usage)));
+                }
+                frames.push_str("data: [DONE]\n\n");
+                frames
+            }
+        };
+        frames.into()
+    }
+
+    fn chunk(&self, choices: &Value, usage: &Value) -> Value {
+        let mut chunk = json!({
+            "id": self.completion_id.as_deref().unwrap_or("chatcmpl-cut-off"),
+            "object": "chat.completion.chunk",
+            "model": self.run.model(),
+            "choices": choices,
+        });
+        if !usage.is_null() {
+            chunk["usage"] = usage.clone();
+        }
+        chunk
+    }
+
+    fn usage(&self, input: &str, output: &str) -> Value {
+        let used = self.run.usage_so_far();
+        json!({
+            input: used.input_tokens,
+            output: used.output_tokens,
+            "total_tokens": used.input_tokens.plus(used.output_tokens),
+        })
+    }
+}
+
+/// Events released from one chunk; the chunk itself where nothing had to be changed, so that frames stay one to one
+/// and nothing is copied.
+#[derive(Default)]
+struct Released {
+    events: Vec<Bytes>,
+}
+
+impl Released {
+    fn push(&mut self, event: Bytes) {
+        if !event.is_empty() {
+            self.events.push(event);
+        }
+    }
+
+    fn into_bytes(self, chunk: &Bytes) -> Bytes {
+        let length: usize = self.events.iter().map(Bytes::len).sum();
+        let follows =
+            |pair: &[Bytes]| pair[0].as_ptr().addr() + pair[0].len() == pair[1].as_ptr().addr();
+        match self.events.as_slice() {
+            [] => Bytes::new(),
+            [event] => event.clone(),
+            events if length <= chunk.len() && events.windows(2).all(follows) => {
+                let start = events[0].as_ptr().addr().checked_sub(chunk.as_ptr().addr());
+                match start.filter(|start| start + length <= chunk.len()) {
+                    Some(start) => chunk.slice(start..start + length),
+                    None => events.concat().into(),
+                }
+            }
+            events => events.concat().into(),
+        }
+    }
+}
+
+/// An error in the middle of a stream.
+fn error_frame(request_id: &RequestId, error: &ApiError) -> Bytes {
+    error::frame(
+        error,
+        RenderContext {
+            dialect: Dialect::OpenAi,
+            request_id,
+        },
+    )
+}
