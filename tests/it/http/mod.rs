@@ -1,0 +1,7 @@
+//! The HTTP interface: connections, errors, and the answers of limits (interface.md §3).
+
+mod connection;
+mod errors;
+mod limits;
+mod streams;
+mod support;

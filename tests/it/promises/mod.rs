@@ -1,0 +1,9 @@
+//! The promises of tollgate, a file each: what would break one makes a test here fail.
+
+mod acts_at_once;
+mod clear;
+mod durable;
+mod every_run_is_paid_for;
+mod exact;
+mod stays_up;
+mod time_is_right;

@@ -1,0 +1,318 @@
+//! The binary under test, in a directory of its own and with an environment that holds nothing else.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Read},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use serde_json::Value;
+
+use super::{Answer, FakeOpenAi, PATIENCE, eventually, tenant::TenantBuilder};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tollgate");
+
+/// What the next server is started with.
+#[derive(Clone)]
+pub(crate) struct Serve {
+    variables: BTreeMap<String, String>,
+    arguments: Vec<String>,
+    directory: Arc<tempfile::TempDir>,
+    survives_full_disk: bool,
+}
+
+/// A running server; killed when dropped.
+pub(crate) struct Tollgate {
+    serve: Serve,
+    child: Child,
+    pub(crate) base: String,
+    /// The lines of stdout that came before and just after the address.
+    log: Arc<Mutex<String>>,
+    pub(crate) http: reqwest::Client,
+}
+
+/// What a command printed, and how it ended.
+#[derive(Clone, Debug)]
+pub(crate) struct CliRun {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Tollgate {
+    pub(crate) fn serve() -> Serve {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let variables = [
+            ("PATH", "/usr/bin:/bin"),
+            ("TOLLGATE_LISTEN", "127.0.0.1:0"),
+            ("ENABLE_USAGE_GUARDRAILS", "true"),
+            ("TOLLGATE_PROVIDER", "simulated"),
+            ("LOG_FORMAT", "json"),
+        ];
+        Serve {
+            variables: variables
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            arguments: vec!["serve".to_owned()],
+            directory: Arc::new(directory),
+            survives_full_disk: false,
+        }
+    }
+}
+
+impl Serve {
+    pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
+        self.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    pub(crate) fn upstream(self, upstream: &FakeOpenAi) -> Self {
+        self.set("TOLLGATE_PROVIDER", "openai")
+            .set("OPENAI_BASE_URL", &upstream.base_url())
+    }
+
+    /// Has writes that [`Tollgate::take_writes`] forbids fail, as on a full disk, instead of ending the process.
+    pub(crate) fn on_a_disk_that_may_fill(mut self) -> Self {
+        self.survives_full_disk = true;
+        self
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("var")
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = if self.survives_full_disk {
+            // A signal that is ignored stays so through exec (signal(7)).
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#, BINARY]);
+            command
+        } else {
+            Command::new(BINARY)
+        };
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(&self.variables)
+            .env("TOLLGATE_DATA_DIR", self.data_dir())
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a command beside the server, or without one.
+    pub(crate) async fn cli(&self, arguments: &[&str]) -> CliRun {
+        let child = self.command(arguments).spawn().expect("the binary starts");
+        // A thread of its own: what waits for a process must not hold up the test's runtime.
+        let (sender, ended) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || drop(sender.send(child.wait_with_output())));
+        let output = tokio::time::timeout(PATIENCE, ended)
+            .await
+            .expect("a command ends in time");
+        let output = output
+            .expect("the thread sends")
+            .expect("the output can be read");
+        CliRun {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
+    pub(crate) async fn start(self) -> Tollgate {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        let mut child = self.command(&arguments).spawn().expect("the binary starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        collect(child.stderr.take().expect("piped"), Arc::clone(&log));
+        let (sender, first_line) = tokio::sync::oneshot::channel();
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = stdout.read_line(&mut line);
+            drop(sender.send(line));
+            // Read on, so that the server never blocks on a full pipe.
+            let _ = stdout.read_to_string(&mut String::new());
+        });
+        let line = tokio::time::timeout(PATIENCE, first_line)
+            .await
+            .expect("a first line in time")
+            .unwrap_or_default();
+        let base = line
+            .trim()
+            .strip_prefix("tollgate listening on ")
+            .map(str::to_owned);
+        let base = base.unwrap_or_else(|| panic!("{line:?}, and the log: {}", log.lock().unwrap()));
+        let gate = Tollgate {
+            serve: self,
+            child,
+            base,
+            log,
+            http: client(),
+        };
+        eventually("the server is ready", || async {
+            let answer = gate
+                .http
+                .get(format!("{}/readyz", gate.base))
+                .send()
+                .await
+                .ok()?;
+            answer.status().is_success().then_some(())
+        })
+        .await;
+        gate
+    }
+}
+
+/// A client that neither pools across tests nor follows redirects.
+pub(crate) fn client() -> reqwest::Client {
+    // The client asks for a crypto provider even where it speaks plain HTTP; another test may have set it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .tls_certs_only([])
+        .build()
+        .expect("a client")
+}
+
+fn collect(mut from: impl Read + Send + 'static, into: Arc<Mutex<String>>) {
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut bytes) {
+            into.lock()
+                .unwrap()
+                .push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+    });
+}
+
+impl Tollgate {
+    pub(crate) fn tenant(&self, slug: &str) -> TenantBuilder<'_> {
+        TenantBuilder::new(self, slug)
+    }
+
+    /// Runs a command beside the server.
+    pub(crate) async fn cli(&self, arguments: &[&str]) -> CliRun {
+        self.serve.cli(arguments).await
+    }
+
+    /// Runs a command that must work; its JSON.
+    pub(crate) async fn cli_json(&self, arguments: &[&str]) -> Value {
+        let arguments: Vec<&str> = arguments
+            .iter()
+            .copied()
+            .chain(["--output", "json"])
+            .collect();
+        let run = self.cli(&arguments).await;
+        assert_eq!(run.code, 0, "{arguments:?}: {}", run.stderr);
+        serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {}", run.stdout))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        let response = self
+            .http
+            .get(format!("{}{path}", self.base))
+            .send()
+            .await
+            .expect("an answer");
+        Answer::read(response).await
+    }
+
+    /// The value of a metric: the sum of its samples whose labels contain `labels`.
+    pub(crate) async fn metric(&self, name: &str, labels: &str) -> i64 {
+        let text = self.get("/metrics").await.expect_ok().text;
+        text.lines()
+            .filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(labels))
+            .map(|line| {
+                line.rsplit(' ')
+                    .next()
+                    .and_then(|value| value.parse::<f64>().ok())
+                    .expect("a sample")
+            })
+            .sum::<f64>() as i64
+    }
+
+    /// Waits until the log holds `text`: what reads it may be a moment behind.
+    pub(crate) async fn logged(&self, text: &str) {
+        eventually(text, || async { self.log().contains(text).then_some(()) }).await;
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Whether the server's disk takes another byte.
+    pub(crate) fn take_writes(&self, takes: bool) {
+        let id = i32::try_from(self.child.id()).expect("a process id");
+        let current = if takes { None } else { Some(0) };
+        let limit = rustix::process::Rlimit {
+            current,
+            maximum: None,
+        };
+        let id = rustix::process::Pid::from_raw(id);
+        rustix::process::prlimit(id, rustix::process::Resource::Fsize, limit)
+            .expect("the process is ours");
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill9(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, and the exit code.
+    pub(crate) async fn terminate(&mut self) -> i32 {
+        let id = i32::try_from(self.child.id()).expect("a process id");
+        let id = rustix::process::Pid::from_raw(id).expect("a process id");
+        rustix::process::kill_process(id, rustix::process::Signal::TERM)
+            .expect("the process is there");
+        let child = &mut self.child;
+        let deadline = tokio::time::Instant::now() + 2 * PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().expect("the process is ours") {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "the server does not stop"
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The same settings and data dir once more.
+    pub(crate) async fn restart(mut self) -> Self {
+        self.kill9();
+        self.serve.clone().start().await
+    }
+
+    pub(crate) fn settings(&self) -> Serve {
+        self.serve.clone()
+    }
+
+    /// Stops cleanly, and checks what must hold for every server: nothing reserved, rollups equal events.
+    pub(crate) async fn finish(mut self) {
+        eventually("nothing is reserved", || async {
+            (self.metric("usage_reservations", "").await == 0).then_some(())
+        })
+        .await;
+        assert_eq!(self.terminate().await, 0, "{}", self.log());
+        let store =
+            tollgate::store::sqlite::SqliteStore::open(&self.serve.data_dir().join("tollgate.db"))
+                .expect("the store opens");
+        let differences = tollgate::store::usage::UsageStore::check_rollups(&store)
+            .await
+            .expect("the store reads");
+        assert!(differences.is_empty(), "{differences:?}");
+    }
+}
+
+impl Drop for Tollgate {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}

@@ -1,0 +1,36 @@
+//! A real binary, a real upstream, and test users whose methods are requests.
+
+mod answer;
+mod gate;
+mod tenant;
+mod upstream;
+
+use std::{future::Future, time::Duration};
+
+pub(crate) use self::{
+    answer::Answer,
+    gate::Tollgate,
+    tenant::{Tenant, hard, soft},
+    upstream::{Ends, FakeOpenAi, Frames, Reply},
+};
+
+/// Longer than anything takes on a busy machine: a test that gets here has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` gives something; looks again after each short pause.
+pub(crate) async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "not within {PATIENCE:?}: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
