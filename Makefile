@@ -1,0 +1,82 @@
+# Everything a developer or CI runs. `make help` lists it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# What the build and the tests need from Debian; later parts add theirs here.
+DEBIAN_PACKAGES := ca-certificates curl gcc libc6-dev make openssl pkg-config python3 python3-venv
+
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+DIST := tollgate-$(VERSION)-$(HOST)
+# glibc linked in. Random numbers then must come from the system call: the crate's own look-up of a libc function
+# finds none in a static binary, and what it falls back to, /dev/urandom, is not there in an empty root.
+STATIC := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+# nextest where it is installed, else the tests that come with cargo.
+TEST := $(shell command -v cargo-nextest >/dev/null && echo 'cargo nextest run' || echo 'cargo test')
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-14s %s\n", $$1, $$2}'
+
+.PHONY: deps
+deps: ## Install what build and tests need from Debian (with sudo unless root)
+	@missing=(); for package in $(DEBIAN_PACKAGES); do \
+		dpkg-query -W -f='$${Status}' "$$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$$package"); \
+	done; \
+	if [ "$${#missing[@]}" -gt 0 ]; then \
+		as_root=(); [ "$$(id -u)" = 0 ] || as_root=(sudo); \
+		"$${as_root[@]}" apt-get update -q; \
+		"$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$${missing[@]}"; \
+	fi
+
+.PHONY: fmt
+fmt: ## Format the code
+	cargo fmt --all
+
+.PHONY: lint
+lint: ## Check format, lints and documentation
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+.PHONY: test
+test: ## Run all tests
+	$(TEST) --locked
+
+.PHONY: test-promises
+test-promises: ## Run the tests of the promises (design: exact, nothing lost, …) on the built binary
+	$(TEST) --locked --test it promises
+
+.PHONY: test-real
+test-real: ## Run the official OpenAI client against a real model: REAL_BASE_URL=http://127.0.0.1:18090/v1
+	@[ -n "$${REAL_BASE_URL:-}" ] || { echo 'set REAL_BASE_URL to the base URL of an OpenAI-compatible server, such as http://127.0.0.1:18090/v1'; exit 1; }
+	cargo build --locked
+	[ -x $(TARGET_DIR)/openai/bin/python ] || python3 -m venv $(TARGET_DIR)/openai
+	$(TARGET_DIR)/openai/bin/pip install -q --disable-pip-version-check openai
+	$(TARGET_DIR)/openai/bin/python tests/real/openai_client.py $(TARGET_DIR)/debug/tollgate "$$REAL_BASE_URL"
+
+.PHONY: check
+check: lint test ## Everything that must be green: lints, tests, generated files unchanged
+
+.PHONY: generate
+generate: ## Write the generated pages of docs/reference
+	UPDATE_GENERATED=1 cargo test --locked --lib generated_
+
+.PHONY: bench
+bench: ## Run the benchmarks
+	cargo bench --locked
+
+.PHONY: dist
+dist: ## Build the static binary, try it in an empty root, and pack it: dist/NAME.tar.gz
+	RUSTFLAGS='$(STATIC)' cargo build --locked --release --target $(HOST)
+	rm -rf dist/$(DIST)
+	mkdir -p dist/$(DIST)
+	cp $(TARGET_DIR)/$(HOST)/release/tollgate README.md LICENSE dist/$(DIST)/
+	@if LC_ALL=C ldd dist/$(DIST)/tollgate 2>&1 | grep -vE 'statically linked|not a dynamic executable' | grep .; then \
+		echo 'the binary is not static: it asks for the libraries above'; exit 1; fi
+	tar -C dist --owner=0 --group=0 -czf dist/$(DIST).tar.gz $(DIST)
+	python3 tests/dist/empty_root.py dist/$(DIST)/tollgate
+	@ls -l dist/$(DIST)/tollgate dist/$(DIST).tar.gz
