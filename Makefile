@@ -50,6 +50,20 @@ test: ## Run all tests
 test-promises: ## Run the tests of the promises (design: exact, nothing lost, …) on the built binary
 	$(TEST) --locked --test it promises
 
+# A seed that is not chosen is another one each day, so that each run looks somewhere new.
+TORTURE_SEED := $(or $(TORTURE_SEED),$(shell date +%Y%m%d))
+TORTURE_SECONDS ?= 120
+TORTURE_KILLS ?= 1000
+torture: export TORTURE_SEED := $(TORTURE_SEED)
+torture: export TORTURE_SECONDS := $(TORTURE_SECONDS)
+torture: export TORTURE_KILLS := $(TORTURE_KILLS)
+
+.PHONY: torture
+torture: ## Run the long forms of the tests that kill, cut the power and fail disks: TORTURE_SEED=1 TORTURE_SECONDS=120 TORTURE_KILLS=1000
+	@echo "TORTURE_SEED=$$TORTURE_SEED TORTURE_SECONDS=$$TORTURE_SECONDS TORTURE_KILLS=$$TORTURE_KILLS"
+	@if command -v cargo-nextest >/dev/null; then cargo nextest run --locked --profile torture torture::; \
+		else cargo test --locked torture:: -- --nocapture; fi
+
 .PHONY: test-real
 test-real: ## Run the official OpenAI client against a real model: REAL_BASE_URL=http://127.0.0.1:18090/v1
 	@[ -n "$${REAL_BASE_URL:-}" ] || { echo 'set REAL_BASE_URL to the base URL of an OpenAI-compatible server, such as http://127.0.0.1:18090/v1'; exit 1; }

@@ -15,3 +15,8 @@ pub mod provider;
 pub mod services;
 pub mod store;
 pub mod telemetry;
+
+/// One file with the integration tests, which link this library without its own tests.
+#[cfg(test)]
+#[path = "../tests/it/support/torture.rs"]
+mod torture;

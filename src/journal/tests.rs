@@ -1,9 +1,9 @@
 //! What the journal promises, on real files.
 
-mod crashes;
 mod disk;
 mod faults;
 mod model;
+mod torture;
 
 use std::{
     fs,

@@ -7,3 +7,4 @@ mod every_run_is_paid_for;
 mod exact;
 mod stays_up;
 mod time_is_right;
+mod torture;

@@ -3,6 +3,7 @@
 mod answer;
 mod gate;
 mod tenant;
+pub(crate) mod torture;
 mod upstream;
 
 use std::{future::Future, time::Duration};

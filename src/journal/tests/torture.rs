@@ -5,6 +5,7 @@ use std::ops::Range;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{disk::Change, *};
+use crate::torture;
 
 /// What is lost in a crash.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +53,7 @@ async fn record(durability: Durability) -> History {
 
 impl History {
     /// The file's bytes after a crash that let the first `count` changes begin.
-    fn image(&self, count: usize, crash: Crash) -> Vec<u8> {
+    fn image(&self, count: usize, crash: Crash, seed: u64) -> Vec<u8> {
         let mut image = Vec::new();
         let begun = &self.changes[..count];
         let safe = match crash {
@@ -62,7 +63,7 @@ impl History {
                 .rposition(|change| matches!(change, Change::Sync))
                 .unwrap_or(0),
         };
-        let mut dice = StdRng::seed_from_u64(u64::try_from(count).unwrap());
+        let mut dice = StdRng::seed_from_u64(seed << 32 | u64::try_from(count).unwrap());
         for (place, change) in begun.iter().enumerate() {
             let unsure = safe <= place;
             match change {
@@ -85,15 +86,15 @@ impl History {
     }
 
     /// Opens the image, and compares it with what had been answered.
-    async fn check(&self, count: usize, crash: Crash, path: &Path) {
+    async fn check(&self, count: usize, crash: Crash, seed: u64, path: &Path) {
         let answered = |answers: &[(usize, Seq)]| {
             let until = answers.partition_point(|(changes, _)| *changes <= count);
             answers[..until].last().map_or(Seq(0), |(_, seq)| *seq)
         };
         let (appended, drained) = (answered(&self.appended), answered(&self.drained));
-        fs::write(path, self.image(count, crash)).unwrap();
+        fs::write(path, self.image(count, crash, seed)).unwrap();
         let journal = Journal::open(path, Durability::Process, clock()).unwrap();
-        let place = format!("{crash:?} after {count} changes");
+        let place = format!("{crash:?} after {count} changes, seed {seed}");
         if let Some(moved) = journal.damaged_moved_to() {
             assert_eq!(appended, Seq(0), "{place}: taken for damaged");
             fs::remove_file(moved).unwrap();
@@ -115,10 +116,12 @@ impl History {
 }
 
 async fn crash_at_every_change(durability: Durability, crash: Crash) {
-    let history = record(durability).await;
     let (_directory, path) = directory();
-    for count in 0..=history.changes.len() {
-        history.check(count, crash, &path).await;
+    for seed in torture::rounds(1, "CRASHES") {
+        let history = record(durability).await;
+        for count in 0..=history.changes.len() {
+            history.check(count, crash, seed, &path).await;
+        }
     }
 }
 

@@ -1,0 +1,3 @@
+//! Promises under violence. Each test has a long form: see [`crate::support::torture`].
+
+mod kills;
