@@ -25,9 +25,17 @@ impl App {
         Backend {
             store: Arc::clone(&self.store),
             clock: self.clock.clone(),
+            administrators: self.administrators.clone(),
             usage: Some(Arc::clone(&self.0) as Arc<dyn UsageOperations>),
             refresh: Some(Arc::clone(&self.0) as Arc<dyn Refresh>),
         }
+    }
+}
+
+impl App {
+    /// Drops what the store has changed since; returns when that holds for the next request.
+    pub async fn refresh(&self) {
+        Refresh::refresh(&*self.0).await;
     }
 }
 

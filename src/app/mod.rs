@@ -21,6 +21,7 @@ use crate::{
     journal::Journal,
     provider::{self, Provider, models, openai},
     services::{
+        administrators::Administrators,
         catalogue::Catalogue,
         chat::Chat,
         guard::Guard,
@@ -45,6 +46,7 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     pub store: SharedStore,
     pub recorder: Arc<Recorder>,
+    pub administrators: Administrators,
     pub catalogue: Arc<Catalogue>,
     pub guard: Arc<Guard>,
     pub chat: Arc<Chat>,
@@ -104,6 +106,8 @@ impl App {
             Arc::clone(&metrics),
             config.cache_ttl,
         ));
+        let administrators =
+            Administrators::new(Arc::clone(&store), config.admin_token.as_ref(), clock.now());
         let guard = Guard::new(
             Arc::clone(&config),
             Arc::clone(&catalogue),
@@ -139,6 +143,7 @@ impl App {
             metrics,
             store,
             recorder,
+            administrators,
             catalogue,
             guard,
             chat,

@@ -2,8 +2,7 @@
 
 use async_trait::async_trait;
 use axum::extract::FromRef;
-use secrecy::{ExposeSecret, SecretString};
-use subtle::ConstantTimeEq;
+use secrecy::SecretString;
 
 use super::{App, Parts};
 use crate::{
@@ -14,7 +13,6 @@ use crate::{
     },
     journal::JournalStatus,
     provider::ProviderStatus,
-    services::secrets,
     telemetry::metrics::{Observed, ReservationsEnded},
 };
 
@@ -93,13 +91,7 @@ impl Ops for Parts {
     }
 
     async fn is_admin_token(&self, token: &str) -> bool {
-        let is_bootstrap = self.config.admin_token.as_ref().is_some_and(|bootstrap| {
-            bool::from(bootstrap.expose_secret().as_bytes().ct_eq(token.as_bytes()))
-        });
-        if is_bootstrap {
-            return true;
-        }
-        let found = self.store.find_admin_token(secrets::hash(token)).await;
-        found.is_ok_and(|found| found.is_some_and(|token| token.revoked_at.is_none()))
+        let found = self.administrators.authenticate(token).await;
+        found.is_ok_and(|found| found.is_some())
     }
 }

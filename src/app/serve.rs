@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -19,15 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::{App, data_dir::DataDir, dev, workers};
 use crate::{
     cli::output,
-    clock::{self, Clock},
+    clock::Clock,
     config::{Config, Guardrails, Loaded},
     control,
-    domain::{
-        administrator::{Actor, AdminToken, Role},
-        ids::AdminTokenId,
-    },
     http::{router, server},
-    services::secrets::{self, SecretKind},
     telemetry::events,
 };
 
@@ -74,7 +69,7 @@ pub async fn serve(loaded: Loaded, start: Start) -> anyhow::Result<ExitCode> {
         )
     })?;
 
-    let made_token = ensure_administrator(&app).await?;
+    let made_token = app.administrators.ensure_one(app.clock.now()).await?;
     let dev = match &start {
         Start::Normal => None,
         Start::Dev { ignored, .. } => Some(dev::seed(&app, ignored).await?),
@@ -122,34 +117,6 @@ async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
             config.listen
         ),
     }
-}
-
-/// The bootstrap administrator: the token that is set, else one made when there is no administrator yet.
-async fn ensure_administrator(app: &App) -> anyhow::Result<Option<SecretString>> {
-    if app.config.admin_token.is_some() {
-        return Ok(None); // checked against the setting itself, so that changing it takes the old one away
-    }
-    if !app.store.list_admin_tokens().await?.is_empty() {
-        return Ok(None);
-    }
-    let now = app.clock.now();
-    let token = AdminToken {
-        admin_token_id: AdminTokenId::new(clock::new_id()),
-        name: "bootstrap".parse()?,
-        role: Role::Owner,
-        created_at: now,
-        revoked_at: None,
-    };
-    let secret = secrets::generate(SecretKind::AdminToken);
-    let by = Actor {
-        name: "first start".to_owned(),
-        address: None,
-        at: now,
-    };
-    app.store
-        .create_admin_token(&token, secrets::hash(secret.expose_secret()), &by)
-        .await?;
-    Ok(Some(secret))
 }
 
 fn say_what_is_odd(app: &App) {

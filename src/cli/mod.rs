@@ -3,6 +3,7 @@
 //! Commands that need the stores run against a [`Backend`]: a running server's, asked through its control socket,
 //! or one opened here if no server runs. The others run where they are typed.
 
+mod admin_token;
 pub mod arguments;
 mod completions;
 mod config;
@@ -90,6 +91,12 @@ enum Stored {
         after_help = "Example: tollgate key create acme --name laptop"
     )]
     Key(key::KeyCommand),
+    /// Makes, lists and ends administrators' tokens
+    #[command(
+        subcommand,
+        after_help = "Example: tollgate admin-token create ada --role owner"
+    )]
+    AdminToken(admin_token::AdminTokenCommand),
     /// Shows and records usage
     #[command(subcommand, after_help = "Example: tollgate usage show --tenant acme")]
     Usage(usage::UsageCommand),
@@ -102,6 +109,7 @@ impl Stored {
             Self::Plan(command) => command.question(),
             Self::Tenant(command) => command.question(),
             Self::Key(command) => command.question(),
+            Self::AdminToken(command) => command.question(),
             Self::Usage(_) => None,
         }
     }
@@ -116,6 +124,7 @@ impl Stored {
             Self::Plan(command) => Box::pin(command.run(backend)).await,
             Self::Tenant(command) => Box::pin(command.run(backend)).await,
             Self::Key(command) => Box::pin(command.run(backend)).await,
+            Self::AdminToken(command) => Box::pin(command.run(backend)).await,
             Self::Usage(command) => Box::pin(command.run(backend)).await,
         };
         if let Some(refresh) = &backend.refresh {
@@ -375,6 +384,14 @@ fn hint(error: &AdminError) -> Option<&'static str> {
         AdminError::NotFound { what: "grant", .. } => {
             Some("; `tollgate tenant grant list T` shows a tenant's grants")
         }
+        AdminError::NotFound {
+            what: "administrator token",
+            ..
+        } => Some("; `tollgate admin-token list` shows those in use"),
+        AdminError::AlreadyExists {
+            what: "administrator",
+            ..
+        } => Some("; choose another name, or revoke that token first"),
         AdminError::AlreadyExists { what: "plan", .. } => {
             Some("; change it with `tollgate plan set`, or choose another code")
         }
@@ -385,6 +402,7 @@ fn hint(error: &AdminError) -> Option<&'static str> {
         AdminError::Invalid { .. }
         | AdminError::NotFound { .. }
         | AdminError::AlreadyExists { .. }
+        | AdminError::LastOwner { .. }
         | AdminError::PlanInUse { .. }
         | AdminError::VersionConflict { .. } => None,
     }

@@ -18,7 +18,12 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{cli::output::Output, clock::Clock, services::UsageOperations, store::SharedStore};
+use crate::{
+    cli::output::Output,
+    clock::Clock,
+    services::{UsageOperations, administrators::Administrators},
+    store::SharedStore,
+};
 
 pub use client::{Asked, ask};
 pub use server::{bind, serve};
@@ -36,6 +41,7 @@ const COMMAND_TIME: Duration = Duration::from_secs(600);
 pub struct Backend {
     pub store: SharedStore,
     pub clock: Clock,
+    pub administrators: Administrators,
     pub usage: Option<Arc<dyn UsageOperations>>,
     /// Told after each command, so that what it changed holds before it answers.
     pub refresh: Option<Arc<dyn Refresh>>,

@@ -426,6 +426,10 @@ impl From<StoreError> for ApiError {
                 plan_code: plan.to_string(),
                 subscriptions,
             },
+            last @ StoreError::LastOwner { .. } => Self::Invalid {
+                param: "admin_token_id".to_owned(),
+                message: last.to_string(),
+            },
             conflict @ StoreError::VersionConflict { .. } => Self::VersionConflict {
                 message: conflict.to_string(),
                 current: serde_json::Value::Null,
@@ -479,11 +483,17 @@ pub async fn no_route(method: Method, uri: Uri) -> ApiError {
     std::future::ready(unrouted(method, uri.path())).await
 }
 
+/// What is answered where the path's parts name what can't be.
+#[must_use]
+pub fn nothing_at(path: &str) -> ApiError {
+    ApiError::NotFound(format!("page or endpoint at {}", shown(path)))
+}
+
 fn unrouted(method: Method, path: &str) -> ApiError {
     let path = shown(path);
     match Dialect::of_path(&path) {
         Dialect::OpenAi => ApiError::EndpointNotMetered { method, path },
-        Dialect::Native => ApiError::NotFound(format!("page or endpoint at {path}")),
+        Dialect::Native => nothing_at(&path),
     }
 }
 

@@ -1,16 +1,23 @@
 //! HTTP: parse, one call into a service, answer. Rules are the services'; nothing here decides about limits.
 
+pub mod admin;
 pub mod auth;
 pub mod caller;
 pub mod chat;
+pub mod conditional;
 pub mod error;
 pub mod extract;
+pub mod fields;
 pub mod guarded;
 pub mod headers;
 pub mod layers;
 pub mod openai;
+pub mod openapi;
 pub mod ops;
 pub mod overload;
+pub mod paging;
+pub mod path;
+pub mod query;
 pub mod request_id;
 pub mod router;
 pub mod server;

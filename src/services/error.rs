@@ -26,6 +26,8 @@ pub enum AdminError {
         name: String,
         current: i64,
     },
+    #[error("'{name}' is the last administrator of role owner; make another one first")]
+    LastOwner { name: String },
     /// The store could not be read or written; trying again is safe.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
@@ -63,6 +65,7 @@ impl From<StoreError> for AdminError {
                 plan,
                 subscriptions,
             },
+            StoreError::LastOwner { name } => Self::LastOwner { name },
             StoreError::VersionConflict {
                 what,
                 name,

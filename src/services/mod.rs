@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows of HTTP, of a terminal or of SQL.
 
+pub mod administrators;
 pub mod admitted;
 pub mod catalogue;
 pub mod chat;

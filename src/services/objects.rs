@@ -1,14 +1,16 @@
-//! The objects of interface.md §4 (plan, feature, tenant, key, grant), as the command line and the JSON API show them.
+//! The objects of interface.md §4 (plan, feature, tenant, key, grant, administrator), as the command line and the JSON API show them.
 //!
 //! When something was made or ended is shown in whole seconds.
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
+use super::administrators::IssuedToken;
 use crate::domain::{
+    administrator::{AdminToken, Role},
     feature::FeatureKey,
     grant::Grant,
-    ids::{GrantId, KeyId, TenantId},
+    ids::{AdminTokenId, GrantId, KeyId, TenantId},
     limit::{Limit, Override, Scope},
     names::{DisplayName, PlanCode, Slug},
     plan::{AllowedModels, Plan, PlanFeature},
@@ -20,7 +22,7 @@ use crate::domain::{
 };
 
 /// A plan.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct PlanObject {
     pub plan_code: PlanCode,
     pub name: DisplayName,
@@ -42,7 +44,7 @@ impl From<Plan> for PlanObject {
 }
 
 /// A plan's feature; the flat fields are the first of `limits`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct FeatureObject {
     pub feature_key: FeatureKey,
     pub display_name: DisplayName,
@@ -77,7 +79,7 @@ impl From<PlanFeature> for FeatureObject {
 }
 
 /// A tenant.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct TenantObject {
     pub tenant_id: TenantId,
     pub slug: Slug,
@@ -89,7 +91,7 @@ pub struct TenantObject {
 }
 
 /// A tenant's subscription, with its period as it stands now.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct SubscriptionObject {
     pub plan_code: PlanCode,
     pub status: SubscriptionStatus,
@@ -99,7 +101,7 @@ pub struct SubscriptionObject {
 }
 
 /// A tenant's own limits of one feature.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct OverrideObject {
     pub feature_key: FeatureKey,
     pub limits: Vec<Limit>,
@@ -145,7 +147,7 @@ impl TenantObject {
 }
 
 /// A tenant's key; `key` is its secret, there only in the answer that makes it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct KeyObject {
     pub key_id: KeyId,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,8 +184,40 @@ impl KeyObject {
     }
 }
 
+/// An administrator; `token` is the secret, there only in the answer that makes it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct AdministratorObject {
+    pub admin_token_id: AdminTokenId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    pub name: DisplayName,
+    pub role: Role,
+    pub created_at: Timestamp,
+}
+
+impl From<AdminToken> for AdministratorObject {
+    fn from(token: AdminToken) -> Self {
+        Self {
+            admin_token_id: token.admin_token_id,
+            token: None,
+            name: token.name,
+            role: token.role,
+            created_at: token.created_at.to_whole_second(),
+        }
+    }
+}
+
+impl From<IssuedToken> for AdministratorObject {
+    fn from(issued: IssuedToken) -> Self {
+        Self {
+            token: Some(issued.secret.expose_secret().to_owned()),
+            ..issued.token.into()
+        }
+    }
+}
+
 /// A grant; `remaining` is null where it is not known.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct GrantObject {
     pub grant_id: GrantId,
     pub tenant_id: TenantId,

@@ -23,11 +23,23 @@ impl SecretKind {
     }
 }
 
+/// 256 bits in base64url, without padding.
+const RANDOM_LETTERS: usize = 43;
+
 /// A new secret: the kind's prefix and 256 random bits as 43 letters of base64url.
 #[must_use]
 pub fn generate(kind: SecretKind) -> SecretString {
     let random: [u8; 32] = rand::random();
     format!("{}{}", kind.prefix(), URL_SAFE_NO_PAD.encode(random)).into()
+}
+
+/// Whether this could be a secret of that kind: one that could not needs no look into the store.
+#[must_use]
+pub fn has_form(kind: SecretKind, secret: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    secret
+        .strip_prefix(kind.prefix())
+        .is_some_and(|random| random.len() == RANDOM_LETTERS && random.bytes().all(is_letter))
 }
 
 /// What a store keeps of a secret.

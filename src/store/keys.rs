@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::StoreResult;
 use crate::domain::{
     administrator::{Actor, AdminToken},
-    ids::{KeyId, TenantId},
+    ids::{AdminTokenId, KeyId, TenantId},
     tenant::ApiKey,
     time::Timestamp,
 };
@@ -13,6 +13,15 @@ use crate::domain::{
 /// SHA-256 of a secret of 256 random bits: nothing to guess, so no slow hash is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SecretHash(pub [u8; 32]);
+
+/// Where owners are to be found: the last one is not revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// All of them are in the store.
+    InStore,
+    /// A setting names one too, whom nobody can revoke.
+    AlsoInSettings,
+}
 
 #[async_trait]
 pub trait KeyStore: Send + Sync {
@@ -43,7 +52,7 @@ pub trait KeyStore: Send + Sync {
     ) -> StoreResult<ApiKey>;
 
     /// # Errors
-    /// `AlreadyExists`.
+    /// `AlreadyExists`, also for a name that another token in use has.
     async fn create_admin_token(
         &self,
         token: &AdminToken,
@@ -52,6 +61,18 @@ pub trait KeyStore: Send + Sync {
     ) -> StoreResult<()>;
     /// The token with this secret, unless it is revoked.
     async fn find_admin_token(&self, secret: SecretHash) -> StoreResult<Option<AdminToken>>;
+    /// The token with this id, unless it is revoked.
+    async fn get_admin_token(&self, token: AdminTokenId) -> StoreResult<Option<AdminToken>>;
+    /// Ends a token at `by.at`, and gives it.
+    ///
+    /// # Errors
+    /// `NotFound`, also for one that is revoked already; `LastOwner` if no owner would be left.
+    async fn revoke_admin_token(
+        &self,
+        token: AdminTokenId,
+        owners: Owners,
+        by: &Actor,
+    ) -> StoreResult<AdminToken>;
     /// All tokens, revoked ones included, oldest first.
     async fn list_admin_tokens(&self) -> StoreResult<Vec<AdminToken>>;
 }

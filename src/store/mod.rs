@@ -51,6 +51,8 @@ pub enum StoreError {
     NotFound { what: &'static str, name: String },
     #[error("plan '{plan}' has {subscriptions} subscriptions; move them to another plan first")]
     PlanInUse { plan: PlanCode, subscriptions: i64 },
+    #[error("'{name}' is the last administrator of role owner; make another one first")]
+    LastOwner { name: String },
     #[error("{what} '{name}' was changed by someone else; it is at version {current} now")]
     VersionConflict {
         what: &'static str,

@@ -8,7 +8,7 @@ use crate::{
     json::Unreadable,
     ledger::LedgerError,
     provider::{ProviderError, request::BadRequest},
-    services::{chat::ChatError, guard::AdmitError, reports::ReportError},
+    services::{AdminError, chat::ChatError, guard::AdmitError, reports::ReportError},
 };
 
 impl ApiError {
@@ -123,6 +123,40 @@ impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
         Self::StoreUnavailable {
             detail: error.to_string(),
+        }
+    }
+}
+
+impl From<AdminError> for ApiError {
+    fn from(error: AdminError) -> Self {
+        let message = error.to_string();
+        match error {
+            AdminError::Invalid {
+                field,
+                value,
+                accepted,
+            } => Self::bad_field(field, value, accepted),
+            AdminError::NotFound { what, name } => Self::NotFound(format!("{what} '{name}'")),
+            AdminError::AlreadyExists { what, name } => Self::AlreadyExists {
+                what: what.to_owned(),
+                name,
+            },
+            AdminError::PlanInUse {
+                plan,
+                subscriptions,
+            } => Self::PlanInUse {
+                plan_code: plan.to_string(),
+                subscriptions,
+            },
+            AdminError::LastOwner { .. } => Self::Invalid {
+                param: "admin_token_id".to_owned(),
+                message,
+            },
+            AdminError::VersionConflict { .. } => Self::VersionConflict {
+                message,
+                current: serde_json::Value::Null,
+            },
+            AdminError::Unavailable(detail) => Self::StoreUnavailable { detail },
         }
     }
 }

@@ -12,14 +12,14 @@ use super::{
 };
 use crate::{
     domain::{
-        administrator::{Actor, AdminToken},
+        administrator::{Actor, AdminToken, Role},
         ids::{AdminTokenId, KeyId, TenantId},
         tenant::ApiKey,
         time::Timestamp,
     },
     store::{
-        StoreResult, audited,
-        keys::{KeyStore, SecretHash},
+        StoreError, StoreResult, audited,
+        keys::{KeyStore, Owners, SecretHash},
     },
 };
 
@@ -105,6 +105,26 @@ impl KeyStore for SqliteStore {
                 [secret.0],
                 read_admin_token,
             )
+        })
+        .await
+    }
+
+    async fn get_admin_token(&self, token: AdminTokenId) -> StoreResult<Option<AdminToken>> {
+        self.read("keys.get_admin_token", move |tx| {
+            find_admin_token_in_use(tx, token)
+        })
+        .await
+    }
+
+    async fn revoke_admin_token(
+        &self,
+        token: AdminTokenId,
+        owners: Owners,
+        by: &Actor,
+    ) -> StoreResult<AdminToken> {
+        let by = by.clone();
+        self.write("keys.revoke_admin_token", move |tx| {
+            revoke_admin_token(tx, token, owners, &by)
         })
         .await
     }
@@ -255,6 +275,14 @@ fn create_admin_token(
     if is_taken {
         return Err(already_exists("administrator token", token.admin_token_id));
     }
+    let is_named = rows::exists(
+        tx,
+        "SELECT 1 FROM admin_tokens WHERE name = ?1 AND revoked_at IS NULL",
+        [token.name.as_str()],
+    )?;
+    if is_named && token.revoked_at.is_none() {
+        return Err(already_exists("administrator", &token.name));
+    }
     Change {
         action: "admin_token.create",
         target: &token.admin_token_id.to_string(),
@@ -276,6 +304,58 @@ fn create_admin_token(
         ],
     )?;
     Ok(())
+}
+
+fn find_admin_token_in_use(
+    tx: &Transaction<'_>,
+    token: AdminTokenId,
+) -> Result<Option<AdminToken>, Failed> {
+    rows::find(
+        tx,
+        "admin_tokens",
+        "SELECT * FROM admin_tokens WHERE admin_token_id = ?1 AND revoked_at IS NULL",
+        [blob(token.uuid())],
+        read_admin_token,
+    )
+}
+
+fn revoke_admin_token(
+    tx: &Transaction<'_>,
+    token: AdminTokenId,
+    owners: Owners,
+    by: &Actor,
+) -> Result<AdminToken, Failed> {
+    let stored = find_admin_token_in_use(tx, token)?
+        .ok_or_else(|| not_found("administrator token", token))?;
+    // Looked at in the transaction that revokes: two owners who revoke each other leave one.
+    let is_other_owner = owners == Owners::AlsoInSettings
+        || rows::exists(
+            tx,
+            "SELECT 1 FROM admin_tokens WHERE role = 'owner' AND revoked_at IS NULL AND admin_token_id <> ?1",
+            [blob(token.uuid())],
+        )?;
+    if stored.role == Role::Owner && !is_other_owner {
+        return Err(Failed::Refused(StoreError::LastOwner {
+            name: stored.name.to_string(),
+        }));
+    }
+    let revoked = AdminToken {
+        revoked_at: Some(by.at),
+        ..stored.clone()
+    };
+    Change {
+        action: "admin_token.revoke",
+        target: &token.to_string(),
+        before: Some(audited::admin_token(&stored)),
+        after: Some(audited::admin_token(&revoked)),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "UPDATE admin_tokens SET revoked_at = ?2 WHERE admin_token_id = ?1",
+        params![blob(token.uuid()), by.at.micros()],
+    )?;
+    Ok(revoked)
 }
 
 fn read_admin_token(cells: &Cells<'_>) -> Result<AdminToken, Failed> {

@@ -89,6 +89,7 @@ impl Tollgate {
             .env("TOLLGATE_PROVIDER", "simulated")
             .env("LOG_FORMAT", "json")
             .env("RUST_LOG", "info")
+            .env("TOLLGATE_ADMIN_TOKEN", super::admin::BOOTSTRAP_TOKEN)
     }
 
     /// Runs a command beside the server.

@@ -1,6 +1,7 @@
 //! What black-box tests are written with: the built server, test users whose methods are requests, and an upstream
 //! that does as it is told.
 
+pub(in crate::http) mod admin;
 pub(in crate::http) mod cli;
 pub(in crate::http) mod gate;
 pub(in crate::http) mod http;

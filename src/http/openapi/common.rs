@@ -1,0 +1,173 @@
+//! What is said of every endpoint, by what it has: parameters in its path, a body, a query, a token.
+
+use utoipa::openapi::{
+    Header, HttpMethod, ObjectBuilder, OpenApi, RefOr, Required, Type,
+    path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem},
+};
+
+use super::errors::answer;
+
+/// Named parts of paths: name, what it is, an example.
+const PATH_PARAMETERS: [(&str, &str, &str); 6] = [
+    ("code", "A plan's code", "starter"),
+    ("key", "A feature's key", "messages"),
+    ("t", "A tenant's slug or id", "acme"),
+    (
+        "id",
+        "The id of what the path is about",
+        "key_0190b6f2c1d47a3e8f5b6c7d8e9f0a1b",
+    ),
+    (
+        "user",
+        "An end user's id, as the application gave it",
+        "u-17",
+    ),
+    ("file", "A file's name", "tollgate.css"),
+];
+
+pub(super) fn add_to_all(document: &mut OpenApi) {
+    for (path, item) in &mut document.paths.paths {
+        let names: Vec<&str> = names_in(path).collect();
+        for (method, operation) in operations(item) {
+            for name in &names {
+                add_path_parameter(operation, name);
+            }
+            add_operation_id(operation, &method, path);
+            add_errors(operation);
+            add_request_id(operation);
+        }
+    }
+}
+
+fn names_in(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter_map(|part| {
+        part.strip_prefix('{')
+            .and_then(|part| part.strip_suffix('}'))
+    })
+}
+
+pub(super) fn operations(
+    item: &mut PathItem,
+) -> impl Iterator<Item = (HttpMethod, &mut Operation)> {
+    [
+        (HttpMethod::Get, &mut item.get),
+        (HttpMethod::Put, &mut item.put),
+        (HttpMethod::Post, &mut item.post),
+        (HttpMethod::Delete, &mut item.delete),
+        (HttpMethod::Patch, &mut item.patch),
+    ]
+    .into_iter()
+    .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+fn add_path_parameter(operation: &mut Operation, name: &str) {
+    let parameters = operation.parameters.get_or_insert_default();
+    let is_it = |it: &Parameter| it.name == name && it.parameter_in == ParameterIn::Path;
+    if parameters.iter().any(is_it) {
+        return;
+    }
+    let known = PATH_PARAMETERS.iter().find(|(known, ..)| *known == name);
+    let (_, description, example) =
+        known.unwrap_or_else(|| panic!("{{{name}}} has no row in PATH_PARAMETERS"));
+    parameters.push(
+        ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Path)
+            .required(Required::True)
+            .description(Some(*description))
+            .schema(Some(
+                ObjectBuilder::new()
+                    .schema_type(Type::String)
+                    .min_length(Some(1)),
+            ))
+            .example(Some((*example).into()))
+            .build(),
+    );
+}
+
+/// The handler's name alone would come many times: `get_api_v1_admin_plans_code`.
+fn add_operation_id(operation: &mut Operation, method: &HttpMethod, path: &str) {
+    let method = match method {
+        HttpMethod::Get => "get",
+        HttpMethod::Put => "put",
+        HttpMethod::Post => "post",
+        HttpMethod::Delete => "delete",
+        HttpMethod::Patch => "patch",
+        HttpMethod::Options | HttpMethod::Head | HttpMethod::Trace => "other",
+    };
+    let path: String = path
+        .chars()
+        .filter(|letter| !"{}".contains(*letter))
+        .map(|letter| {
+            if letter.is_ascii_alphanumeric() {
+                letter
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    operation.operation_id = Some(format!("{method}{path}"));
+}
+
+fn add_errors(operation: &mut Operation) {
+    let has_query = operation
+        .parameters
+        .iter()
+        .flatten()
+        .any(|it| it.parameter_in == ParameterIn::Query);
+    let has_body = operation.request_body.is_some();
+    let roles = administrators_roles(operation);
+    let mut add = |status: &str, description: &str| {
+        let responses = &mut operation.responses.responses;
+        if !responses.contains_key(status) {
+            responses.insert(status.to_owned(), answer(description));
+        }
+    };
+    if has_body {
+        add("400", "`invalid_request`: the body can't be read");
+        add("408", "`request_timeout`: no more of the body came");
+        add("413", "`body_too_large`");
+        add("415", "`unsupported_media_type`: the body is packed");
+    }
+    if has_body || has_query {
+        add("422", "`invalid_request`: `param` names the bad field");
+    }
+    if operation.security.is_some() {
+        add(
+            "401",
+            "`invalid_api_key`: the token is missing, unknown, revoked, expired or of the wrong kind",
+        );
+    }
+    if roles.iter().any(|role| role != "viewer") {
+        add("403", "`forbidden`: the administrator's role is too low");
+    }
+    add(
+        "500",
+        "`internal_error`: a fault of tollgate; its log says what",
+    );
+    add(
+        "503",
+        "`usage_store_unavailable` or `overloaded`: try again soon",
+    );
+}
+
+/// The roles that an endpoint names; none if it is not an administrator's.
+pub(super) fn administrators_roles(operation: &Operation) -> Vec<String> {
+    let security = serde_json::to_value(&operation.security).unwrap_or_default();
+    let schemes = security.as_array().into_iter().flatten();
+    schemes
+        .filter_map(|scheme| scheme["administrator"].as_array())
+        .flatten()
+        .filter_map(|role| role.as_str().map(str::to_owned))
+        .collect()
+}
+
+fn add_request_id(operation: &mut Operation) {
+    for response in operation.responses.responses.values_mut() {
+        if let RefOr::T(response) = response {
+            let mut header = Header::new(ObjectBuilder::new().schema_type(Type::String));
+            header.description = Some("The request's id: the client's own, or one made".to_owned());
+            response.headers.insert("X-Request-Id".to_owned(), header);
+        }
+    }
+}

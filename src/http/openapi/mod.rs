@@ -1,0 +1,84 @@
+//! The API's own description: `GET /openapi.json`, and docs/reference/openapi.json, which `make generate` writes.
+//!
+//! An endpoint describes itself by `#[utoipa::path]` beside its handler: summary, body, what it answers when it
+//! works, and the errors that are its own ([`errors`]). What holds for all is added here, so that no endpoint can
+//! forget it: path parameters, the request id, and the errors that follow from having a body, a query, a token.
+
+mod common;
+pub mod errors;
+mod schemas;
+
+use utoipa::{
+    Modify, OpenApi,
+    openapi::{
+        ComponentsBuilder, OpenApi as Document,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
+};
+
+/// What the description says of the whole API.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "tollgate",
+        description = "Meters, limits and bills what tenants use of a language model. Errors have one form: \
+                       `{\"error\": {\"code\", \"message\", …, \"request_id\"}}`; below `/v1` with OpenAI's `type` and `param`. \
+                       Times are RFC 3339 in UTC, quantities whole numbers up to 2^53-1.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    tags(
+        (name = "chat", description = "Answers from the model, metered and limited"),
+        (name = "openai", description = "OpenAI's API, metered and limited"),
+        (name = "usage", description = "What the tenant of the key used"),
+        (name = "operation", description = "Health, metrics, this description"),
+        (name = "plans", description = "The catalogue"),
+        (name = "tenants", description = "Tenants, subscriptions, overrides and grants"),
+        (name = "keys", description = "Tenants' API keys"),
+        (name = "reports", description = "Usage, audit and status"),
+        (name = "administrators", description = "Who may administer"),
+    ),
+    components(schemas(errors::ErrorBody)),
+    modifiers(&Security),
+)]
+struct Frame;
+
+/// The names of these schemes are what `security(…)` of an endpoint refers to.
+struct Security;
+
+impl Modify for Security {
+    fn modify(&self, document: &mut Document) {
+        let bearer = |description: &str| {
+            SecurityScheme::Http(
+                HttpBuilder::new()
+                    .scheme(HttpAuthScheme::Bearer)
+                    .description(Some(description))
+                    .build(),
+            )
+        };
+        let components = document.components.take().unwrap_or_default();
+        let components = ComponentsBuilder::from(components)
+            .security_scheme("tenant_key", bearer("A tenant's API key, `tg_…`"))
+            .security_scheme(
+                "administrator",
+                bearer(
+                    "An administrator's token, `tga_…`. An operation names the least role: `viewer` reads, \
+                     `operator` changes plans, tenants, keys and grants, `owner` also administrators.",
+                ),
+            )
+            .security_scheme(
+                "metrics_token",
+                bearer("The token of `TOLLGATE_METRICS_TOKEN`, where that is set"),
+            )
+            .build();
+        document.components = Some(components);
+    }
+}
+
+/// The description of all endpoints that `routes` has.
+#[must_use]
+pub fn complete(routes: Document) -> Document {
+    let mut document = Frame::openapi();
+    document.merge(routes);
+    common::add_to_all(&mut document);
+    document
+}

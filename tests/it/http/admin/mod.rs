@@ -1,0 +1,3 @@
+//! The administration API (interface.md §4).
+
+mod administrators;
