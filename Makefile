@@ -79,6 +79,10 @@ check: lint test ## Everything that must be green: lints, tests, generated files
 generate: ## Write the generated pages of docs/reference
 	UPDATE_GENERATED=1 cargo test --locked --lib generated_
 
+.PHONY: formats
+formats: ## Write the stored files of tests/it/formats (for a new format only: old files are kept as they are)
+	UPDATE_FORMATS=1 cargo test --locked --test it formats::
+
 .PHONY: bench
 bench: ## Run the benchmarks
 	cargo bench --locked

@@ -2,6 +2,7 @@
 //! tenant's plan *before* the model runs, and writes the usage down before the answer leaves.
 
 pub mod app;
+pub mod backup;
 pub mod cli;
 pub mod clock;
 pub mod config;

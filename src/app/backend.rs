@@ -13,6 +13,7 @@ use crate::{
     domain::{ids::GrantId, quantity::Quantity, tenant::TenantRef, time::Timestamp},
     services::{
         AdminError, ManualRecord, TotalsAsk, UsageOperations,
+        operation::Operation,
         reports::ReportError,
         usage_view::{TotalsBody, UsageBody},
     },
@@ -27,6 +28,8 @@ impl App {
             clock: self.clock.clone(),
             administrators: self.administrators.clone(),
             usage: Some(Arc::clone(&self.0) as Arc<dyn UsageOperations>),
+            operation: Arc::clone(&self.0) as Arc<dyn Operation>,
+            directory: std::env::current_dir().unwrap_or_default(),
             refresh: Some(Arc::clone(&self.0) as Arc<dyn Refresh>),
         }
     }

@@ -7,8 +7,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The name of the journal's file in the data dir.
+const JOURNAL_FILE: &str = "cache.redb";
 /// The file whose lock says that the directory is in use; it stays when the lock is gone.
 const LOCK_FILE: &str = "tollgate.lock";
+
+/// The journal's file.
+#[must_use]
+pub fn journal_path(data_dir: &Path) -> PathBuf {
+    data_dir.join(JOURNAL_FILE)
+}
+
+/// Whether a file of this name is of a running process only, and holds nothing.
+pub(crate) fn is_of_process(name: &str) -> bool {
+    name == LOCK_FILE || name == crate::control::SOCKET_FILE
+}
 
 /// A data directory that this process holds until the value is dropped, or the process ends in any way.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 mod backend;
 pub mod data_dir;
 mod dev;
+mod operation;
 mod ops;
 mod serve;
 pub mod tasks;
@@ -32,9 +33,6 @@ use crate::{
     store::{SharedStore, sqlite::SqliteStore},
     telemetry::metrics::Metrics,
 };
-
-/// The name of the journal's file in the data dir.
-const JOURNAL_FILE: &str = "cache.redb";
 
 /// Everything a request may need; cheap to clone.
 #[derive(Clone)]
@@ -164,8 +162,19 @@ impl App {
     }
 }
 
+/// The journal of a data dir that the caller has locked; `None` if there is none.
+///
+/// # Errors
+/// One line that says why it can't be opened.
+pub fn open_existing_journal(config: &Config) -> anyhow::Result<Option<Journal>> {
+    if !data_dir::journal_path(&config.data_dir).exists() {
+        return Ok(None);
+    }
+    open_journal(&config.data_dir, config.durability, Clock::System).map(Some)
+}
+
 fn open_journal(data_dir: &Path, durability: Durability, clock: Clock) -> anyhow::Result<Journal> {
-    let path = data_dir.join(JOURNAL_FILE);
+    let path = data_dir::journal_path(data_dir);
     Journal::open(&path, durability, clock)
         .with_context(|| format!("the journal {} can't be opened", path.display()))
 }

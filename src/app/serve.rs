@@ -23,6 +23,7 @@ use crate::{
     config::{Config, Guardrails, Loaded},
     control,
     http::{router, server},
+    services::doctor,
     telemetry::events,
 };
 
@@ -75,7 +76,7 @@ pub async fn serve(loaded: Loaded, start: Start) -> anyhow::Result<ExitCode> {
         Start::Dev { ignored, .. } => Some(dev::seed(&app, ignored).await?),
     };
     app.catalogue.poll().await?;
-    say_what_is_odd(&app);
+    say_what_is_odd(&app).await;
 
     let stop = app.tasks.stopping();
     stop_on_signal(&app)?; // before anybody is told that it runs
@@ -119,7 +120,7 @@ async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
     }
 }
 
-fn say_what_is_odd(app: &App) {
+async fn say_what_is_odd(app: &App) {
     if app.config.guardrails == Guardrails::Off {
         tracing::warn!(
             code = "guardrails_off",
@@ -128,6 +129,19 @@ fn say_what_is_odd(app: &App) {
     }
     if let Some(moved_to) = app.recorder.journal().damaged_moved_to() {
         events::JournalDamaged { moved_to }.emit(&app.metrics);
+    }
+    match doctor::untouchable_limits(&app.store, &app.config).await {
+        Ok(found) => {
+            for (plan, limit) in found {
+                events::LimitUntouchable {
+                    plan_code: &plan,
+                    feature_key: limit.feature.as_str(),
+                    why: &limit.why,
+                }
+                .emit(&app.metrics);
+            }
+        }
+        Err(error) => tracing::debug!(%error, "the plans can't be looked through"),
     }
 }
 

@@ -5,15 +5,20 @@
 
 mod admin_token;
 pub mod arguments;
+mod backup;
 mod completions;
 mod config;
 mod confirm;
+mod doctor;
 mod key;
 mod man;
+mod migrate;
 pub mod output;
 mod plan;
+mod restore;
 mod serve;
 mod tenant;
+mod torture;
 mod usage;
 
 use std::{
@@ -39,6 +44,7 @@ use crate::{
     services::AdminError,
 };
 use output::{Output, OutputMode};
+use restore::Confirmed;
 
 /// How long a command waits for another one, or for a server that is just starting, to let go of the data dir.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
@@ -68,6 +74,9 @@ enum Command {
     Serve(serve::Serve),
     #[command(flatten)]
     Stored(Stored),
+    Restore(restore::Restore),
+    Migrate(migrate::Migrate),
+    Torture(torture::Torture),
     Config(config::ShowConfig),
     Completions(completions::Completions),
     Man(man::Man),
@@ -100,6 +109,8 @@ enum Stored {
     /// Shows and records usage
     #[command(subcommand, after_help = "Example: tollgate usage show --tenant acme")]
     Usage(usage::UsageCommand),
+    Backup(backup::Backup),
+    Doctor(doctor::Examine),
 }
 
 impl Stored {
@@ -110,7 +121,8 @@ impl Stored {
             Self::Tenant(command) => command.question(),
             Self::Key(command) => command.question(),
             Self::AdminToken(command) => command.question(),
-            Self::Usage(_) => None,
+            Self::Usage(_) | Self::Doctor(_) => None,
+            Self::Backup(command) => command.question(),
         }
     }
 
@@ -126,6 +138,8 @@ impl Stored {
             Self::Key(command) => Box::pin(command.run(backend)).await,
             Self::AdminToken(command) => Box::pin(command.run(backend)).await,
             Self::Usage(command) => Box::pin(command.run(backend)).await,
+            Self::Backup(command) => Box::pin(command.run(backend)).await,
+            Self::Doctor(command) => Box::pin(command.run(backend)).await,
         };
         if let Some(refresh) = &backend.refresh {
             refresh.refresh().await;
@@ -209,6 +223,25 @@ fn dispatch(
         Command::Serve(command) => {
             runtime(Threads::Many)?.block_on(command.run(sources(settings)?, start_logs))
         }
+        Command::Restore(command) => {
+            let loaded = load(settings)?;
+            let confirmed = if yes { Confirmed::Yes } else { Confirmed::Ask };
+            let output = runtime(Threads::One)?.block_on(command.run(&loaded, confirmed))?;
+            ended(&output, mode)
+        }
+        Command::Migrate(command) => {
+            let loaded = load(settings)?;
+            let output = runtime(Threads::One)?.block_on(command.run(&loaded))?;
+            ended(&output, mode)
+        }
+        Command::Torture(command) => {
+            let output = runtime(Threads::Many)?.block_on(command.run())?;
+            ended(&output, mode)
+        }
+        Command::Stored(Stored::Doctor(_)) => {
+            let output = runtime(Threads::One)?.block_on(doctor::run(settings, words(argv)?));
+            ended(&output, mode)
+        }
         Command::Stored(command) => {
             let loaded = load(settings)?;
             if let Some(question) = command.question().filter(|_| !yes) {
@@ -216,6 +249,18 @@ fn dispatch(
             }
             let words = words(argv)?;
             runtime(Threads::One)?.block_on(run_stored(command, words, &loaded, mode))
+        }
+    }
+}
+
+/// Prints what a command has to show, and says so if that is a failure all the same.
+fn ended(output: &Output, mode: Option<OutputMode>) -> anyhow::Result<ExitCode> {
+    output.print(mode).context("can't write to stdout")?;
+    match output.failure() {
+        None => Ok(ExitCode::SUCCESS),
+        Some(why) => {
+            eprintln!("error: {why}");
+            Ok(ExitCode::FAILURE)
         }
     }
 }
@@ -236,8 +281,13 @@ fn sources(flags: SettingFlags) -> anyhow::Result<Sources> {
         .map_err(crate::config::ConfigError::from)?)
 }
 
+/// Without its warnings: who calls says them.
+fn load_quietly(flags: SettingFlags) -> anyhow::Result<Loaded> {
+    Ok(Config::load(&sources(flags)?)?)
+}
+
 fn load(flags: SettingFlags) -> anyhow::Result<Loaded> {
-    let loaded = Config::load(&sources(flags)?)?;
+    let loaded = load_quietly(flags)?;
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");
     }
@@ -284,10 +334,10 @@ async fn run_stored(
         if is_watching && io::stdout().is_terminal() {
             output::print("\u{1b}[2J\u{1b}[H")?;
         }
-        output.print(mode).context("can't write to stdout")?;
         if !is_watching {
-            return Ok(ExitCode::SUCCESS);
+            return ended(&output, mode);
         }
+        output.print(mode).context("can't write to stdout")?;
         tokio::select! {
             _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
             () = tokio::time::sleep(usage::WATCH_INTERVAL) => {}
@@ -342,7 +392,13 @@ fn stored_of(words: &[String]) -> anyhow::Result<Stored> {
     let argv = std::iter::once("tollgate".to_owned()).chain(words.iter().cloned());
     match parse(argv.map(OsString::from).collect())?.command {
         Command::Stored(command) => Ok(command),
-        Command::Serve(_) | Command::Config(_) | Command::Completions(_) | Command::Man(_) => {
+        Command::Serve(_)
+        | Command::Restore(_)
+        | Command::Migrate(_)
+        | Command::Torture(_)
+        | Command::Config(_)
+        | Command::Completions(_)
+        | Command::Man(_) => {
             anyhow::bail!("only commands that need the stores are taken here")
         }
     }

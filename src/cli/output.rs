@@ -30,6 +30,9 @@ impl OutputMode {
 pub struct Output {
     json: Value,
     parts: Vec<Part>,
+    /// Why the command ends with exit code 1 although it has something to show.
+    #[serde(default)]
+    failure: Option<String>,
 }
 
 /// A part of what is shown to people.
@@ -87,6 +90,7 @@ impl Output {
         Self {
             json,
             parts: vec![],
+            failure: None,
         }
     }
 
@@ -103,6 +107,18 @@ impl Output {
     pub fn note(mut self, note: impl Into<String>) -> Self {
         self.parts.push(Part::Note(note.into()));
         self
+    }
+
+    /// Ends the command with exit code 1 and this line on stderr, once the rest is printed.
+    #[must_use]
+    pub fn failing(mut self, why: impl Into<String>) -> Self {
+        self.failure = Some(why.into());
+        self
+    }
+
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     #[must_use]

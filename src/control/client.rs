@@ -48,6 +48,7 @@ pub async fn ask(data_dir: &Path, argv: &[String]) -> Result<Asked, AskError> {
     let request = Request {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         argv: argv.to_vec(),
+        directory: std::env::current_dir().map_err(unreachable)?,
     };
     // The server ends a slow command first, and says so.
     let answer = timeout(COMMAND_TIME + 2 * REQUEST_TIME, exchange(stream, &request)).await;
@@ -59,6 +60,11 @@ pub async fn ask(data_dir: &Path, argv: &[String]) -> Result<Asked, AskError> {
         Ok(Reply::Error(failure)) => Ok(Asked::Answered(Err(failure))),
         Err(_) => Err(AskError::NoAnswer(name())),
     }
+}
+
+/// Whether a server runs on `data_dir` and listens.
+pub async fn is_served(data_dir: &Path) -> bool {
+    matches!(connect(data_dir).await, Ok(Some(_)))
 }
 
 async fn connect(data_dir: &Path) -> io::Result<Option<UnixStream>> {

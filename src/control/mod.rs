@@ -21,14 +21,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cli::output::Output,
     clock::Clock,
-    services::{UsageOperations, administrators::Administrators},
+    services::{UsageOperations, administrators::Administrators, operation::Operation},
     store::SharedStore,
 };
 
-pub use client::{Asked, ask};
+pub use client::{Asked, ask, is_served};
 pub use server::{bind, serve};
 
-const SOCKET_FILE: &str = "tollgate.sock";
+pub(crate) const SOCKET_FILE: &str = "tollgate.sock";
 /// More than any command line: Linux allows 128 KiB for one argument.
 const LARGEST_REQUEST: u64 = 1024 * 1024;
 /// For the words of a command to arrive.
@@ -43,6 +43,9 @@ pub struct Backend {
     pub clock: Clock,
     pub administrators: Administrators,
     pub usage: Option<Arc<dyn UsageOperations>>,
+    pub operation: Arc<dyn Operation>,
+    /// Where the command was typed: the paths that it names are relative to this.
+    pub directory: PathBuf,
     /// Told after each command, so that what it changed holds before it answers.
     pub refresh: Option<Arc<dyn Refresh>>,
 }
@@ -61,6 +64,8 @@ pub struct Request {
     pub version: String,
     /// Without the program's name.
     pub argv: Vec<String>,
+    /// Where it was typed.
+    pub directory: PathBuf,
 }
 
 /// What became of a command.

@@ -62,13 +62,17 @@ pub fn bind(data_dir: &Path) -> io::Result<ControlListener> {
 /// Runs a command by its words.
 #[async_trait]
 pub trait Runner: Send + Sync {
-    async fn run(&self, argv: Vec<String>) -> Reply;
+    async fn run(&self, argv: Vec<String>, directory: PathBuf) -> Reply;
 }
 
 #[async_trait]
 impl Runner for Backend {
-    async fn run(&self, argv: Vec<String>) -> Reply {
-        match cli::run_asked(argv, self).await {
+    async fn run(&self, argv: Vec<String>, directory: PathBuf) -> Reply {
+        let backend = Self {
+            directory,
+            ..self.clone()
+        };
+        match cli::run_asked(argv, &backend).await {
             Ok(output) => Reply::Ok(output),
             Err(failure) => Reply::Error(failure),
         }
@@ -158,7 +162,7 @@ async fn run(request: Request, runner: &dyn Runner) -> Reply {
             "the running server is tollgate {own} and this command is {theirs}; use the server's version, or restart the server with this one"
         )));
     }
-    match timeout(COMMAND_TIME, runner.run(request.argv)).await {
+    match timeout(COMMAND_TIME, runner.run(request.argv, request.directory)).await {
         Ok(reply) => reply,
         Err(_) => Reply::Error(failed("the command took too long and was stopped")),
     }

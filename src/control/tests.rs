@@ -1,4 +1,9 @@
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use tokio::{
@@ -19,7 +24,7 @@ struct Echo;
 
 #[async_trait]
 impl Runner for Echo {
-    async fn run(&self, argv: Vec<String>) -> Reply {
+    async fn run(&self, argv: Vec<String>, _: PathBuf) -> Reply {
         match argv[0].as_str() {
             "fail" => Reply::Error(Failure {
                 message: "no such plan".to_owned(),
@@ -136,7 +141,7 @@ async fn what_is_no_request_is_refused_in_words() {
     let directory = tempfile::tempdir().unwrap();
     let _server = start(directory.path());
     let oversized = vec![b'x'; usize::try_from(LARGEST_REQUEST).unwrap() + 1];
-    let other_version = br#"{"version":"0.0.1","argv":["x"]}"#;
+    let other_version = br#"{"version":"0.0.1","argv":["x"],"directory":"/"}"#;
     for (bytes, message) in [
         (&b"{}\n"[..], "not what a client sends"),
         (&b"{\"version\""[..], "cut off or too long"),

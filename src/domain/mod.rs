@@ -9,6 +9,7 @@ pub mod limit;
 pub mod names;
 pub mod plan;
 pub mod quantity;
+pub mod reach;
 pub mod subscription;
 pub mod tenant;
 pub mod time;

@@ -8,6 +8,7 @@
 //! name seqs and paths.
 
 mod file;
+mod frozen;
 mod row;
 mod state;
 mod tables;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
+pub use self::frozen::{Frozen, read_row};
 use self::{
     file::{JournalFile, OpenFault, Opener},
     state::Shared,
@@ -114,6 +116,22 @@ impl Journal {
     /// [`JournalError::Locked`] if another process has it, [`JournalError::Open`] if it cannot be read or written.
     pub fn open(path: &Path, durability: Durability, clock: Clock) -> Result<Self, JournalError> {
         Self::open_with(path, file::opener(durability), &clock)
+    }
+
+    /// Looks at a journal that nobody has open, without moving it aside if it is damaged; gives the number of
+    /// undrained events, `None` if there is no file. Blocks.
+    ///
+    /// # Errors
+    /// Why it can't be opened, as a line for people.
+    pub fn inspect(path: &Path) -> Result<Option<u64>, String> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let file = JournalFile::new(path, file::opener(Durability::Full));
+        match Shared::open(&file) {
+            Ok((shared, _)) => Ok(Some(shared.progress().pending())),
+            Err(fault) => Err(fault.to_string()),
+        }
     }
 
     fn open_with(path: &Path, opener: Opener, clock: &Clock) -> Result<Self, JournalError> {
@@ -246,6 +264,14 @@ impl Journal {
     /// As of [`Journal::read_undrained`].
     pub async fn load_snapshot(&self) -> Result<Vec<(CounterKey, Quantity)>, JournalError> {
         self.read(tables::load_snapshot).await
+    }
+
+    /// Keeps what is not drained now for a backup.
+    ///
+    /// # Errors
+    /// As of [`Journal::read_undrained`].
+    pub fn freeze(&self) -> Result<Frozen, JournalError> {
+        Frozen::of(self.inner.shared.begin_read()?)
     }
 
     #[must_use]

@@ -148,7 +148,7 @@ pub(super) fn read_undrained(
     Ok(events)
 }
 
-fn each_undrained(
+pub(super) fn each_undrained(
     read: &ReadTransaction,
     mut visit: impl FnMut(Seq, UsageEvent) -> ControlFlow<()>,
 ) -> TableResult<()> {

@@ -33,6 +33,16 @@ impl CounterKey {
             window: counter.window,
         }
     }
+
+    /// Among those of its tenant.
+    #[must_use]
+    pub fn counter(&self) -> CounterOf {
+        CounterOf {
+            subject: self.subject.clone(),
+            feature: self.feature.clone(),
+            window: self.window,
+        }
+    }
 }
 
 /// A running sum. Wider than [`Quantity`], whose sums stop at the end of the scale: a reservation that is taken

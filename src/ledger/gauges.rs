@@ -3,8 +3,14 @@
 
 use std::sync::{Arc, PoisonError, atomic::Ordering};
 
-use super::{EndedCounts, HoldInfo, InFlight, LocalLedger, tenant::Tenant};
-use crate::domain::ids::ReservationId;
+use super::{CounterKey, EndedCounts, HoldInfo, InFlight, LocalLedger, tenant::Tenant};
+use crate::{
+    domain::{
+        ids::{ReservationId, TenantId},
+        quantity::Quantity,
+    },
+    store::usage::Seq,
+};
 
 impl LocalLedger {
     pub(super) fn in_flight(&self) -> InFlight {
@@ -60,6 +66,21 @@ impl LocalLedger {
             settled: self.settled.load(Ordering::Relaxed),
             released: self.released.load(Ordering::Relaxed),
         }
+    }
+
+    pub(super) fn tenants(&self) -> Vec<TenantId> {
+        let mut tenants = Vec::new();
+        self.visit_tenants(|tenant| tenants.push(tenant.id));
+        tenants
+    }
+
+    pub(super) fn drained_values(
+        &self,
+        tenant: TenantId,
+        upto: Seq,
+    ) -> Vec<(CounterKey, Quantity)> {
+        self.find(tenant)
+            .map_or_else(Vec::new, |tenant| tenant.lock().rows(upto))
     }
 
     fn has_open_holds(&self) -> bool {

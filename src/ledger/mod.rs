@@ -281,6 +281,23 @@ impl Ledger {
         }
     }
 
+    /// The tenants whose counters are in memory.
+    #[must_use]
+    pub fn tenants(&self) -> Vec<TenantId> {
+        match self {
+            Self::Local(local) => local.tenants(),
+        }
+    }
+
+    /// The tenant's counters in memory over all events up to `upto`, the drained position; without those for which
+    /// that can't be told.
+    #[must_use]
+    pub fn drained_values(&self, tenant: TenantId, upto: Seq) -> Vec<(CounterKey, Quantity)> {
+        match self {
+            Self::Local(local) => local.drained_values(tenant, upto),
+        }
+    }
+
     #[must_use]
     pub fn ended(&self) -> EndedCounts {
         match self {

@@ -397,6 +397,23 @@ impl TenantCounters {
             .drained_at(upto)
     }
 
+    /// Every counter with its value for `upto`, where that can be told.
+    pub(super) fn rows(&self, upto: Seq) -> Vec<(CounterKey, Quantity)> {
+        let mut rows = Vec::new();
+        for subject in self.subjects.list() {
+            for counter in self.subjects.of((&subject).into()) {
+                let key = CounterKey {
+                    tenant: self.id,
+                    subject: subject.clone(),
+                    feature: counter.feature.clone(),
+                    window: counter.window,
+                };
+                rows.extend(counter.drained_at(upto).map(|value| (key, value)));
+            }
+        }
+        rows
+    }
+
     /// Marks the tenant as gone, unless somebody uses it; its rows of the snapshot go too. Gives its latest event.
     pub(super) fn evict(&mut self) -> Option<Timestamp> {
         if !self.holds.is_empty() || self.loading > 0 {

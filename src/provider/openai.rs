@@ -238,6 +238,15 @@ fn bearer(key: &SecretString) -> Result<HeaderValue, SetupError> {
     Ok(value)
 }
 
+/// A client for what is no call of a provider, such as trying out a gateway.
+///
+/// # Errors
+/// See [`super::from_settings`].
+pub fn plain_client() -> Result<reqwest::Client, SetupError> {
+    let tls = tls::client_config(&tls::Roots::Environment, &[b"h2", b"http/1.1"])?;
+    http_client(Resolver::default(), tls)
+}
+
 /// The one client of reqwest here: our resolver and roots, no redirect, no proxy, no retry.
 fn http_client(
     resolver: Resolver,

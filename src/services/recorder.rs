@@ -17,10 +17,11 @@ use crate::{
         feature::FeatureKey, ids::TenantId, quantity::Quantity, time::Timestamp, usage::UsageEvent,
         window::Window,
     },
-    journal::{Journal, JournalError, Snapshot},
-    ledger::{BaseTotals, Drained, Hold, Ledger, LedgerError, LocalLedger, Settled},
+    journal::{Frozen, Journal, JournalError, Snapshot},
+    ledger::{BaseTotals, CounterKey, Drained, Hold, Ledger, LedgerError, LocalLedger, Settled},
     store::{
         SharedStore, StoreError, StoreResult,
+        maintenance::StoreCopy,
         usage::{CounterOf, JournalPosition, Seq},
     },
     telemetry::{events, metrics::Metrics},
@@ -46,6 +47,14 @@ pub enum Progress {
     Idle,
     /// There may be more.
     Moved(usize),
+}
+
+/// A live total that differs from the store's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift {
+    pub counter: CounterKey,
+    pub live: Quantity,
+    pub stored: Quantity,
 }
 
 /// Why the drain could not go on; the events stay in the journal.
@@ -198,6 +207,59 @@ impl Recorder {
             }
         }
         Ok(())
+    }
+
+    /// Keeps the present state of journal and store for a backup: every event that was written down before is in
+    /// one of them (in both, if the drain was between the two; its id then counts once), and none that comes later.
+    ///
+    /// # Errors
+    /// [`DrainError`] if one of them can't be read.
+    pub async fn freeze(&self) -> Result<(Frozen, Box<dyn StoreCopy>), DrainError> {
+        // No event moves from one to the other in between. The journal comes first: what its events name is then in
+        // the store that is read after it.
+        let _drain = self.drain.lock().await;
+        let journal = self.journal.freeze()?;
+        let store = self.store.begin_copy().await?;
+        Ok((journal, store))
+    }
+
+    /// Where the tenant's live totals in memory differ from the store's sums of the same events. Windows that begin
+    /// before `pruned_before` are left out: their first hour can't be summed any more.
+    ///
+    /// # Errors
+    /// [`DrainError`] if store or journal can't be read.
+    pub async fn drift_of(
+        &self,
+        tenant: TenantId,
+        pruned_before: Timestamp,
+    ) -> Result<Vec<Drift>, DrainError> {
+        // While no event moves, both sides end at the same one.
+        let mut drain = self.drain.lock().await;
+        self.mark(&mut drain).await?;
+        if self.keep == KeepTotals::Rebuild {
+            return Ok(Vec::new()); // these totals do not follow the drain
+        }
+        let drained = self.journal.drained();
+        let mut live = self.ledger.drained_values(tenant, drained);
+        live.retain(|(counter, _)| pruned_before <= counter.window.start());
+        let counters: Vec<CounterOf> = live.iter().map(|(key, _)| key.counter()).collect();
+        if counters.is_empty() {
+            return Ok(Vec::new());
+        }
+        let journal = self.journal.id();
+        let (stored, covered) = self.store.counters(tenant, &counters, journal).await?;
+        if covered != drained {
+            return Ok(Vec::new()); // the store is another one: that is a fault of its own
+        }
+        let pairs = live.into_iter().zip(stored);
+        Ok(pairs
+            .filter(|((_, live), stored)| live != stored)
+            .map(|((counter, live), stored)| Drift {
+                counter,
+                live,
+                stored,
+            })
+            .collect())
     }
 
     /// What a tenant used of one feature in a window, what is still in the journal included.

@@ -9,6 +9,7 @@ pub mod catalogue;
 mod contract;
 pub mod conversations;
 pub mod keys;
+pub mod maintenance;
 mod rollups;
 pub mod sqlite;
 pub mod usage;
@@ -24,6 +25,7 @@ pub trait Store:
     + usage::UsageStore
     + conversations::ConversationStore
     + audit::AuditStore
+    + maintenance::MaintenanceStore
 {
 }
 
@@ -33,6 +35,7 @@ impl<T> Store for T where
         + usage::UsageStore
         + conversations::ConversationStore
         + audit::AuditStore
+        + maintenance::MaintenanceStore
 {
 }
 

@@ -411,6 +411,26 @@ impl JournalDamaged<'_> {
     }
 }
 
+/// A limit of a plan is such that no request can touch it.
+pub struct LimitUntouchable<'a> {
+    pub plan_code: &'a str,
+    pub feature_key: &'a str,
+    pub why: &'a str,
+}
+
+impl LimitUntouchable<'_> {
+    /// Counts nothing: it is a matter of the settings, not of requests.
+    pub fn emit(&self, _metrics: &Metrics) {
+        tracing::warn!(
+            code = "limit_untouchable",
+            plan_code = self.plan_code,
+            feature_key = self.feature_key,
+            why = self.why,
+            "no request can touch this limit"
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;

@@ -8,6 +8,8 @@
 )]
 
 mod cli;
+mod formats;
 mod http;
+mod operation;
 mod promises;
 mod support;

@@ -9,7 +9,7 @@ mod embedded {
 }
 
 /// The newest version that this program knows.
-fn newest_known() -> i64 {
+pub(super) fn newest_known() -> i64 {
     let runner = embedded::migrations::runner();
     let versions = runner.get_migrations().iter();
     versions
@@ -19,7 +19,7 @@ fn newest_known() -> i64 {
 }
 
 /// The version that a database is at; 0 if it is new.
-fn version_of(connection: &Connection) -> Result<i64, String> {
+pub(super) fn version_of(connection: &Connection) -> Result<i64, String> {
     let has_history = connection
         .prepare("SELECT 1 FROM sqlite_schema WHERE name = 'refinery_schema_history'")
         .and_then(|mut statement| statement.exists([]))

@@ -8,6 +8,7 @@ mod catalogue;
 mod check;
 mod conversations;
 mod keys;
+pub mod maintenance;
 mod migrate;
 mod plans;
 mod pool;

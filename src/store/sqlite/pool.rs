@@ -31,7 +31,7 @@ const READER_WAIT: Duration = Duration::from_millis(250);
 /// Writes that wait; the next one waits to get in line.
 const QUEUE: usize = 256;
 /// Another process (`sqlite3` by hand) may hold the write lock for a moment.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// FULL fsyncs the log at every commit: the journal forgets what is recorded here. The log may grow to 32 MiB before
 /// it is written back, which spares a busy drain from rewriting the same pages again and again. No `mmap`: a read
@@ -57,6 +57,7 @@ const STATEMENTS: usize = 128;
 
 /// The connections to one file. Readers come first, so that the writer closes last and tidies the log away.
 pub(super) struct Pool {
+    path: PathBuf,
     readers: r2d2::Pool<ReaderManager>,
     free_readers: Arc<Semaphore>,
     writer: Writer,
@@ -80,6 +81,7 @@ impl Pool {
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .build_unchecked(ReaderManager::new(path));
         Ok(Self {
+            path: path.to_owned(),
             readers,
             free_readers: Arc::new(Semaphore::new(
                 usize::try_from(READERS).expect("a small number"),
@@ -119,6 +121,25 @@ impl Pool {
                 "{name}: the runtime is shutting down"
             )))
         })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `work`, which opens a connection of its own, where blocking harms nobody.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "SQLite blocks; only an operator's command comes here, one at a time"
+    )]
+    pub(super) async fn block<T, F>(&self, name: &'static str, work: F) -> StoreResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, Failed> + Send + 'static,
+    {
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|error| StoreError::Unavailable(format!("{name}: {error}")))?
+            .map_err(|failed| failed.into_error(name))
     }
 
     pub(super) async fn write<T, F>(&self, name: &'static str, work: F) -> StoreResult<T>

@@ -10,7 +10,7 @@ use std::{future::Future, time::Duration};
 
 pub(crate) use self::{
     answer::Answer,
-    gate::Tollgate,
+    gate::{CliRun, Serve, Tollgate},
     tenant::{Tenant, hard, soft},
     upstream::{Ends, FakeOpenAi, Frames, Reply},
 };

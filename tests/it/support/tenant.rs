@@ -116,6 +116,17 @@ impl<'a> TenantBuilder<'a> {
 }
 
 impl Tenant {
+    /// A tenant that is there already.
+    pub(crate) fn known(gate: &Tollgate, key: &str) -> Self {
+        Self {
+            plan: String::new(),
+            key: key.to_owned(),
+            base: gate.base.clone(),
+            user: None,
+            http: gate.http.clone(),
+        }
+    }
+
     /// The same tenant at another address, as after a restart.
     pub(crate) fn at(&self, gate: &Tollgate) -> Self {
         Self {

@@ -1,0 +1,38 @@
+//! What operators' commands need of a store beyond its data.
+
+use std::path::Path;
+
+use async_trait::async_trait;
+
+use super::StoreResult;
+use crate::domain::{feature::FeatureKey, time::Timestamp};
+
+/// The store as it was at one instant, whatever is written meanwhile; costs room in its log until it is dropped.
+pub trait StoreCopy: Send {
+    /// The version of its schema.
+    fn schema_version(&self) -> i64;
+
+    /// Writes all of it to `path`, an empty file, as one SQLite database. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`](super::StoreError) if it can't be read, or the file not written.
+    fn write_to(self: Box<Self>, path: &Path) -> StoreResult<()>;
+}
+
+#[async_trait]
+pub trait MaintenanceStore: Send + Sync {
+    /// Keeps the present state for copying.
+    async fn begin_copy(&self) -> StoreResult<Box<dyn StoreCopy>>;
+
+    /// What is wrong with the file's own structure, as lines for people; empty if it is whole. Reads all of it.
+    async fn check_integrity(&self) -> StoreResult<Vec<String>>;
+
+    /// When the last event was recorded; `None` if there is none.
+    async fn last_recorded_at(&self) -> StoreResult<Option<Timestamp>>;
+
+    /// Whether anybody ever used the feature. May read all rollups.
+    async fn is_feature_used(&self, feature: &FeatureKey) -> StoreResult<bool>;
+
+    /// The version of its schema, which is the one that this program was built with.
+    async fn schema_version(&self) -> StoreResult<i64>;
+}
