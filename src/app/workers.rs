@@ -2,14 +2,20 @@
 //!
 //! A job is a step that its service offers; what is here decides only when it runs again.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 
 use super::App;
 use crate::{
+    domain::{feature::FeatureKey, ids::TenantId},
     journal::JournalStatus,
-    services::recorder::{Progress, Recorder},
+    services::recorder::{Drift, Progress, Recorder},
     telemetry::{events, metrics::Metrics},
 };
 
@@ -21,6 +27,10 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 /// How many events one pruning deletes at most, so that the writer is free in between.
 const PRUNE_BATCH: usize = 5_000;
+
+/// Live totals are compared with the store's a few tenants at a time: each is a read of the store.
+const DRIFT_EVERY: Duration = Duration::from_secs(5);
+const DRIFT_BATCH: usize = 50;
 
 /// When a job is to run again.
 enum Again {
@@ -42,6 +52,11 @@ pub(super) fn start(app: &App) {
         async move { health.lock().await.watch(&app) }
     });
     job(app, |app| async move { prune(&app).await });
+    let drift = Arc::new(tokio::sync::Mutex::new(DriftWatch::default()));
+    job(app, move |app| {
+        let watch = Arc::clone(&drift);
+        async move { watch.lock().await.measure(&app).await }
+    });
 }
 
 /// Runs `step` again and again until the server stops.
@@ -135,6 +150,56 @@ impl JournalHealth {
     }
 }
 
+/// Which tenants were compared already, and what was found.
+#[derive(Default)]
+struct DriftWatch {
+    waiting: Vec<TenantId>,
+    found: HashMap<TenantId, Vec<Drift>>,
+}
+
+impl DriftWatch {
+    /// Compares the next few tenants; once through, it begins again.
+    async fn measure(&mut self, app: &App) -> Again {
+        if self.waiting.is_empty() {
+            self.waiting = app.recorder.ledger().tenants();
+            let waiting: HashSet<&TenantId> = self.waiting.iter().collect();
+            self.found.retain(|tenant, _| waiting.contains(tenant));
+        }
+        let next = self.waiting.len().saturating_sub(DRIFT_BATCH);
+        for tenant in self.waiting.split_off(next) {
+            let pruned_before = app.clock.now().minus(app.config.retention);
+            match app.recorder.drift_of(tenant, pruned_before).await {
+                Ok(drifts) => self.note(tenant, drifts, &app.metrics),
+                Err(error) => {
+                    tracing::debug!(%error, "live totals can't be compared with the store's");
+                    break;
+                }
+            }
+        }
+        let mut sums: BTreeMap<&FeatureKey, u64> = BTreeMap::new();
+        for drift in self.found.values().flatten() {
+            *sums.entry(&drift.counter.feature).or_default() += drift.difference();
+        }
+        app.metrics.set_drift(sums);
+        Again::After(DRIFT_EVERY)
+    }
+
+    /// Each is logged once, not with every look.
+    fn note(&mut self, tenant: TenantId, drifts: Vec<Drift>, metrics: &Metrics) {
+        if drifts.is_empty() {
+            self.found.remove(&tenant);
+            return;
+        }
+        let known = self
+            .found
+            .insert(tenant, drifts.clone())
+            .unwrap_or_default();
+        for drift in drifts.iter().filter(|drift| !known.contains(drift)) {
+            events::LedgerDrift { drift }.emit(metrics);
+        }
+    }
+}
+
 async fn prune(app: &App) -> Again {
     let now = app.clock.now();
     let before = now.minus(app.config.retention);
@@ -150,5 +215,85 @@ async fn prune(app: &App) -> Again {
             tracing::debug!(%error, "nothing could be pruned");
             Again::After(PRUNE_EVERY)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::{self, Clock, ManualClock},
+        config::{Config, sources::Sources},
+        domain::{ids::ConversationId, quantity::Quantity, tenant::TenantRef, window::Window},
+        services::{ManualRecord, UsageOperations as _},
+        store::conversations::{Speaker, Turn},
+    };
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_is_past_its_days_is_pruned_and_the_sums_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = directory.path().to_str().unwrap().to_owned();
+        let sources = Sources::none()
+            .with_flag("TOLLGATE_DATA_DIR", data_dir)
+            .with_flag("TOLLGATE_PROVIDER", "simulated".to_owned());
+        let config = Config::load(&sources).unwrap().config;
+        let begin = "2026-01-01T00:30:00Z".parse().unwrap();
+        let clock = ManualClock::at(begin);
+        let app = App::open(config, Clock::Manual(Arc::clone(&clock)))
+            .await
+            .unwrap();
+        super::super::dev::seed(&app, &[]).await.unwrap();
+        let demo: TenantRef = "demo".parse().unwrap();
+        let tenant = app
+            .store
+            .find_tenant(&demo)
+            .await
+            .unwrap()
+            .unwrap()
+            .tenant_id;
+        let record = ManualRecord {
+            tenant: demo,
+            feature: FeatureKey::Messages,
+            quantity: Quantity::new(3),
+            idempotency_key: "one".to_owned(),
+            at: None,
+        };
+        app.record(&record, begin).await.unwrap();
+        app.recorder.flush().await.unwrap();
+        let conversation = ConversationId::new(clock::new_id());
+        let turn = Turn {
+            speaker: Speaker::User,
+            text: "hi".to_owned(),
+        };
+        app.store
+            .append_turns(tenant, conversation, &[turn], begin.plus(30 * DAY))
+            .await
+            .unwrap();
+
+        for (days, events, conversations) in [(29, 1, true), (31, 1, false), (401, 0, false)] {
+            clock.set(begin.plus(days * DAY));
+            let again = prune(&app).await;
+            assert!(
+                matches!(again, Again::After(PRUNE_EVERY)),
+                "after {days} days"
+            );
+            let found = app.store.list_events(tenant, 9).await.unwrap();
+            assert_eq!(found.len(), events, "after {days} days");
+            let found = app
+                .store
+                .find_conversation(tenant, conversation, begin)
+                .await;
+            assert_eq!(found.unwrap().is_some(), conversations, "after {days} days");
+        }
+        let window = Window::new("2026-01-01T00:00:00Z".parse().unwrap(), clock.now()).unwrap();
+        let totals = app
+            .store
+            .totals(tenant, &[FeatureKey::Messages], window, None)
+            .await
+            .unwrap();
+        assert_eq!(totals.totals[0].quantity, Quantity::new(3));
+        app.close().await;
     }
 }

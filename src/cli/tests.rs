@@ -55,6 +55,40 @@ fn every_help_has_an_example_that_parses() {
 }
 
 #[test]
+fn every_help_reads_well() {
+    for (path, command) in commands() {
+        let about = command
+            .get_about()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        assert!(
+            about.starts_with(|first: char| first.is_ascii_uppercase() || path == "tollgate"),
+            "{path}: {about:?} begins with a capital"
+        );
+        assert!(
+            path == "tollgate" || !about.ends_with('.'),
+            "{path}: {about:?} is one line of a list, without a full stop"
+        );
+        assert!(!about.contains('\n'), "{path}: {about:?} is one line");
+        for argument in command
+            .get_arguments()
+            .filter(|argument| !argument.is_hide_set())
+        {
+            let help = argument
+                .get_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let name = argument.get_id();
+            assert!(!help.is_empty(), "{path}: {name} is not explained");
+            assert!(
+                help.starts_with(|first: char| !first.is_ascii_lowercase()) && !help.ends_with('.'),
+                "{path}: {name}: {help:?} begins with a capital and has no full stop"
+            );
+        }
+    }
+}
+
+#[test]
 fn settings_are_flags_of_every_command_before_and_after_its_name() {
     for line in [
         "tollgate --data-dir /a --usage-guardrail-stream-cutoff=false plan list",

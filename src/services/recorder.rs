@@ -57,6 +57,14 @@ pub struct Drift {
     pub stored: Quantity,
 }
 
+impl Drift {
+    /// By how much, whichever way.
+    #[must_use]
+    pub fn difference(&self) -> u64 {
+        self.live.get().abs_diff(self.stored.get())
+    }
+}
+
 /// Why the drain could not go on; the events stay in the journal.
 #[derive(Debug, thiserror::Error)]
 pub enum DrainError {

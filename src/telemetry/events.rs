@@ -13,6 +13,7 @@ use crate::{
         quantity::Quantity,
         usage::Quantities,
     },
+    services::recorder::Drift,
     store,
 };
 
@@ -407,6 +408,27 @@ impl JournalDamaged<'_> {
             code = "journal_damaged",
             moved_to = %self.moved_to.display(),
             "the journal is damaged and was moved aside; totals are rebuilt from the store"
+        );
+    }
+}
+
+/// A live total differs from the sum of the same events in the store.
+pub struct LedgerDrift<'a> {
+    pub drift: &'a Drift,
+}
+
+impl LedgerDrift<'_> {
+    /// The gauge holds the sum over all tenants, which `set_drift` is told.
+    pub fn emit(&self, _metrics: &Metrics) {
+        let counter = &self.drift.counter;
+        tracing::error!(
+            code = "ledger_drift",
+            tenant_id = %counter.tenant,
+            feature_key = counter.feature.as_str(),
+            window_start = %counter.window.start(),
+            live = self.drift.live.get(),
+            stored = self.drift.stored.get(),
+            "a live total differs from the store's; see the runbook"
         );
     }
 }

@@ -71,6 +71,7 @@ pub struct Metrics {
     reservations_ended: IntCounterVec,
     oldest_reservation: Gauge,
     journal_pending: IntGauge,
+    ledger_drift: IntGaugeVec,
     pub(super) journal_damaged: IntCounter,
     pub(super) drain_failures: IntCounter,
     pub(super) catalogue_stale: IntCounter,
@@ -182,6 +183,13 @@ impl Metrics {
                 "usage_journal_pending",
                 "Events in the journal that are not in the store yet",
             )),
+            ledger_drift: declare.add(IntGaugeVec::new(
+                Opts::new(
+                    "usage_ledger_drift",
+                    "By how much live totals differ from the store's, as last measured; 0 unless something is wrong",
+                ),
+                &["feature_key"],
+            )),
             journal_damaged: declare.counter(
                 "usage_journal_damaged_total",
                 "Journals found damaged and moved aside",
@@ -253,6 +261,7 @@ impl Metrics {
             FeatureKey::OutputTokens,
             FeatureKey::Cost,
         ] {
+            self.ledger_drift.with_label_values(&[feature.as_str()]);
             for cause in OvershootCause::ALL {
                 self.overshoot
                     .with_label_values(&[feature.as_str(), cause.as_str()]);
@@ -314,6 +323,17 @@ impl Metrics {
         ] {
             let counter = self.reservations_ended.with_label_values(&[end]);
             counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
+    /// Sets by how much live totals differ from the store's, per feature; those not named do not.
+    pub fn set_drift<'a>(&self, drift: impl IntoIterator<Item = (&'a FeatureKey, u64)>) {
+        self.ledger_drift.reset();
+        self.touch();
+        for (feature, difference) in drift {
+            self.ledger_drift
+                .with_label_values(&[feature.as_str()])
+                .set(gauge(difference));
         }
     }
 

@@ -7,7 +7,7 @@ use http::{HeaderMap, StatusCode, header::DATE};
 
 use super::{Doctor, Finding};
 use crate::{
-    config::CacheBackend,
+    config::{CacheBackend, ProviderKind},
     domain::time::Timestamp,
     journal::JournalStatus,
     provider::{Endpoint, Forward, Patience, ProviderError, ProviderStatus},
@@ -31,6 +31,9 @@ impl Doctor<'_> {
         let theirs = asked.as_ref().ok().and_then(|(_, date)| *date);
         let mut findings = vec![self.clock(before, theirs).await];
         findings.push(match asked {
+            Ok(_) if self.config.provider == ProviderKind::Simulated => {
+                Finding::ok("upstream", "simulated: no model is asked")
+            }
             Ok((status, _)) => upstream_answered(&self.config.openai_base_url, status),
             Err(finding) => finding,
         });

@@ -97,6 +97,54 @@ fn colour_is_never_sent_where_there_is_no_terminal() {
 }
 
 #[test]
+fn a_reader_that_has_gone_is_no_failure() {
+    let shell = Shell::new();
+    for words in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["man"],
+        &["completions", "bash"],
+        &["config", "--output", "json"],
+        &["plan", "list"],
+        &["migrate"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = shell.command(words);
+        let output = command.stdout(writer).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*stderr), (Some(0), ""), "{words:?}");
+    }
+}
+
+#[test]
+fn json_is_for_pipes_and_tables_where_they_are_asked_for() {
+    let shell = Shell::new();
+    shell.json("plan create starter --name Starter --preset starter");
+    for line in [
+        "plan list",
+        "plan show starter",
+        "tenant list",
+        "config",
+        "doctor",
+        "migrate",
+    ] {
+        let ran = shell.line(line);
+        assert!(ran.stdout.starts_with('{'), "{line}: {ran:?}");
+        let asked = shell.line(&format!("{line} --output json"));
+        assert!(
+            asked.stdout.starts_with('{') && asked.stdout.ends_with("}\n"),
+            "{line}: {asked:?}"
+        );
+        let table = shell.line(&format!("{line} --output table"));
+        assert!(
+            !table.stdout.contains('{') && table.stdout.ends_with('\n'),
+            "{line}: {table:?}"
+        );
+    }
+}
+
+#[test]
 fn a_data_dir_that_cannot_be_used_is_named() {
     let shell = Shell::new();
     let file = shell.path().join("file");
