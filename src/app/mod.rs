@@ -19,6 +19,7 @@ use anyhow::Context;
 use crate::{
     clock::Clock,
     config::{CacheBackend, Config, Database, Durability, ProviderKind},
+    domain::time::Timestamp,
     journal::Journal,
     provider::{self, Provider, models, openai},
     services::{
@@ -41,6 +42,7 @@ pub struct App(Arc<Parts>);
 pub struct Parts {
     pub config: Arc<Config>,
     pub clock: Clock,
+    pub started_at: Timestamp,
     pub metrics: Arc<Metrics>,
     pub store: SharedStore,
     pub recorder: Arc<Recorder>,
@@ -137,6 +139,7 @@ impl App {
         );
         Ok(Self(Arc::new(Parts {
             config,
+            started_at: clock.now().to_whole_second(),
             clock,
             metrics,
             store,

@@ -77,9 +77,10 @@ pub fn replay(
     now: Timestamp,
 ) -> Burned {
     let mut by_expiry: Vec<usize> = (0..grants.len()).collect();
+    // By the expiry given, not by a revocation: that must not change what was burned before it.
     by_expiry.sort_by_key(|&index| {
         (
-            grants[index].ends_at(),
+            grants[index].expires_at,
             grants[index].created_at,
             grants[index].grant_id,
         )
@@ -173,6 +174,23 @@ mod tests {
             start: Timestamp::from_seconds(start),
             used_by_end: Quantity::new(used),
         }
+    }
+
+    #[test]
+    fn a_revocation_changes_nothing_of_what_was_burned_before_it() {
+        let revoked = Grant {
+            revoked_at: Some(Timestamp::from_seconds(30)),
+            ..grant(1, 1, 10, 90)
+        };
+        let burned = replay(
+            &[revoked, grant(2, 1, 10, 80)],
+            Quantity::new(1),
+            &[stretch(0, 10, 2)],
+            window(0),
+            Timestamp::from_seconds(30),
+        );
+        assert_eq!(burned.remaining, [Quantity::new(1), Quantity::ZERO]);
+        assert_eq!(burned.granted, Quantity::new(1));
     }
 
     #[test]

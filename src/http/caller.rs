@@ -10,7 +10,10 @@ use crate::{
     domain::tenant::ApiKey,
     http::{auth::bearer, error::ApiError, request_id::RequestId},
     provider::request::LONGEST_USER_BYTES,
-    services::{guard, secrets},
+    services::{
+        guard,
+        secrets::{self, SecretKind},
+    },
 };
 
 /// A request with a valid tenant key.
@@ -79,6 +82,10 @@ impl FromRequestParts<App> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let secret = bearer(&parts.headers).ok_or(ApiError::InvalidApiKey)?;
+        // Nothing else was ever given out: no hash, and no look into the store.
+        if !secrets::has_form(SecretKind::TenantKey, secret) {
+            return Err(ApiError::InvalidApiKey);
+        }
         let key = app
             .catalogue
             .key(secrets::hash(secret))

@@ -25,6 +25,10 @@ use crate::{
         error::{ApiError, ApiResult},
         extract::WholeBody,
         guarded::GuardHeaders,
+        openapi::{
+            answers::{ChatAnswerBody, ChatFrame, ChatRequestBody},
+            errors,
+        },
     },
     json,
     provider::request::{LONGEST_MODEL_BYTES, LONGEST_USER_BYTES},
@@ -49,6 +53,23 @@ struct ChatRequest {
     safety_identifier: Option<String>,
 }
 
+/// Answer a message.
+#[utoipa::path(
+    post, path = "/api/v1/chat", tag = "chat", security(("tenant_key" = [])),
+    params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
+    request_body = ChatRequestBody,
+    responses(
+        (status = 200, description = "The answer", body = ChatAnswerBody, headers(
+            ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
+            ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
+            ("RateLimit" = String, description = "What is left of them"),
+            ("X-Usage-Warning" = String, description = "A feature whose soft limit is passed; one header each"),
+            ("X-Usage-Output-Capped" = i64, description = "The output maximum, where it was lowered"),
+        )),
+        errors::Guarded,
+        (status = 404, description = "`conversation_not_found`", body = errors::ErrorBody),
+    ),
+)]
 pub async fn create(
     State(app): State<App>,
     caller: Caller,
@@ -65,6 +86,23 @@ pub async fn create(
     Ok(response)
 }
 
+/// Answer a message as a stream of events.
+#[utoipa::path(
+    post, path = "/api/v1/chat/stream", tag = "chat", security(("tenant_key" = [])),
+    params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
+    request_body = ChatRequestBody,
+    responses(
+        (status = 200, description = "Events, each `data: {…}`", body = ChatFrame, content_type = "text/event-stream", headers(
+            ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
+            ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
+            ("RateLimit" = String, description = "What is left of them"),
+            ("X-Usage-Warning" = String, description = "A feature whose soft limit is passed; one header each"),
+            ("X-Usage-Output-Capped" = i64, description = "The output maximum, where it was lowered"),
+        )),
+        errors::Guarded,
+        (status = 404, description = "`conversation_not_found`", body = errors::ErrorBody),
+    ),
+)]
 pub async fn stream(
     State(app): State<App>,
     caller: Caller,

@@ -53,6 +53,8 @@ macro_rules! parsed_from_text {
     )+};
 }
 
+pub(crate) use parsed_from_text;
+
 parsed_from_text! {
     String => "a text",
     DisplayName => "a text of 1-200 characters without control characters",

@@ -44,7 +44,7 @@ pub trait Ops: Send + Sync {
 pub type SharedOps = Arc<dyn Ops>;
 
 /// How a part does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PartStatus {
     Ok,
@@ -54,7 +54,7 @@ pub enum PartStatus {
 }
 
 /// A part, and what is to say of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Part {
     pub status: PartStatus,
     pub detail: Option<String>,
@@ -87,7 +87,7 @@ impl Part {
 }
 
 /// All parts that a chat needs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Parts {
     pub store: Part,
     pub ledger: Part,
@@ -120,21 +120,32 @@ pub struct Readiness {
     pub parts: Parts,
 }
 
-#[derive(Serialize)]
-struct ReadinessBody {
+impl Readiness {
+    /// `ready`, `degraded` or `not_ready`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match (self.chats, self.parts.worst()) {
+            (Chats::Refused, _) => "not_ready",
+            (Chats::Taken, PartStatus::Ok) => "ready",
+            (Chats::Taken, PartStatus::Degraded | PartStatus::Down) => "degraded",
+        }
+    }
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct ReadinessBody {
     status: &'static str,
     parts: Parts,
 }
 
 impl IntoResponse for Readiness {
     fn into_response(self) -> Response {
-        let (status_code, status) = match (self.chats, self.parts.worst()) {
-            (Chats::Refused, _) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
-            (Chats::Taken, PartStatus::Ok) => (StatusCode::OK, "ready"),
-            (Chats::Taken, PartStatus::Degraded | PartStatus::Down) => (StatusCode::OK, "degraded"),
+        let status_code = match self.chats {
+            Chats::Refused => StatusCode::SERVICE_UNAVAILABLE,
+            Chats::Taken => StatusCode::OK,
         };
         let body = ReadinessBody {
-            status,
+            status: self.word(),
             parts: self.parts,
         };
         (status_code, [(CACHE_CONTROL, NO_STORE)], Json(body)).into_response()
@@ -143,17 +154,25 @@ impl IntoResponse for Readiness {
 
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-#[derive(Serialize)]
-struct Alive {
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct Alive {
     status: &'static str,
 }
 
 /// `GET /healthz`: the process lives.
+#[utoipa::path(get, path = "/healthz", tag = "operation", responses((status = 200, description = "It lives", body = Alive)))]
 pub fn healthz() -> Ready<Response> {
     ready(([(CACHE_CONTROL, NO_STORE)], Json(Alive { status: "ok" })).into_response())
 }
 
 /// `GET /readyz`: 200 as long as a chat would be taken.
+#[utoipa::path(
+    get, path = "/readyz", tag = "operation",
+    responses(
+        (status = 200, description = "`ready` or `degraded`", body = ReadinessBody),
+        (status = 503, description = "`not_ready`", body = ReadinessBody),
+    ),
+)]
 pub async fn readyz(State(ops): State<SharedOps>) -> Readiness {
     ops.readiness().await
 }
@@ -162,6 +181,11 @@ pub async fn readyz(State(ops): State<SharedOps>) -> Readiness {
 ///
 /// # Errors
 /// [`ApiError::InvalidApiKey`] where a token is wanted and none that serves came.
+#[utoipa::path(
+    get, path = "/metrics", tag = "operation",
+    security((), ("metrics_token" = []), ("administrator" = ["viewer"])),
+    responses((status = 200, description = "In Prometheus' text format", body = String, content_type = "text/plain")),
+)]
 pub async fn metrics(State(ops): State<SharedOps>, headers: HeaderMap) -> ApiResult<Response> {
     if let Some(wanted) = ops.metrics_token() {
         let given = bearer(&headers).ok_or(ApiError::InvalidApiKey)?;
@@ -186,12 +210,20 @@ fn is_equal(given: &str, wanted: &SecretString) -> bool {
 }
 
 /// `GET /admin`.
+#[utoipa::path(
+    get, path = "/admin", tag = "operation",
+    responses((status = 200, description = "The page for people", body = String, content_type = "text/html")),
+)]
 pub fn admin() -> Ready<Response> {
     let page = include_str!("../../assets/admin/static/index.html");
     ready(page_of("text/html; charset=utf-8", page))
 }
 
 /// `GET /admin/static/tollgate.css`, the page's style sheet.
+#[utoipa::path(
+    get, path = "/admin/static/tollgate.css", tag = "operation",
+    responses((status = 200, description = "The page's style sheet", body = String, content_type = "text/css")),
+)]
 pub fn admin_style() -> Ready<Response> {
     let style = include_str!("../../assets/admin/static/tollgate.css");
     ready(page_of("text/css; charset=utf-8", style))

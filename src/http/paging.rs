@@ -79,6 +79,20 @@ impl<K: Display> Page<K> {
             items: rows.into_iter().map(show).collect(),
         }
     }
+
+    /// A page that ends before it is full, since enough was looked at: the next goes on behind `after`.
+    #[must_use]
+    pub fn show_until<R, T>(
+        &self,
+        rows: Vec<R>,
+        after: Option<K>,
+        show: impl FnMut(R) -> T,
+    ) -> Listed<T> {
+        Listed {
+            next_cursor: after.map(|key| URL_SAFE_NO_PAD.encode(key.to_string())),
+            items: rows.into_iter().map(show).collect(),
+        }
+    }
 }
 
 /// A page as it is answered.

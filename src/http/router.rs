@@ -5,18 +5,14 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    middleware::from_fn_with_state,
-    routing::{get, post},
-};
+use axum::{Router, middleware::from_fn_with_state};
 
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     admin, chat, error,
     layers::{Surroundings, surround},
-    openai, ops,
+    openai, openapi, ops,
     overload::InFlight,
     usage,
 };
@@ -41,17 +37,27 @@ pub fn build(app: &App) -> Router {
 fn listed(admin: OpenApiRouter<App>) -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .nest("/api/v1/admin", admin)
-        .route("/api/v1/chat", post(chat::create))
-        .route("/api/v1/chat/stream", post(chat::stream))
-        .route("/api/v1/usage", get(usage::show))
-        .route("/api/v1/usage/totals", get(usage::totals))
-        .route("/v1/chat/completions", post(openai::chat_completions))
-        .route("/v1/responses", post(openai::responses))
-        .route("/v1/embeddings", post(openai::embeddings))
-        .route("/v1/models", get(openai::models))
-        .route("/healthz", get(ops::healthz))
-        .route("/readyz", get(ops::readyz))
-        .route("/metrics", get(ops::metrics))
-        .route("/admin", get(ops::admin))
-        .route("/admin/static/tollgate.css", get(ops::admin_style))
+        .routes(routes!(chat::create))
+        .routes(routes!(chat::stream))
+        .routes(routes!(usage::show))
+        .routes(routes!(usage::totals))
+        .routes(routes!(openai::chat_completions))
+        .routes(routes!(openai::responses))
+        .routes(routes!(openai::embeddings))
+        .routes(routes!(openai::models))
+        .routes(routes!(ops::healthz))
+        .routes(routes!(ops::readyz))
+        .routes(routes!(ops::metrics))
+        .routes(routes!(openapi::show))
+        .routes(routes!(ops::admin))
+        .routes(routes!(ops::admin_style))
 }
+
+/// What `/openapi.json` says.
+#[must_use]
+pub fn description() -> utoipa::openapi::OpenApi {
+    openapi::complete(listed(admin::routes()).into_openapi())
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,11 +12,18 @@ use crate::{
     http::{
         caller::Caller,
         error::{ApiError, ApiResult},
+        openapi::errors,
     },
     services::usage_view::{TotalsBody, UsageBody},
     store::usage::Dimension,
 };
 
+/// What the tenant of the key, the key and the end user used in the current windows.
+#[utoipa::path(
+    get, path = "/api/v1/usage", tag = "usage", security(("tenant_key" = [])),
+    params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
+    responses((status = 200, description = "A limit an item", body = UsageBody), errors::Unprocessable),
+)]
 pub async fn show(
     State(app): State<App>,
     mut caller: Caller,
@@ -36,6 +43,12 @@ pub async fn show(
     Ok(Json(UsageBody::of(&current)))
 }
 
+/// What the tenant of the key used in any window.
+#[utoipa::path(
+    get, path = "/api/v1/usage/totals", tag = "usage", security(("tenant_key" = [])),
+    params(TotalsParams),
+    responses((status = 200, description = "In the order asked", body = TotalsBody)),
+)]
 pub async fn totals(
     State(app): State<App>,
     caller: Caller,
@@ -56,14 +69,32 @@ pub async fn totals(
 }
 
 /// The query of totals; `feature_key` may come several times, and hold several keys.
-struct TotalsQuery {
-    features: Vec<FeatureKey>,
-    window: Window,
-    by: Option<Dimension>,
+pub(super) struct TotalsQuery {
+    pub(super) features: Vec<FeatureKey>,
+    pub(super) window: Window,
+    pub(super) by: Option<Dimension>,
+}
+
+/// The same, as the API's description shows it.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(
+    dead_code,
+    reason = "describes the query, which is read by TotalsQuery"
+)]
+pub(super) struct TotalsParams {
+    /// Left out: every feature that the plan has or that was ever used. May come several times.
+    feature_key: Option<Vec<FeatureKey>>,
+    period_start: Timestamp,
+    /// Excluded.
+    period_end: Timestamp,
+    /// `key`, `user` or `model`: a row for each.
+    #[param(value_type = Option<String>, pattern = "^(key|user|model)$")]
+    by: Option<String>,
 }
 
 impl TotalsQuery {
-    fn read(query: &str) -> ApiResult<Self> {
+    pub(super) fn read(query: &str) -> ApiResult<Self> {
         let (mut features, mut start, mut end, mut by) = (Vec::new(), None, None, None);
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match name.as_ref() {

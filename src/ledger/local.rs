@@ -11,6 +11,7 @@ use std::sync::{
 use super::{
     BaseTotals, Hold, LedgerAsk, LedgerError, OnViolation, Reserved, Settled,
     amounts::{Judgement, judge},
+    counter::CounterKey,
     drain::Drainage,
     hold::{Holder, OpenHold},
     load::{Load, wait_for},
@@ -193,6 +194,21 @@ impl LocalLedger {
                     Load::new(found, counters, failure).run(&*self.base).await?;
                 }
             }
+        }
+    }
+
+    pub(super) async fn forget_user(&self, tenant: TenantId, user: &str) -> Vec<CounterKey> {
+        let Some(found) = self.find(tenant) else {
+            return Vec::new();
+        };
+        loop {
+            // A sum that is being read may be from before the user was forgotten: it has to arrive first.
+            let loading = match found.lock().forget_user(user) {
+                Ok(rows) => return rows,
+                Err(loading) => loading,
+            };
+            // Whether it worked is the reader's to know.
+            drop(wait_for(loading).await);
         }
     }
 

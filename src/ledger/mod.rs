@@ -266,6 +266,14 @@ impl Ledger {
         }
     }
 
+    /// Drops the counters of an end user, which are read anew when they are needed, and gives the names of their rows
+    /// in the snapshot, for the caller to delete. Not beside a drain.
+    pub async fn forget_user(&self, tenant: TenantId, user: &str) -> Vec<CounterKey> {
+        match self {
+            Self::Local(local) => local.forget_user(tenant, user).await,
+        }
+    }
+
     #[must_use]
     pub fn in_flight(&self) -> InFlight {
         match self {

@@ -426,6 +426,25 @@ impl TenantCounters {
         Some(self.latest_event_at)
     }
 
+    /// Drops all counters of a user and names their rows of the snapshot; `Err` while one of them is being read.
+    /// Reservations come back with a counter that is made anew.
+    pub(super) fn forget_user(&mut self, user: &str) -> Result<Vec<CounterKey>, LoadEnd> {
+        let subject = SubjectRef::User(user);
+        let counters = self.subjects.of(subject);
+        if let Some(loading) = counters.iter().find_map(Counter::load_end) {
+            return Err(loading);
+        }
+        let rows = counters.iter().map(|counter| CounterKey {
+            tenant: self.id,
+            subject: subject.into(),
+            feature: counter.feature.clone(),
+            window: counter.window,
+        });
+        let rows = rows.collect();
+        self.subjects.remove_if(subject, |_| true);
+        Ok(rows)
+    }
+
     /// Drops counters whose windows are long over: the caller's at every call, everybody's now and then.
     fn sweep(&mut self, who: Who<'_>, now: Timestamp) {
         let is_over = |it: &Counter| is_long_over(it.window.end(), now) && it.is_idle();

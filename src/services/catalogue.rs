@@ -41,6 +41,9 @@ use crate::{
 /// How many keys, and as many tenants, are held at most.
 const CAPACITY: usize = 100_000;
 const PLANS: usize = 10_000;
+const UNKNOWN_KEYS: usize = 10_000;
+/// A key that is made elsewhere serves here within a second, whatever the poll does.
+const UNKNOWN_FOR: Duration = Duration::from_secs(1);
 
 /// An entry, and when it was read.
 #[derive(Clone)]
@@ -123,6 +126,9 @@ pub struct Catalogue {
     metrics: Arc<Metrics>,
     ttl: Duration,
     keys: Cache<SecretHash, Cached<Arc<ApiKey>>>,
+    /// Secrets that nobody has, and when that was found: whoever tries many, or one again and again, costs the store
+    /// little. The oldest go where there are too many.
+    unknown: Cache<SecretHash, Timestamp>,
     policies: Cache<TenantId, Cached<Arc<Policy>>>,
     plans: Cache<PlanCode, Arc<Plan>>,
     /// The version of the store that the caches are up to.
@@ -148,6 +154,7 @@ impl Catalogue {
             metrics,
             ttl,
             keys: Cache::new(CAPACITY),
+            unknown: Cache::new(UNKNOWN_KEYS),
             policies: Cache::new(CAPACITY),
             plans: Cache::new(PLANS),
             version: AtomicI64::new(0),
@@ -170,6 +177,10 @@ impl Catalogue {
             self.metrics.cache_hit();
             return Ok(Some(Arc::clone(&key.value)));
         }
+        if cached.is_none() && self.is_known_unknown(secret, now) {
+            self.metrics.cache_hit();
+            return Ok(None);
+        }
         self.metrics.cache_miss();
         let drops = self.drops.load(Ordering::SeqCst);
         match self.store.find_key(secret, now).await {
@@ -188,10 +199,18 @@ impl Catalogue {
             }
             Ok(None) => {
                 self.keys.remove(&secret);
+                if self.drops.load(Ordering::SeqCst) == drops {
+                    self.unknown.insert(secret, now);
+                }
                 Ok(None)
             }
             Err(error) => self.stale(cached, error).map(Some),
         }
+    }
+
+    fn is_known_unknown(&self, secret: SecretHash, now: Timestamp) -> bool {
+        let found_at = self.unknown.get(&secret);
+        found_at.is_some_and(|at| now.since(at) < UNKNOWN_FOR.min(self.ttl))
     }
 
     /// The tenant with plan and grants; `None` if there is no such tenant.
@@ -290,6 +309,7 @@ impl Catalogue {
             }
             Changed::Key(key) => self.drop_key(*key),
             Changed::Everything => {
+                self.unknown.clear();
                 self.policies.clear();
                 self.keys.clear();
             }
@@ -298,6 +318,8 @@ impl Catalogue {
 
     fn drop_key(&self, key: KeyId) {
         self.keys.retain(|_, cached| cached.value.key_id != key);
+        // It may have a secret now that was tried before.
+        self.unknown.clear();
     }
 
     fn is_fresh(&self, read_at: Timestamp, now: Timestamp) -> bool {

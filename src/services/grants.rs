@@ -46,7 +46,7 @@ impl Granting<'_> {
         if self.grants.is_empty() {
             return Ok(Quantity::ZERO);
         }
-        let ended = self.ended_stretches(kind, now).await?;
+        let (ended, _) = self.ended_stretches(kind, now).await?;
         Ok(grant::replay(
             &self.grants,
             hard,
@@ -70,16 +70,12 @@ impl Granting<'_> {
         if self.grants.is_empty() {
             return Ok(Vec::new());
         }
-        let mut stretches = self.ended_stretches(kind, now).await?;
+        let (mut stretches, start) = self.ended_stretches(kind, now).await?;
         let window = kind.window_at(now, &self.anchors);
-        let start = stretches
-            .last()
-            .map_or(Timestamp::EPOCH, |last| last.start)
-            .max(window.start());
         if let Ok(until_now) = Window::new(window.start(), now) {
             stretches.push(Stretch {
                 window,
-                start: start.max(self.begun()),
+                start,
                 used_by_end: self.used(until_now).await?,
             });
         }
@@ -100,7 +96,12 @@ impl Granting<'_> {
             .unwrap_or(Timestamp::EPOCH)
     }
 
-    async fn ended_stretches(&self, kind: WindowKind, now: Timestamp) -> StoreResult<Vec<Stretch>> {
+    /// The stretches that have ended, and where the current one starts: a grant made since burns from there.
+    async fn ended_stretches(
+        &self,
+        kind: WindowKind,
+        now: Timestamp,
+    ) -> StoreResult<(Vec<Stretch>, Timestamp)> {
         let window_at = |at| kind.window_at(at, &self.anchors);
         let mut stretches = Vec::new();
         let mut start = self.begun();
@@ -115,7 +116,7 @@ impl Granting<'_> {
             });
             start = cut;
         }
-        Ok(stretches)
+        Ok((stretches, start))
     }
 
     async fn used(&self, window: Window) -> StoreResult<Quantity> {

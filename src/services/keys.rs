@@ -18,6 +18,7 @@ use crate::{
 
 use super::{
     AdminError,
+    plans::Change,
     secrets::{self, SecretKind},
     tenants::Tenants,
 };
@@ -44,15 +45,23 @@ impl NewKey {
                 return Err(AdminError::invalid("user", user, accepted));
             }
         }
-        match self.expires_at {
-            Some(at) if at <= now => Err(AdminError::invalid(
-                "expires_at",
-                at,
-                format!("a time after now, {now}"),
-            )),
-            _ => Ok(()),
-        }
+        self.expires_at.map_or(Ok(()), |at| check_expiry(at, now))
     }
+}
+
+fn check_expiry(at: Timestamp, now: Timestamp) -> Result<(), AdminError> {
+    if at > now {
+        return Ok(());
+    }
+    let accepted = format!("a time after now, {now}");
+    Err(AdminError::invalid("expires_at", at, accepted))
+}
+
+/// A change to a key; what is left out stays.
+#[derive(Clone, Debug, Default)]
+pub struct KeyChange {
+    pub name: Option<DisplayName>,
+    pub expires_at: Change<Timestamp>,
 }
 
 /// A key with what is told of it only once.
@@ -126,6 +135,47 @@ impl Keys {
         let key = self.store.revoke_key(key, by).await?;
         let tenant = self.tenants.get(&TenantRef::Id(key.tenant_id)).await?;
         Ok((key, tenant))
+    }
+
+    /// Changes a key that is not revoked.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for an expiry that is over.
+    pub async fn change(
+        &self,
+        key: KeyId,
+        change: &KeyChange,
+        by: &Actor,
+    ) -> Result<(ApiKey, Tenant), AdminError> {
+        if let Change::Set(at) = change.expires_at {
+            check_expiry(at, by.at)?;
+        }
+        let stored = self.store.get_key(key).await?;
+        if stored.revoked_at.is_some() {
+            return Err(AdminError::not_found("key", key));
+        }
+        let changed = ApiKey {
+            name: change.name.clone().unwrap_or_else(|| stored.name.clone()),
+            expires_at: change.expires_at.apply(stored.expires_at),
+            ..stored.clone()
+        };
+        if changed != stored {
+            self.store.update_key(&changed, by).await?;
+        }
+        let tenant = self.tenants.get(&TenantRef::Id(changed.tenant_id)).await?;
+        Ok((changed, tenant))
+    }
+
+    /// As [`revoke`](Self::revoke), but a key that was revoked before is not there any more.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn end(&self, key: KeyId, by: &Actor) -> Result<(), AdminError> {
+        let ended = self.store.revoke_key(key, by).await?;
+        match ended.revoked_at {
+            Some(at) if at == by.at => Ok(()),
+            _ => Err(AdminError::not_found("key", key)),
+        }
     }
 
     /// Gives the key a new secret; the old one serves for `grace` more. Id and counters stay.

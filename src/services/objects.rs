@@ -20,6 +20,7 @@ use crate::domain::{
     time::Timestamp,
     window::WindowKind,
 };
+use crate::store::audit::AuditEntry;
 
 /// A plan.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -212,6 +213,40 @@ impl From<IssuedToken> for AdministratorObject {
         Self {
             token: Some(issued.secret.expose_secret().to_owned()),
             ..issued.token.into()
+        }
+    }
+}
+
+/// A change that was made.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct AuditObject {
+    pub at: Timestamp,
+    /// An administrator's name, or `cli`, `setup`, `stripe`.
+    pub actor: String,
+    /// Such as `plan.update`.
+    pub action: String,
+    /// A plan's code, a tenant's slug, else an id.
+    pub target: String,
+    /// Null if it was not there.
+    #[schema(value_type = Option<Object>)]
+    pub before: Option<serde_json::Value>,
+    /// Null if it is gone.
+    #[schema(value_type = Option<Object>)]
+    pub after: Option<serde_json::Value>,
+    /// The peer's, if the change came over the network.
+    pub address: Option<String>,
+}
+
+impl From<AuditEntry> for AuditObject {
+    fn from(entry: AuditEntry) -> Self {
+        Self {
+            at: entry.by.at.to_whole_second(),
+            actor: entry.by.name,
+            action: entry.action,
+            target: entry.target,
+            before: entry.before,
+            after: entry.after,
+            address: entry.by.address,
         }
     }
 }

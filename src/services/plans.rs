@@ -55,6 +55,8 @@ pub struct NewPlan {
 pub struct PlanChange {
     pub name: Option<DisplayName>,
     pub allowed_models: Option<AllowedModels>,
+    /// All of them, in place of those there are.
+    pub features: Option<Vec<PlanFeature>>,
 }
 
 /// A change to one feature of a plan, and to one limit of it; what is left out stays.
@@ -221,6 +223,21 @@ fn check_models(models: &AllowedModels) -> Result<(), AdminError> {
         .try_for_each(|pattern| check_text("allowed_models", pattern, 128))
 }
 
+/// # Errors
+/// `Invalid` for a feature that is wrong, or there twice.
+fn arrange(features: &mut [PlanFeature]) -> Result<(), AdminError> {
+    features.sort_by(|one, other| one.key.cmp(&other.key));
+    features.iter().try_for_each(check_feature)?;
+    match features.windows(2).find(|pair| pair[0].key == pair[1].key) {
+        None => Ok(()),
+        Some(pair) => Err(AdminError::invalid(
+            "feature_key",
+            &pair[0].key,
+            "each feature once",
+        )),
+    }
+}
+
 /// The plans, as they are kept.
 #[derive(Clone)]
 pub struct Plans {
@@ -262,16 +279,8 @@ impl Plans {
             }
             None => new.features,
         };
-        features.sort_by(|one, other| one.key.cmp(&other.key));
         check_models(&new.allowed_models)?;
-        features.iter().try_for_each(check_feature)?;
-        if let Some(pair) = features.windows(2).find(|pair| pair[0].key == pair[1].key) {
-            return Err(AdminError::invalid(
-                "feature_key",
-                &pair[0].key,
-                "each feature once",
-            ));
-        }
+        arrange(&mut features)?;
         let plan = Plan {
             code: new.code,
             name: new.name,
@@ -295,6 +304,10 @@ impl Plans {
         if let Some(models) = &change.allowed_models {
             check_models(models)?;
         }
+        let mut features = change.features.clone();
+        if let Some(features) = &mut features {
+            arrange(features)?;
+        }
         self.update(code, expected_version, by, |plan| {
             if let Some(name) = &change.name {
                 plan.name = name.clone();
@@ -302,15 +315,23 @@ impl Plans {
             if let Some(models) = &change.allowed_models {
                 plan.allowed_models = models.clone();
             }
+            if let Some(features) = &features {
+                plan.features.clone_from(features);
+            }
             Ok(())
         })
         .await
     }
 
     /// # Errors
-    /// `NotFound`; `PlanInUse`.
-    pub async fn delete(&self, code: &PlanCode, by: &Actor) -> Result<(), AdminError> {
-        Ok(self.store.delete_plan(code, by).await?)
+    /// `NotFound`; `PlanInUse`; `VersionConflict` as for [`set`](Self::set).
+    pub async fn delete(
+        &self,
+        code: &PlanCode,
+        expected_version: Option<i64>,
+        by: &Actor,
+    ) -> Result<(), AdminError> {
+        Ok(self.store.delete_plan(code, expected_version, by).await?)
     }
 
     /// Merges a change into one feature, making it if need be.
@@ -379,8 +400,15 @@ impl Plans {
         let mut attempt = 1;
         loop {
             let before = self.get(code).await?;
+            // Also where nothing would change: the client looks at another plan than there is.
+            if expected_version.is_some_and(|expected| expected != before.version) {
+                return Err(AdminError::VersionConflict {
+                    what: "plan",
+                    name: code.to_string(),
+                    current: before.version,
+                });
+            }
             let mut plan = before.clone();
-            plan.version = expected_version.unwrap_or(plan.version);
             change(&mut plan)?;
             if plan == before {
                 return Ok(plan);

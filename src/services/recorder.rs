@@ -13,12 +13,14 @@ use async_trait::async_trait;
 use tokio::sync::Mutex;
 
 use crate::{
+    clock,
     domain::{
-        feature::FeatureKey, ids::TenantId, quantity::Quantity, time::Timestamp, usage::UsageEvent,
-        window::Window,
+        administrator::Actor, feature::FeatureKey, ids::TenantId, quantity::Quantity,
+        time::Timestamp, usage::UsageEvent, window::Window,
     },
     journal::{Frozen, Journal, JournalError, Snapshot},
     ledger::{BaseTotals, CounterKey, Drained, Hold, Ledger, LedgerError, LocalLedger, Settled},
+    services::AdminError,
     store::{
         SharedStore, StoreError, StoreResult,
         maintenance::StoreCopy,
@@ -286,6 +288,45 @@ impl Recorder {
             .totals(tenant, std::slice::from_ref(feature), window, None)
             .await?;
         Ok(totals.totals.iter().map(|total| total.quantity).sum())
+    }
+
+    /// Forgets an end user: its id is replaced by one that says nothing, in the store and in live totals. Usage that is
+    /// recorded meanwhile, and later, counts for the id anew.
+    ///
+    /// # Errors
+    /// `NotFound` if nothing names the user; `Unavailable`: nothing changed, or not all, and trying again is safe.
+    pub async fn forget_user(
+        &self,
+        tenant: TenantId,
+        user: &str,
+        by: &Actor,
+    ) -> Result<(), AdminError> {
+        // What was written down before this call is to be in the store.
+        self.flush_tenant(tenant).await?;
+        let replacement = format!("forgotten-{}", clock::new_id().simple());
+        let replaced = self
+            .store
+            .forget_user(tenant, user, &replacement, by)
+            .await?;
+        // No drain in between: it would take rows of counters that go now for such as are still there.
+        let mut drain = self.drain.lock().await;
+        let unavailable = |error: JournalError| AdminError::Unavailable(error.to_string());
+        self.mark(&mut drain).await.map_err(unavailable)?;
+        let removed = self.ledger.forget_user(tenant, user).await;
+        if !removed.is_empty() {
+            let snapshot = Snapshot {
+                changed: Vec::new(),
+                removed,
+            };
+            self.journal
+                .mark_drained(self.journal.drained(), snapshot)
+                .await
+                .map_err(unavailable)?;
+        }
+        if replaced == 0 {
+            return Err(AdminError::not_found("user", user));
+        }
+        Ok(())
     }
 
     /// As [`flush`](Self::flush), if the tenant has anything in the journal.

@@ -43,6 +43,13 @@ pub struct CurrentUsage {
     pub states: Vec<LimitState>,
 }
 
+/// The current windows of some tenants, by slug.
+pub struct CurrentPage {
+    pub tenants: Vec<CurrentUsage>,
+    /// Where the next page begins behind; `None` on the last.
+    pub last: Option<Slug>,
+}
+
 /// Reads usage; changes nothing.
 pub struct Reports {
     pub store: SharedStore,
@@ -100,18 +107,34 @@ impl Reports {
         let mut all = Vec::new();
         let mut after: Option<Slug> = None;
         loop {
-            let tenants = self.store.list_tenants(after.as_ref(), PAGE).await?;
-            after = tenants.last().map(|tenant| tenant.slug.clone());
-            let is_last = tenants.len() < PAGE;
-            for tenant in tenants {
-                if let Some(policy) = self.catalogue.policy(tenant.tenant_id).await? {
-                    all.push(self.current(policy, None, None).await?);
-                }
-            }
-            if is_last {
+            let page = self.current_page(after.as_ref(), PAGE).await?;
+            all.extend(page.tenants);
+            after = page.last;
+            if after.is_none() {
                 return Ok(all);
             }
         }
+    }
+
+    /// The same of at most `most` tenants behind the slug `after`.
+    ///
+    /// # Errors
+    /// As [`current`](Self::current).
+    pub async fn current_page(
+        &self,
+        after: Option<&Slug>,
+        most: usize,
+    ) -> Result<CurrentPage, ReportError> {
+        let listed = self.store.list_tenants(after, most).await?;
+        let last = listed.last().map(|tenant| tenant.slug.clone());
+        let last = last.filter(|_| listed.len() == most);
+        let mut tenants = Vec::with_capacity(listed.len());
+        for tenant in listed {
+            if let Some(policy) = self.catalogue.policy(tenant.tenant_id).await? {
+                tenants.push(self.current(policy, None, None).await?);
+            }
+        }
+        Ok(CurrentPage { tenants, last })
     }
 
     /// Settled usage of `window`, what is still in the journal included; without `features`, of all that the plan

@@ -292,6 +292,31 @@ impl Tenants {
     }
 
     /// # Errors
+    /// `NotFound`.
+    pub async fn rename(
+        &self,
+        tenant: &TenantRef,
+        name: DisplayName,
+        by: &Actor,
+    ) -> Result<Tenant, AdminError> {
+        let found = self.get(tenant).await?;
+        if found.name == name {
+            return Ok(found);
+        }
+        self.store.rename_tenant(found.tenant_id, &name, by).await?;
+        Ok(Tenant { name, ..found })
+    }
+
+    /// Hides a tenant from everything but its history; its keys end at once.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn delete(&self, tenant: &TenantRef, by: &Actor) -> Result<(), AdminError> {
+        let found = self.get(tenant).await?;
+        Ok(self.store.delete_tenant(found.tenant_id, by).await?)
+    }
+
+    /// # Errors
     /// `NotFound` for the tenant or the plan; `Invalid`.
     pub async fn subscribe(
         &self,
@@ -424,6 +449,18 @@ impl Tenants {
     ) -> Result<(Vec<Grant>, Tenant), AdminError> {
         let tenant = self.get(tenant).await?;
         Ok((self.store.list_grants(tenant.tenant_id).await?, tenant))
+    }
+
+    /// As [`revoke_grant`](Self::revoke_grant), but a grant that was revoked before is not there any more.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn end_grant(&self, grant: GrantId, by: &Actor) -> Result<(), AdminError> {
+        let (ended, _) = self.revoke_grant(grant, by).await?;
+        match ended.revoked_at {
+            Some(at) if at == by.at => Ok(()),
+            _ => Err(AdminError::not_found("grant", grant)),
+        }
     }
 
     /// # Errors

@@ -28,7 +28,7 @@ use crate::{
 pub const DEFAULT_WARN_PERCENT: u16 = 80;
 
 /// What one request used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct UsageView {
     pub input_tokens: Quantity,
     pub output_tokens: Quantity,
@@ -67,16 +67,18 @@ impl UsageView {
 }
 
 /// The guardrail's part of an answer: the state after settling.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct GuardrailView {
+    #[schema(value_type = String, example = "allow")]
     pub decision: Decision,
+    #[schema(value_type = String)]
     pub plan_code: Arc<str>,
     pub warnings: Vec<Warning>,
     pub features: Vec<FeatureItem>,
 }
 
 /// What an answer warns of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(tag = "code", rename_all = "snake_case")]
 pub enum Warning {
     SoftLimitExceeded {
@@ -116,11 +118,12 @@ impl Warning {
 }
 
 /// One limit and what is used of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct FeatureItem {
     pub feature_key: FeatureKey,
     pub scope: Scope,
     pub window: WindowKind,
+    #[schema(value_type = String)]
     pub unit: Arc<str>,
     /// Settled use only.
     pub used: Quantity,
@@ -153,13 +156,14 @@ impl From<&LimitState> for FeatureItem {
 }
 
 /// One limit in the body of `GET /api/v1/usage`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct UsageItem {
     #[serde(flatten)]
     pub feature: FeatureItem,
     /// Held by requests in flight.
     pub reserved: Quantity,
     /// `used ÷ (hard, else soft)`.
+    #[schema(value_type = Option<f64>)]
     pub percent: Option<Percent>,
     pub status: UsageStatus,
     /// Null for a window that never ends.
@@ -185,7 +189,7 @@ impl UsageItem {
 }
 
 /// How near a limit its use is; the first that holds (interface.md §8).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageStatus {
     Ok,
@@ -195,6 +199,16 @@ pub enum UsageStatus {
 }
 
 impl UsageStatus {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Approaching => "approaching",
+            Self::SoftLimitExceeded => "soft_limit_exceeded",
+            Self::HardLimitExceeded => "hard_limit_exceeded",
+        }
+    }
+
     #[must_use]
     pub fn of(
         used: Quantity,
@@ -246,7 +260,7 @@ impl Serialize for Percent {
 }
 
 /// The body of `GET /api/v1/usage`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct UsageBody {
     pub tenant_id: TenantId,
     pub tenant_slug: String,
@@ -278,12 +292,12 @@ impl UsageBody {
 }
 
 /// The body of `GET /api/v1/usage/totals`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct TotalsBody {
     pub totals: Vec<TotalRow>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct TotalRow {
     pub feature_key: String,
     pub unit: String,

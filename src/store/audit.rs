@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::StoreResult;
-use crate::domain::administrator::Actor;
+use crate::domain::{administrator::Actor, time::Timestamp};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct AuditEntry {
@@ -18,11 +18,32 @@ pub struct AuditEntry {
     pub after: Option<serde_json::Value>,
 }
 
+/// Which entries are asked for; what is `None` does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditFilter {
+    pub actor: Option<String>,
+    /// Such as `plan.update`, or `plan` for all that begin with `plan.`.
+    pub action: Option<String>,
+    pub target: Option<String>,
+    /// At or after.
+    pub since: Option<Timestamp>,
+    /// Before.
+    pub until: Option<Timestamp>,
+}
+
 #[async_trait]
 pub trait AuditStore: Send + Sync {
     /// Newest first, older than the entry `before_id`, at most `limit`.
     async fn list_audit(
         &self,
+        before_id: Option<i64>,
+        limit: usize,
+    ) -> StoreResult<Vec<AuditEntry>>;
+
+    /// As [`list_audit`](Self::list_audit), those that `filter` lets through.
+    async fn search_audit(
+        &self,
+        filter: &AuditFilter,
         before_id: Option<i64>,
         limit: usize,
     ) -> StoreResult<Vec<AuditEntry>>;

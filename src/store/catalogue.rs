@@ -9,7 +9,7 @@ use crate::domain::{
     grant::Grant,
     ids::{GrantId, KeyId, TenantId},
     limit::Override,
-    names::{PlanCode, Slug},
+    names::{DisplayName, PlanCode, Slug},
     plan::Plan,
     subscription::Subscription,
     tenant::{Tenant, TenantRef},
@@ -50,8 +50,14 @@ pub trait CatalogueStore: Send + Sync {
     /// `NotFound`; `VersionConflict` unless the stored version is `plan.version`.
     async fn update_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<i64>;
     /// # Errors
-    /// `NotFound`; `PlanInUse` while a tenant is subscribed to it.
-    async fn delete_plan(&self, code: &PlanCode, by: &Actor) -> StoreResult<()>;
+    /// `NotFound`; `PlanInUse` while a tenant is subscribed to it; `VersionConflict` if `expected_version` is given
+    /// and not the stored one.
+    async fn delete_plan(
+        &self,
+        code: &PlanCode,
+        expected_version: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<()>;
 
     /// The tenant with its subscription and overrides (those that have ended included).
     async fn find_tenant(&self, tenant: &TenantRef) -> StoreResult<Option<Tenant>>;
@@ -62,6 +68,20 @@ pub trait CatalogueStore: Send + Sync {
     /// # Errors
     /// `AlreadyExists` for a slug that is, or was, taken; `NotFound` for a subscription's plan that is not there.
     async fn create_tenant(&self, tenant: &Tenant, by: &Actor) -> StoreResult<()>;
+    /// # Errors
+    /// `NotFound`.
+    async fn rename_tenant(
+        &self,
+        tenant: TenantId,
+        name: &DisplayName,
+        by: &Actor,
+    ) -> StoreResult<()>;
+    /// Hides the tenant from everything but its history: keys are revoked, its subscription ends, its slug stays
+    /// taken.
+    ///
+    /// # Errors
+    /// `NotFound`, also for one that is deleted already.
+    async fn delete_tenant(&self, tenant: TenantId, by: &Actor) -> StoreResult<()>;
     /// Sets or replaces the tenant's one current subscription.
     ///
     /// # Errors

@@ -28,12 +28,17 @@ pub trait KeyStore: Send + Sync {
     /// # Errors
     /// `NotFound` for the tenant; `AlreadyExists`.
     async fn create_key(&self, key: &ApiKey, secret: SecretHash, by: &Actor) -> StoreResult<()>;
-    /// The key with this secret, revoked and expired ones too. A secret that was rotated away and is past its
-    /// grace at `now` finds nothing.
+    /// The key with this secret, revoked and expired ones too. Found by a secret that was rotated away, it expires
+    /// when that one's grace ends, so that a cached key does not outlive it; past the grace at `now` there is none.
     async fn find_key(&self, secret: SecretHash, now: Timestamp) -> StoreResult<Option<ApiKey>>;
     async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey>;
     /// A tenant's keys, oldest first.
     async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>>;
+    /// Replaces name and expiry.
+    ///
+    /// # Errors
+    /// `NotFound`, also for one that is revoked.
+    async fn update_key(&self, key: &ApiKey, by: &Actor) -> StoreResult<()>;
     /// Ends a key at `by.at`, and gives it; one that is revoked already stays as it is.
     ///
     /// # Errors

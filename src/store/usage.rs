@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::StoreResult;
 use crate::domain::{
+    administrator::Actor,
     feature::FeatureKey,
     ids::{EventId, TenantId},
     limit::Subject,
@@ -118,6 +119,16 @@ pub trait UsageStore: Send + Sync {
 
     /// Deletes events recorded and admitted before `before`, at most `limit`; rollups stay.
     async fn prune_events(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;
+
+    /// Puts `replacement`, a name that nobody had, in place of an end user in events, rollups and keys. Sums stay as
+    /// they are. The audit log says that it was done, and not to whom. How many events and rollups it was.
+    async fn forget_user(
+        &self,
+        tenant: TenantId,
+        user: &str,
+        replacement: &str,
+        by: &Actor,
+    ) -> StoreResult<u64>;
 
     /// Differences between rollups and events, as lines for people; empty when they agree. For tests and `doctor`.
     async fn check_rollups(&self) -> StoreResult<Vec<String>>;

@@ -15,7 +15,7 @@ impl Delete {
     }
 
     pub(super) async fn run(self, plans: &Plans, by: &Actor) -> anyhow::Result<Output> {
-        plans.delete(&self.code, by).await?;
+        plans.delete(&self.code, None, by).await?;
         let json = serde_json::json!({ "plan_code": self.code, "deleted": true });
         Ok(Output::of_json(json).note(format!("Plan '{}' is deleted.", self.code)))
     }

@@ -38,6 +38,7 @@ impl Set {
         let change = PlanChange {
             name,
             allowed_models,
+            features: None,
         };
         Ok(shown(plans.set(&self.code, &change, None, by).await?))
     }

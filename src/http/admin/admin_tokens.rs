@@ -22,6 +22,7 @@ use crate::{
 /// An administrator to be made.
 #[derive(utoipa::ToSchema)]
 #[schema(example = json!({"name": "ada", "role": "operator"}))]
+#[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "describes the body, which is read field by field")]
 pub(super) struct NewAdministrator {
     /// No two in use may share one.

@@ -6,6 +6,15 @@
 
 pub mod access;
 mod admin_tokens;
+mod audit;
+mod bodies;
+mod grants;
+mod keys;
+mod limits;
+mod plans;
+mod status;
+mod tenants;
+mod usage;
 
 use axum::{
     extract::{Request, State},
@@ -22,6 +31,24 @@ pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .routes(routes!(admin_tokens::list, admin_tokens::create))
         .routes(routes!(admin_tokens::revoke))
+        .routes(routes!(plans::list, plans::create))
+        .routes(routes!(plans::show, plans::change, plans::delete))
+        .routes(routes!(plans::put_feature, plans::delete_feature))
+        .routes(routes!(tenants::list, tenants::create))
+        .routes(routes!(tenants::show, tenants::change, tenants::delete))
+        .routes(routes!(tenants::subscribe))
+        .routes(routes!(tenants::forget_user))
+        .routes(routes!(keys::list, keys::create))
+        .routes(routes!(keys::change, keys::revoke))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(grants::list, grants::create))
+        .routes(routes!(grants::revoke))
+        .routes(routes!(limits::show, limits::put, limits::remove))
+        .routes(routes!(usage::of_tenant))
+        .routes(routes!(usage::totals))
+        .routes(routes!(usage::of_all))
+        .routes(routes!(audit::list))
+        .routes(routes!(status::show))
 }
 
 /// Has the caches drop what a request changed, before its answer says that it is done.

@@ -29,6 +29,10 @@ use crate::{
         error::{ApiError, ApiResult},
         extract::WholeBody,
         guarded::GuardHeaders,
+        openapi::{
+            answers::{OpenAiAnswer, OpenAiRequest},
+            errors,
+        },
     },
     provider::{
         Endpoint, Forward, Patience, ProviderError, UpstreamBody, answer,
@@ -44,6 +48,24 @@ use crate::{
 /// The largest whole answer that is taken in.
 const LONGEST_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
+/// Answer as OpenAI's chat completions.
+#[utoipa::path(
+    post, path = "/v1/chat/completions", tag = "openai", security(("tenant_key" = [])),
+    params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
+    request_body = OpenAiRequest,
+    responses(
+        (status = 200, description = "The upstream's answer, or its events with `stream`", body = OpenAiAnswer, headers(
+            ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
+            ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
+            ("RateLimit" = String, description = "What is left of them"),
+            ("X-Usage-Warning" = String, description = "A feature whose soft limit is passed; one header each"),
+            ("X-Usage-Output-Capped" = i64, description = "The output maximum, where it was lowered"),
+        )),
+        errors::Guarded,
+        (status = "4XX", description = "The upstream's own errors pass through"),
+        (status = "5XX", description = "The upstream's own errors pass through"),
+    ),
+)]
 pub async fn chat_completions(
     State(app): State<App>,
     caller: Caller,
@@ -53,6 +75,24 @@ pub async fn chat_completions(
     pass(app, caller, Endpoint::ChatCompletions, &headers, body).await
 }
 
+/// Answer as OpenAI's responses.
+#[utoipa::path(
+    post, path = "/v1/responses", tag = "openai", security(("tenant_key" = [])),
+    params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
+    request_body = OpenAiRequest,
+    responses(
+        (status = 200, description = "The upstream's answer, or its events with `stream`", body = OpenAiAnswer, headers(
+            ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
+            ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
+            ("RateLimit" = String, description = "What is left of them"),
+            ("X-Usage-Warning" = String, description = "A feature whose soft limit is passed; one header each"),
+            ("X-Usage-Output-Capped" = i64, description = "The output maximum, where it was lowered"),
+        )),
+        errors::Guarded,
+        (status = "4XX", description = "The upstream's own errors pass through"),
+        (status = "5XX", description = "The upstream's own errors pass through"),
+    ),
+)]
 pub async fn responses(
     State(app): State<App>,
     caller: Caller,
@@ -62,6 +102,24 @@ pub async fn responses(
     pass(app, caller, Endpoint::Responses, &headers, body).await
 }
 
+/// Answer as OpenAI's embeddings.
+#[utoipa::path(
+    post, path = "/v1/embeddings", tag = "openai", security(("tenant_key" = [])),
+    params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
+    request_body = OpenAiRequest,
+    responses(
+        (status = 200, description = "The upstream's answer, or its events with `stream`", body = OpenAiAnswer, headers(
+            ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
+            ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
+            ("RateLimit" = String, description = "What is left of them"),
+            ("X-Usage-Warning" = String, description = "A feature whose soft limit is passed; one header each"),
+            ("X-Usage-Output-Capped" = i64, description = "The output maximum, where it was lowered"),
+        )),
+        errors::Guarded,
+        (status = "4XX", description = "The upstream's own errors pass through"),
+        (status = "5XX", description = "The upstream's own errors pass through"),
+    ),
+)]
 pub async fn embeddings(
     State(app): State<App>,
     caller: Caller,
@@ -72,6 +130,14 @@ pub async fn embeddings(
 }
 
 /// The upstream's models: a key is needed, nothing is counted, and a spent quota does not matter.
+#[utoipa::path(
+    get, path = "/v1/models", tag = "openai", security(("tenant_key" = [])),
+    responses(
+        (status = 200, description = "The upstream's list", body = OpenAiAnswer),
+        (status = 502, description = "`upstream_error`", body = errors::ErrorBody),
+        (status = 504, description = "`upstream_timeout`", body = errors::ErrorBody),
+    ),
+)]
 pub async fn models(
     State(app): State<App>,
     _caller: Caller,

@@ -4,10 +4,18 @@
 //! works, and the errors that are its own ([`errors`]). What holds for all is added here, so that no endpoint can
 //! forget it: path parameters, the request id, and the errors that follow from having a body, a query, a token.
 
+pub mod answers;
 mod common;
 pub mod errors;
 mod schemas;
 
+use std::{
+    future::{Ready, ready},
+    sync::LazyLock,
+};
+
+use axum::response::IntoResponse;
+use http::header::CONTENT_TYPE;
 use utoipa::{
     Modify, OpenApi,
     openapi::{
@@ -74,6 +82,27 @@ impl Modify for Security {
     }
 }
 
+/// `docs/reference/openapi.json`, byte for byte what is served.
+#[must_use]
+pub fn json() -> String {
+    let description = crate::http::router::description();
+    let mut json = description
+        .to_pretty_json()
+        .expect("a description is plain data");
+    json.push('\n');
+    json
+}
+
+/// This description.
+#[utoipa::path(
+    get, path = "/openapi.json", tag = "operation",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object)),
+)]
+pub fn show() -> Ready<impl IntoResponse> {
+    static JSON: LazyLock<String> = LazyLock::new(json);
+    ready(([(CONTENT_TYPE, "application/json")], JSON.as_str()))
+}
+
 /// The description of all endpoints that `routes` has.
 #[must_use]
 pub fn complete(routes: Document) -> Document {
@@ -81,4 +110,24 @@ pub fn complete(routes: Document) -> Document {
     document.merge(routes);
     common::add_to_all(&mut document);
     document
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn generated_api_description_is_up_to_date() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/openapi.json");
+        if std::env::var_os("UPDATE_GENERATED").is_some() {
+            fs::write(&path, json()).unwrap();
+        }
+        let on_disk = fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            on_disk == json(),
+            "docs/reference/openapi.json is out of date; run `make generate`"
+        );
+    }
 }

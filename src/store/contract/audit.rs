@@ -6,10 +6,11 @@ use super::{SharedStore, ada, at, by, key_of, plan, secret, stored_plan, stored_
 use crate::{
     clock::new_id,
     domain::{
-        administrator::{AdminToken, Role},
+        administrator::{Actor, AdminToken, Role},
         ids::AdminTokenId,
         plan::Plan,
     },
+    store::audit::AuditFilter,
 };
 
 macro_rules! cases {
@@ -19,6 +20,7 @@ macro_rules! cases {
             audit,
             a_change_is_audited_with_who_what_old_and_new,
             entries_are_listed_newest_first_page_by_page,
+            entries_are_found_by_who_what_and_when,
             no_entry_holds_a_secret_or_its_hash,
         );
     };
@@ -33,7 +35,7 @@ pub(crate) async fn a_change_is_audited_with_who_what_old_and_new(store: &Shared
     };
     let ben = by("2026-03-01T00:00:00Z");
     store.update_plan(&renamed, &ben).await.unwrap();
-    store.delete_plan(&starter.code, &ben).await.unwrap();
+    store.delete_plan(&starter.code, None, &ben).await.unwrap();
 
     let entries = store.list_audit(None, 10).await.unwrap();
     let actions: Vec<&str> = entries.iter().map(|entry| entry.action.as_str()).collect();
@@ -58,6 +60,71 @@ pub(crate) async fn a_change_is_audited_with_who_what_old_and_new(store: &Shared
         after["features"][0]["limits"][1],
         json!({"scope": "tenant", "window": "period", "soft_limit": 150, "hard_limit": 200})
     );
+}
+
+pub(crate) async fn entries_are_found_by_who_what_and_when(store: &SharedStore) {
+    let starter = stored_plan(store, "starter").await;
+    let ben = Actor {
+        name: "ben".to_owned(),
+        ..by("2026-03-01T00:00:00Z")
+    };
+    store.delete_plan(&starter.code, None, &ben).await.unwrap();
+    stored_tenant(store, "acme").await;
+    let text = |text: &str| Some(text.to_owned());
+    let all = AuditFilter::default;
+    for (filter, expected) in [
+        (all(), &["tenant.create", "plan.delete", "plan.create"][..]),
+        (
+            AuditFilter {
+                actor: text("ben"),
+                ..all()
+            },
+            &["plan.delete"],
+        ),
+        (
+            AuditFilter {
+                action: text("plan"),
+                ..all()
+            },
+            &["plan.delete", "plan.create"],
+        ),
+        (
+            AuditFilter {
+                action: text("plan.create"),
+                target: text("starter"),
+                ..all()
+            },
+            &["plan.create"],
+        ),
+        (
+            AuditFilter {
+                action: text("pla"),
+                ..all()
+            },
+            &[],
+        ),
+        (
+            AuditFilter {
+                since: Some(ben.at),
+                ..all()
+            },
+            &["plan.delete"],
+        ),
+        (
+            AuditFilter {
+                until: Some(ben.at),
+                ..all()
+            },
+            &["tenant.create", "plan.create"],
+        ),
+    ] {
+        let found = store.search_audit(&filter, None, 10).await.unwrap();
+        let actions: Vec<&str> = found.iter().map(|entry| entry.action.as_str()).collect();
+        assert_eq!(actions, expected, "{filter:?}");
+    }
+    let first = store.search_audit(&all(), None, 1).await.unwrap();
+    let second = store.search_audit(&all(), Some(first[0].id), 1).await;
+    assert_eq!(second.unwrap()[0].action, "plan.delete");
 }
 
 pub(crate) async fn entries_are_listed_newest_first_page_by_page(store: &SharedStore) {

@@ -36,6 +36,7 @@ macro_rules! cases {
             a_tenant_is_found_by_id_and_slug_as_it_was_made,
             a_slug_and_an_id_are_taken_once,
             a_tenant_on_a_missing_plan_is_not_made,
+            a_deleted_tenant_is_hidden_and_its_slug_stays_taken,
             tenants_are_listed_by_slug_page_by_page,
             a_tenant_has_one_subscription_which_is_replaced,
             an_override_is_replaced_whole_and_removed,
@@ -163,7 +164,7 @@ pub(crate) async fn a_plan_in_use_is_not_deleted(store: &SharedStore) {
         .await
         .unwrap();
     assert_eq!(
-        store.delete_plan(&starter.code, &ada()).await,
+        store.delete_plan(&starter.code, None, &ada()).await,
         Err(StoreError::PlanInUse {
             plan: starter.code.clone(),
             subscriptions: 1
@@ -174,7 +175,10 @@ pub(crate) async fn a_plan_in_use_is_not_deleted(store: &SharedStore) {
 
 pub(crate) async fn a_plan_without_subscriptions_is_deleted_with_its_features(store: &SharedStore) {
     let starter = stored_plan(store, "starter").await;
-    store.delete_plan(&starter.code, &ada()).await.unwrap();
+    store
+        .delete_plan(&starter.code, None, &ada())
+        .await
+        .unwrap();
     assert_eq!(store.find_plan(&starter.code).await.unwrap(), None);
     let bare = Plan {
         features: vec![],
@@ -190,7 +194,9 @@ pub(crate) async fn what_is_not_there_is_not_found(store: &SharedStore) {
     assert_eq!(store.find_plan(&nothing.code).await, Ok(None));
     assert_eq!(store.find_tenant(&TenantRef::Id(nobody)).await, Ok(None));
     assert!(not_found(store.update_plan(&nothing, &ada()).await));
-    assert!(not_found(store.delete_plan(&nothing.code, &ada()).await));
+    assert!(not_found(
+        store.delete_plan(&nothing.code, None, &ada()).await
+    ));
     let subscribed = subscription(&nothing.code);
     let no_tenant = store.set_subscription(nobody, &subscribed, &ada()).await;
     assert!(not_found(no_tenant));
@@ -256,6 +262,40 @@ pub(crate) async fn a_tenant_on_a_missing_plan_is_not_made(store: &SharedStore) 
     assert_eq!(store.list_audit(None, 10).await, Ok(vec![]));
 }
 
+pub(crate) async fn a_deleted_tenant_is_hidden_and_its_slug_stays_taken(store: &SharedStore) {
+    let starter = stored_plan(store, "starter").await;
+    let acme = stored_tenant(store, "acme").await;
+    store
+        .set_subscription(acme.tenant_id, &subscription(&starter.code), &ada())
+        .await
+        .unwrap();
+    let key = key_of(acme.tenant_id, "2026-01-01T00:00:00Z");
+    store.create_key(&key, secret(1), &ada()).await.unwrap();
+    let name = "Acme Ltd".parse().unwrap();
+    store
+        .rename_tenant(acme.tenant_id, &name, &ada())
+        .await
+        .unwrap();
+    assert_eq!(by_id(store, acme.tenant_id).await.name, name);
+
+    store.delete_tenant(acme.tenant_id, &ada()).await.unwrap();
+    assert!(not_found(store.delete_tenant(acme.tenant_id, &ada()).await));
+    assert!(not_found(
+        store.rename_tenant(acme.tenant_id, &name, &ada()).await
+    ));
+    let found = store.find_tenant(&TenantRef::Id(acme.tenant_id)).await;
+    assert_eq!(found, Ok(None));
+    assert_eq!(store.list_tenants(None, 10).await, Ok(vec![]));
+    let key = store.get_key(key.key_id).await.unwrap();
+    assert_eq!(key.revoked_at, Some(ada().at));
+    let again = store.create_tenant(&tenant("acme"), &ada()).await;
+    assert!(matches!(again, Err(StoreError::AlreadyExists { .. })));
+    store
+        .delete_plan(&starter.code, Some(starter.version), &ada())
+        .await
+        .unwrap();
+}
+
 pub(crate) async fn tenants_are_listed_by_slug_page_by_page(store: &SharedStore) {
     let mut tenants = vec![];
     for slug in ["c", "a", "b"] {
@@ -291,7 +331,10 @@ pub(crate) async fn a_tenant_has_one_subscription_which_is_replaced(store: &Shar
             Some(subscribed)
         );
     }
-    store.delete_plan(&starter.code, &ada()).await.unwrap();
+    store
+        .delete_plan(&starter.code, None, &ada())
+        .await
+        .unwrap();
 }
 
 pub(crate) async fn an_override_is_replaced_whole_and_removed(store: &SharedStore) {
@@ -412,7 +455,7 @@ pub(crate) async fn the_change_feed_names_what_every_write_changed(store: &Share
 
     let free = stored_plan(store, "free").await;
     feed.next().await;
-    store.delete_plan(&free.code, &ada()).await.unwrap();
+    store.delete_plan(&free.code, None, &ada()).await.unwrap();
     assert_eq!(feed.next().await, [Changed::Plan(free.code)]);
     assert_eq!(feed.next().await, []);
     let all = store.changes_since(0).await.unwrap();

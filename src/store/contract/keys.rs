@@ -24,6 +24,7 @@ macro_rules! cases {
             a_revoked_key_is_still_found,
             an_old_secret_serves_until_its_grace_ends,
             a_rotation_ends_the_grace_of_the_one_before,
+            name_and_expiry_of_a_key_that_is_not_revoked_are_changed,
             a_key_that_is_not_there_is_not_found,
             an_administrators_token_is_found_by_its_secret,
             administrators_tokens_are_listed_oldest_first,
@@ -111,8 +112,12 @@ pub(crate) async fn an_old_secret_serves_until_its_grace_ends(store: &SharedStor
         .unwrap();
     assert_eq!(rotated, key, "the id and all else stay");
     let just_before = Timestamp::from_micros(until.micros() - 1);
+    let until_then = ApiKey {
+        expires_at: Some(until),
+        ..key.clone()
+    };
     for (hash, when, expected) in [
-        (1, just_before, Some(&key)),
+        (1, just_before, Some(&until_then)),
         (1, until, None),
         (2, just_before, Some(&key)),
         (2, until, Some(&key)),
@@ -135,6 +140,21 @@ pub(crate) async fn a_rotation_ends_the_grace_of_the_one_before(store: &SharedSt
         let found = store.find_key(secret(hash), now()).await.unwrap();
         assert_eq!(found.is_some(), serves, "secret {hash}");
     }
+}
+
+pub(crate) async fn name_and_expiry_of_a_key_that_is_not_revoked_are_changed(store: &SharedStore) {
+    let key = stored_key(store, secret(1)).await;
+    let changed = ApiKey {
+        name: "server".parse().unwrap(),
+        expires_at: None,
+        ..key.clone()
+    };
+    store.update_key(&changed, &ada()).await.unwrap();
+    assert_eq!(store.get_key(key.key_id).await, Ok(changed));
+    let revoked = store.revoke_key(key.key_id, &ada()).await.unwrap();
+    let late = store.update_key(&key, &ada()).await;
+    assert!(matches!(late, Err(StoreError::NotFound { .. })), "{late:?}");
+    assert_eq!(store.get_key(key.key_id).await, Ok(revoked));
 }
 
 pub(crate) async fn a_key_that_is_not_there_is_not_found(store: &SharedStore) {

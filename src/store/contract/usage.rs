@@ -8,7 +8,7 @@ use proptest::{
 };
 use uuid::Uuid;
 
-use super::{SharedStore, at, new_tenant_id, position, window};
+use super::{SharedStore, ada, at, new_tenant_id, position, stored_tenant, window};
 use crate::{
     clock::new_id,
     domain::{
@@ -42,6 +42,7 @@ macro_rules! cases {
             a_journals_position_never_goes_back,
             corrections_subtract,
             sums_beyond_the_scale_stop_there_and_break_nothing,
+            a_forgotten_user_is_replaced_and_sums_stay,
             used_features_are_listed_in_order,
             events_are_listed_newest_first,
             pruning_keeps_rollups_and_widens_bounds,
@@ -424,6 +425,34 @@ pub(crate) async fn sums_beyond_the_scale_stop_there_and_break_nothing(store: &S
         let totals = store.totals(acme, &[FeatureKey::Messages], all, Some(by));
         assert_eq!(totals.await.unwrap().totals[0].quantity, Quantity::MAX);
     }
+}
+
+pub(crate) async fn a_forgotten_user_is_replaced_and_sums_stay(store: &SharedStore) {
+    let (acme, other) = (
+        stored_tenant(store, "acme").await.tenant_id,
+        stored_tenant(store, "other").await.tenant_id,
+    );
+    let of = |tenant, user: &str| UsageEvent {
+        user: user.to_owned(),
+        ..messages(tenant, 2, "2026-01-05T00:00:00Z")
+    };
+    record(store, &[of(acme, "bob"), of(acme, "eve"), of(other, "bob")]).await;
+    let by = ada();
+    let forget = |user: &'static str| store.forget_user(acme, user, "forgotten-1", &by);
+    assert_eq!(forget("nobody").await, Ok(0));
+    assert!(forget("bob").await.unwrap() >= 2);
+    let users = async |tenant| -> Vec<String> {
+        let features = [FeatureKey::Messages];
+        let totals = store.totals(tenant, &features, january(), Some(Dimension::User));
+        let totals = totals.await.unwrap().totals;
+        totals.into_iter().filter_map(|total| total.by).collect()
+    };
+    assert_eq!(users(acme).await, ["eve", "forgotten-1"]);
+    assert_eq!(users(other).await, ["bob"]);
+    let events = store.list_events(acme, 10).await.unwrap();
+    assert!(events.iter().all(|event| event.user != "bob"));
+    assert_eq!(messages_in(store, acme, january()).await, 4);
+    assert_rollups_agree(store).await;
 }
 
 pub(crate) async fn used_features_are_listed_in_order(store: &SharedStore) {

@@ -6,13 +6,13 @@ use serde_json::Value;
 
 use super::{
     Failed, SqliteStore,
-    rows::{self, Cells},
+    rows::{self, Cells, micros},
 };
 use crate::{
     domain::administrator::Actor,
     store::{
         StoreResult,
-        audit::{AuditEntry, AuditStore},
+        audit::{AuditEntry, AuditFilter, AuditStore},
     },
 };
 
@@ -29,6 +29,37 @@ impl AuditStore for SqliteStore {
                 "audit_log",
                 "SELECT * FROM audit_log WHERE audit_id < ?1 ORDER BY audit_id DESC LIMIT ?2",
                 params![before_id.unwrap_or(i64::MAX), rows::limit(limit)],
+                read_entry,
+            )
+        })
+        .await
+    }
+
+    async fn search_audit(
+        &self,
+        filter: &AuditFilter,
+        before_id: Option<i64>,
+        limit: usize,
+    ) -> StoreResult<Vec<AuditEntry>> {
+        let filter = filter.clone();
+        self.read("audit.search", move |tx| {
+            rows::list(
+                tx,
+                "audit_log",
+                "SELECT * FROM audit_log
+                 WHERE audit_id < ?1 AND (?3 IS NULL OR actor = ?3) AND (?4 IS NULL OR target = ?4)
+                   AND (?5 IS NULL OR action = ?5 OR substr(action, 1, length(?5) + 1) = ?5 || '.')
+                   AND (?6 IS NULL OR at >= ?6) AND (?7 IS NULL OR at < ?7)
+                 ORDER BY audit_id DESC LIMIT ?2",
+                params![
+                    before_id.unwrap_or(i64::MAX),
+                    rows::limit(limit),
+                    filter.actor,
+                    filter.target,
+                    filter.action,
+                    micros(filter.since),
+                    micros(filter.until),
+                ],
                 read_entry,
             )
         })

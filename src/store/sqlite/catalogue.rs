@@ -17,7 +17,7 @@ use crate::{
         grant::Grant,
         ids::{GrantId, KeyId, TenantId},
         limit::Override,
-        names::{PlanCode, Slug},
+        names::{DisplayName, PlanCode, Slug},
         plan::Plan,
         subscription::Subscription,
         tenant::{Tenant, TenantRef},
@@ -60,10 +60,15 @@ impl CatalogueStore for SqliteStore {
         .await
     }
 
-    async fn delete_plan(&self, code: &PlanCode, by: &Actor) -> StoreResult<()> {
+    async fn delete_plan(
+        &self,
+        code: &PlanCode,
+        expected_version: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<()> {
         let (code, by) = (code.clone(), by.clone());
         self.write("catalogue.delete_plan", move |tx| {
-            plans::delete(tx, &code, &by)
+            plans::delete(tx, &code, expected_version, &by)
         })
         .await
     }
@@ -88,6 +93,27 @@ impl CatalogueStore for SqliteStore {
         let (tenant, by) = (tenant.clone(), by.clone());
         self.write("catalogue.create_tenant", move |tx| {
             tenants::create(tx, &tenant, &by)
+        })
+        .await
+    }
+
+    async fn rename_tenant(
+        &self,
+        tenant: TenantId,
+        name: &DisplayName,
+        by: &Actor,
+    ) -> StoreResult<()> {
+        let (name, by) = (name.clone(), by.clone());
+        self.write("catalogue.rename_tenant", move |tx| {
+            tenants::rename(tx, tenant, &name, &by)
+        })
+        .await
+    }
+
+    async fn delete_tenant(&self, tenant: TenantId, by: &Actor) -> StoreResult<()> {
+        let by = by.clone();
+        self.write("catalogue.delete_tenant", move |tx| {
+            tenants::delete(tx, tenant, &by)
         })
         .await
     }

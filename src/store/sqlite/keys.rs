@@ -32,18 +32,8 @@ impl KeyStore for SqliteStore {
     }
 
     async fn find_key(&self, secret: SecretHash, now: Timestamp) -> StoreResult<Option<ApiKey>> {
-        self.read("keys.find", move |tx| {
-            rows::find(
-                tx,
-                "keys",
-                "SELECT * FROM keys WHERE secret_hash = ?1
-                 UNION ALL
-                 SELECT * FROM keys WHERE previous_secret_hash = ?1 AND previous_until > ?2",
-                params![secret.0, now.micros()],
-                read_key,
-            )
-        })
-        .await
+        self.read("keys.find", move |tx| find_by_secret(tx, secret, now))
+            .await
     }
 
     async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey> {
@@ -61,6 +51,12 @@ impl KeyStore for SqliteStore {
             )
         })
         .await
+    }
+
+    async fn update_key(&self, key: &ApiKey, by: &Actor) -> StoreResult<()> {
+        let (key, by) = (key.clone(), by.clone());
+        self.write("keys.update", move |tx| update_key(tx, &key, &by))
+            .await
     }
 
     async fn revoke_key(&self, key: KeyId, by: &Actor) -> StoreResult<ApiKey> {
@@ -177,6 +173,66 @@ fn create_key(
             key.created_at.micros(),
             micros(key.expires_at),
             micros(key.revoked_at),
+        ],
+    )?;
+    Ok(())
+}
+
+fn find_by_secret(
+    tx: &Transaction<'_>,
+    secret: SecretHash,
+    now: Timestamp,
+) -> Result<Option<ApiKey>, Failed> {
+    let current = rows::find(
+        tx,
+        "keys",
+        "SELECT * FROM keys WHERE secret_hash = ?1",
+        [secret.0],
+        read_key,
+    )?;
+    if current.is_some() {
+        return Ok(current);
+    }
+    rows::find(
+        tx,
+        "keys",
+        "SELECT * FROM keys WHERE previous_secret_hash = ?1 AND previous_until > ?2",
+        params![secret.0, now.micros()],
+        |cells| {
+            let (key, until) = (read_key(cells)?, cells.time("previous_until")?);
+            let expires_at = key.expires_at.map_or(until, |at| at.min(until));
+            Ok(ApiKey {
+                expires_at: Some(expires_at),
+                ..key
+            })
+        },
+    )
+}
+
+fn update_key(tx: &Transaction<'_>, key: &ApiKey, by: &Actor) -> Result<(), Failed> {
+    let stored = get_key(tx, key.key_id)?;
+    if stored.revoked_at.is_some() {
+        return Err(not_found("key", key.key_id));
+    }
+    let changed = ApiKey {
+        name: key.name.clone(),
+        expires_at: key.expires_at,
+        ..stored.clone()
+    };
+    Change {
+        action: "key.update",
+        target: &key.key_id.to_string(),
+        before: Some(audited::key(&stored)),
+        after: Some(audited::key(&changed)),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "UPDATE keys SET name = ?2, expires_at = ?3 WHERE key_id = ?1",
+        params![
+            blob(key.key_id.uuid()),
+            changed.name.as_str(),
+            micros(changed.expires_at)
         ],
     )?;
     Ok(())

@@ -115,8 +115,20 @@ pub(super) fn update(tx: &Transaction<'_>, plan: &Plan, by: &Actor) -> Result<i6
     Ok(plan.version)
 }
 
-pub(super) fn delete(tx: &Transaction<'_>, code: &PlanCode, by: &Actor) -> Result<(), Failed> {
+pub(super) fn delete(
+    tx: &Transaction<'_>,
+    code: &PlanCode,
+    expected_version: Option<i64>,
+    by: &Actor,
+) -> Result<(), Failed> {
     let stored = find(tx, code)?.ok_or_else(|| not_found("plan", code))?;
+    if expected_version.is_some_and(|expected| expected != stored.version) {
+        return Err(Failed::Refused(StoreError::VersionConflict {
+            what: "plan",
+            name: code.to_string(),
+            current: stored.version,
+        }));
+    }
     let subscriptions: i64 = tx
         .prepare_cached("SELECT count(*) FROM subscriptions WHERE plan_code = ?1")?
         .query_row([code.as_str()], |row| row.get(0))?;

@@ -14,7 +14,7 @@ use crate::{
         feature::FeatureKey,
         ids::TenantId,
         limit::{Limit, Override},
-        names::Slug,
+        names::{DisplayName, Slug},
         subscription::{Period, Subscription},
         tenant::{Tenant, TenantRef},
         time::Timestamp,
@@ -107,6 +107,57 @@ pub(super) fn create(tx: &Transaction<'_>, tenant: &Tenant, by: &Actor) -> Resul
     for limits in &tenant.overrides {
         put_override(tx, tenant.tenant_id, limits)?;
     }
+    Ok(())
+}
+
+pub(super) fn rename(
+    tx: &Transaction<'_>,
+    tenant: TenantId,
+    name: &DisplayName,
+    by: &Actor,
+) -> Result<(), Failed> {
+    let stored = get(tx, tenant)?;
+    let renamed = Tenant {
+        name: name.clone(),
+        ..stored.clone()
+    };
+    Change {
+        action: "tenant.update",
+        target: stored.slug.as_str(),
+        before: Some(audited::tenant(&stored)),
+        after: Some(audited::tenant(&renamed)),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "UPDATE tenants SET name = ?2 WHERE tenant_id = ?1",
+        params![blob(tenant.uuid()), name.as_str()],
+    )?;
+    Ok(())
+}
+
+/// Its row stays: usage refers to it, and its slug is not given again. Its subscription goes, so that its plan can.
+pub(super) fn delete(tx: &Transaction<'_>, tenant: TenantId, by: &Actor) -> Result<(), Failed> {
+    let stored = get(tx, tenant)?;
+    Change {
+        action: "tenant.delete",
+        target: stored.slug.as_str(),
+        before: Some(audited::tenant(&stored)),
+        after: None,
+    }
+    .note(tx, by)?;
+    let id = blob(tenant.uuid());
+    rows::run(
+        tx,
+        "UPDATE keys SET revoked_at = ?2 WHERE tenant_id = ?1 AND revoked_at IS NULL",
+        params![id, by.at.micros()],
+    )?;
+    rows::run(tx, "DELETE FROM subscriptions WHERE tenant_id = ?1", [id])?;
+    rows::run(
+        tx,
+        "UPDATE tenants SET deleted_at = ?2 WHERE tenant_id = ?1",
+        params![id, by.at.micros()],
+    )?;
     Ok(())
 }
 

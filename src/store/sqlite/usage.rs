@@ -7,12 +7,15 @@ use rusqlite::{Transaction, params};
 use uuid::Uuid;
 
 use super::{
-    Failed, SqliteStore, check,
+    Failed, SqliteStore,
+    audit::Change,
+    check,
     rows::{self, Cells, blob},
-    sums,
+    sums, tenants,
 };
 use crate::{
     domain::{
+        administrator::Actor,
         feature::FeatureKey,
         ids::{EventId, KeyId, TenantId},
         quantity::Quantity,
@@ -108,6 +111,20 @@ impl UsageStore for SqliteStore {
         .await
     }
 
+    async fn forget_user(
+        &self,
+        tenant: TenantId,
+        user: &str,
+        replacement: &str,
+        by: &Actor,
+    ) -> StoreResult<u64> {
+        let (user, replacement, by) = (user.to_owned(), replacement.to_owned(), by.clone());
+        self.write("usage.forget_user", move |tx| {
+            forget_user(tx, tenant, &user, &replacement, &by)
+        })
+        .await
+    }
+
     async fn check_rollups(&self) -> StoreResult<Vec<String>> {
         self.read("usage.check_rollups", check::rollups).await
     }
@@ -116,6 +133,47 @@ impl UsageStore for SqliteStore {
         self.read("usage.ping", |tx| sums::horizon(tx).map(|_| ()))
             .await
     }
+}
+
+/// The one write that touches events after they were made: not what was used, only by whom.
+fn forget_user(
+    tx: &Transaction<'_>,
+    tenant: TenantId,
+    user: &str,
+    replacement: &str,
+    by: &Actor,
+) -> Result<u64, Failed> {
+    let stored = tenants::get(tx, tenant)?;
+    let places = params![blob(tenant.uuid()), user];
+    let is_named = rows::exists(
+        tx,
+        "SELECT 1 FROM usage_rollups WHERE tenant_id = ?1 AND dimension = 'user' AND value = ?2",
+        places,
+    )? || rows::exists(
+        tx,
+        "SELECT 1 FROM keys WHERE tenant_id = ?1 AND end_user = ?2",
+        places,
+    )?;
+    if !is_named {
+        return Ok(0);
+    }
+    Change {
+        action: "user.forget",
+        target: stored.slug.as_str(),
+        before: None,
+        after: Some(serde_json::json!({ "replaced_by": replacement })),
+    }
+    .note(tx, by)?;
+    let places = params![blob(tenant.uuid()), user, replacement];
+    let mut replaced = 0;
+    for statement in [
+        "UPDATE usage_events SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2",
+        "UPDATE usage_rollups SET value = ?3 WHERE tenant_id = ?1 AND dimension = 'user' AND value = ?2",
+        "UPDATE keys SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2",
+    ] {
+        replaced += rows::run(tx, statement, places)?;
+    }
+    Ok(replaced)
 }
 
 /// `ON CONFLICT DO NOTHING` forgives a repeated id and nothing else, where `OR IGNORE` would also lose an event that

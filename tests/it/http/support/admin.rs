@@ -51,6 +51,14 @@ impl Admin {
         self.send(Method::POST, path, &[], &body.to_string()).await
     }
 
+    pub(in crate::http) async fn put(&self, path: &str, body: &Value) -> Reply {
+        self.send(Method::PUT, path, &[], &body.to_string()).await
+    }
+
+    pub(in crate::http) async fn patch(&self, path: &str, body: &Value) -> Reply {
+        self.send(Method::PATCH, path, &[], &body.to_string()).await
+    }
+
     pub(in crate::http) async fn delete(&self, path: &str) -> Reply {
         self.send(Method::DELETE, path, &[], "").await
     }

@@ -1,0 +1,173 @@
+//! Tenants' API keys.
+
+use std::time::Duration;
+
+use axum::{Json, extract::State, http::StatusCode};
+
+use super::access::{Operator, Viewer};
+use crate::{
+    app::App,
+    domain::{ids::KeyId, names::DisplayName, tenant::TenantRef, time::Timestamp},
+    http::{
+        error::ApiResult,
+        extract::WholeBody,
+        fields::Fields,
+        openapi::errors,
+        paging::{Listed, Page, Paging},
+        path::InPath,
+        query::Query,
+    },
+    services::{
+        keys::{Issued, KeyChange, Keys, NewKey},
+        objects::KeyObject,
+    },
+};
+
+fn keys(app: &App) -> Keys {
+    Keys::new(app.store.clone())
+}
+
+/// A key to be made.
+#[derive(utoipa::ToSchema)]
+#[schema(example = json!({"name": "backend", "expires_at": "2027-01-01T00:00:00Z"}))]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "describes the body, which is read field by field")]
+pub(super) struct NewKeyBody {
+    name: DisplayName,
+    /// Fixes the end user of every request made with the key.
+    #[schema(min_length = 1, max_length = 128)]
+    user: Option<String>,
+    expires_at: Option<Timestamp>,
+}
+
+/// A change to a key; what is left out stays.
+#[derive(utoipa::ToSchema)]
+#[schema(example = json!({"name": "old backend"}))]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "describes the body, which is read field by field")]
+pub(super) struct KeyPatch {
+    name: Option<DisplayName>,
+    /// Null: never.
+    expires_at: Option<Timestamp>,
+}
+
+/// How a key gets another secret.
+#[derive(utoipa::ToSchema)]
+#[schema(example = json!({"grace_seconds": 3600}))]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "describes the body, which is read field by field")]
+pub(super) struct Rotation {
+    /// How long the old secret still serves.
+    #[schema(minimum = 0, maximum = 2_592_000)]
+    grace_seconds: Option<u64>,
+}
+
+fn told(issued: Issued) -> KeyObject {
+    KeyObject::of(issued.key, issued.tenant.slug).with_secret(&issued.secret)
+}
+
+/// List a tenant's keys, ended ones included.
+#[utoipa::path(
+    get, path = "/tenants/{t}/keys", tag = "keys", security(("administrator" = ["viewer"])),
+    params(Paging),
+    responses((status = 200, description = "Oldest first", body = Listed<KeyObject>), errors::NotFound),
+)]
+pub(super) async fn list(
+    State(app): State<App>,
+    _: Viewer,
+    InPath(tenant): InPath<TenantRef>,
+    mut query: Query,
+) -> ApiResult<Json<Listed<KeyObject>>> {
+    let page = Page::<KeyId>::of(&mut query)?;
+    query.finish()?;
+    let (mut rows, tenant) = keys(&app).list(&tenant).await?;
+    if let Some(after) = page.after {
+        // Keys are never taken off the list, only ended.
+        let seen = rows.iter().position(|key| key.key_id == after);
+        rows.drain(..seen.map_or(0, |index| index + 1));
+    }
+    Ok(Json(page.show(
+        rows,
+        |key| key.key_id,
+        |key| KeyObject::of(key, tenant.slug.clone()),
+    )))
+}
+
+/// Make a key; the secret is told this once.
+#[utoipa::path(
+    post, path = "/tenants/{t}/keys", tag = "keys", security(("administrator" = ["operator"])),
+    request_body = NewKeyBody,
+    responses((status = 201, description = "Made", body = KeyObject), errors::NotFound),
+)]
+pub(super) async fn create(
+    State(app): State<App>,
+    Operator(admin): Operator,
+    InPath(tenant): InPath<TenantRef>,
+    WholeBody(body): WholeBody,
+) -> ApiResult<(StatusCode, Json<KeyObject>)> {
+    let mut fields = Fields::of(&body)?;
+    let new = NewKey {
+        name: fields.required("name")?,
+        user: fields.optional("user")?,
+        expires_at: fields.optional("expires_at")?,
+    };
+    fields.finish()?;
+    let issued = keys(&app).create(&tenant, new, &admin.actor).await?;
+    Ok((StatusCode::CREATED, Json(told(issued))))
+}
+
+/// Change a key's name or expiry.
+#[utoipa::path(
+    patch, path = "/keys/{id}", tag = "keys", security(("administrator" = ["operator"])),
+    request_body = KeyPatch,
+    responses((status = 200, description = "Changed", body = KeyObject), errors::NotFound),
+)]
+pub(super) async fn change(
+    State(app): State<App>,
+    Operator(admin): Operator,
+    InPath(key): InPath<KeyId>,
+    WholeBody(body): WholeBody,
+) -> ApiResult<Json<KeyObject>> {
+    let mut fields = Fields::of(&body)?;
+    let change = KeyChange {
+        name: fields.optional("name")?,
+        expires_at: fields.change("expires_at")?,
+    };
+    fields.finish()?;
+    let (key, tenant) = keys(&app).change(key, &change, &admin.actor).await?;
+    Ok(Json(KeyObject::of(key, tenant.slug)))
+}
+
+/// Revoke a key at once.
+#[utoipa::path(
+    delete, path = "/keys/{id}", tag = "keys", security(("administrator" = ["operator"])),
+    responses((status = 204, description = "Revoked"), errors::NotFound),
+)]
+pub(super) async fn revoke(
+    State(app): State<App>,
+    Operator(admin): Operator,
+    InPath(key): InPath<KeyId>,
+) -> ApiResult<StatusCode> {
+    keys(&app).end(key, &admin.actor).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Give a key another secret, told this once; id and counters stay.
+#[utoipa::path(
+    post, path = "/keys/{id}/rotate", tag = "keys", security(("administrator" = ["operator"])),
+    request_body = Option<Rotation>,
+    responses((status = 200, description = "The key with its new secret", body = KeyObject), errors::NotFound),
+)]
+pub(super) async fn rotate(
+    State(app): State<App>,
+    Operator(admin): Operator,
+    InPath(key): InPath<KeyId>,
+    WholeBody(body): WholeBody,
+) -> ApiResult<Json<KeyObject>> {
+    let mut fields = Fields::of_optional(&body)?;
+    let grace = fields.optional::<u64>("grace_seconds")?.unwrap_or(0);
+    fields.finish()?;
+    let grace = Duration::from_secs(grace);
+    let issued = keys(&app).rotate(key, grace, &admin.actor).await?;
+    Ok(Json(told(issued)))
+}
