@@ -72,8 +72,15 @@ test-real: ## Run the official OpenAI client against a real model: REAL_BASE_URL
 	$(TARGET_DIR)/openai/bin/pip install -q --disable-pip-version-check openai
 	$(TARGET_DIR)/openai/bin/python tests/real/openai_client.py $(TARGET_DIR)/debug/tollgate "$$REAL_BASE_URL"
 
+.PHONY: test-openapi
+test-openapi: ## Hold a running server against its own description, for the token of every role
+	cargo build --locked
+	[ -x $(TARGET_DIR)/schemathesis/bin/schemathesis ] || python3 -m venv $(TARGET_DIR)/schemathesis
+	$(TARGET_DIR)/schemathesis/bin/pip install -q --disable-pip-version-check 'schemathesis>=4.32,<5'
+	$(TARGET_DIR)/schemathesis/bin/python tests/openapi/conformance.py $(TARGET_DIR)/debug/tollgate
+
 .PHONY: check
-check: lint test ## Everything that must be green: lints, tests, generated files unchanged
+check: lint test test-openapi ## Everything that must be green: lints, tests, generated files unchanged, the API as described
 
 .PHONY: generate
 generate: ## Write the generated pages of docs/reference

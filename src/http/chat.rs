@@ -26,7 +26,7 @@ use crate::{
         extract::WholeBody,
         guarded::GuardHeaders,
         openapi::{
-            answers::{ChatAnswerBody, ChatFrame, ChatRequestBody},
+            answers::{ChatAnswerBody, ChatRequestBody, StreamEvent},
             errors,
         },
     },
@@ -92,7 +92,7 @@ pub async fn create(
     params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
     request_body = ChatRequestBody,
     responses(
-        (status = 200, description = "Events, each `data: {…}`", body = ChatFrame, content_type = "text/event-stream", headers(
+        (status = 200, description = "Events, each `data: {…}`", body = StreamEvent, content_type = "text/event-stream", headers(
             ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
             ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
             ("RateLimit" = String, description = "What is left of them"),

@@ -155,7 +155,7 @@ pub(super) async fn revoke(
 /// Give a key another secret, told this once; id and counters stay.
 #[utoipa::path(
     post, path = "/keys/{id}/rotate", tag = "keys", security(("administrator" = ["operator"])),
-    request_body = Option<Rotation>,
+    request_body(content = Rotation, description = "May be left out"),
     responses((status = 200, description = "The key with its new secret", body = KeyObject), errors::NotFound),
 )]
 pub(super) async fn rotate(

@@ -30,7 +30,7 @@ use crate::{
         extract::WholeBody,
         guarded::GuardHeaders,
         openapi::{
-            answers::{OpenAiAnswer, OpenAiRequest},
+            answers::{OpenAiAnswer, OpenAiRequest, StreamEvent},
             errors,
         },
     },
@@ -54,7 +54,7 @@ const LONGEST_ANSWER_BYTES: usize = 64 * 1024 * 1024;
     params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
     request_body = OpenAiRequest,
     responses(
-        (status = 200, description = "The upstream's answer, or its events with `stream`", body = OpenAiAnswer, headers(
+        (status = 200, description = "The upstream's answer, or its events with `stream`", content((OpenAiAnswer = "application/json"), (StreamEvent = "text/event-stream")), headers(
             ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
             ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
             ("RateLimit" = String, description = "What is left of them"),
@@ -81,7 +81,7 @@ pub async fn chat_completions(
     params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
     request_body = OpenAiRequest,
     responses(
-        (status = 200, description = "The upstream's answer, or its events with `stream`", body = OpenAiAnswer, headers(
+        (status = 200, description = "The upstream's answer, or its events with `stream`", content((OpenAiAnswer = "application/json"), (StreamEvent = "text/event-stream")), headers(
             ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
             ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
             ("RateLimit" = String, description = "What is left of them"),
@@ -108,7 +108,7 @@ pub async fn responses(
     params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
     request_body = OpenAiRequest,
     responses(
-        (status = 200, description = "The upstream's answer, or its events with `stream`", body = OpenAiAnswer, headers(
+        (status = 200, description = "The upstream's answer, or its events with `stream`", content((OpenAiAnswer = "application/json"), (StreamEvent = "text/event-stream")), headers(
             ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
             ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
             ("RateLimit" = String, description = "What is left of them"),

@@ -43,6 +43,17 @@ pub struct ChatAnswerBody {
     guardrail: Option<GuardrailView>,
 }
 
+/// One event of a stream.
+#[derive(utoipa::ToSchema)]
+#[expect(
+    dead_code,
+    reason = "describes what http/chat.rs and http/openai write"
+)]
+pub struct StreamEvent {
+    /// JSON: on `/api/v1/chat/stream` a `ChatFrame`, on `/v1` the upstream's chunk, or `[DONE]`.
+    data: String,
+}
+
 /// One frame of a streamed answer, after `data: `. First `lifecycle`, then `message.delta`, last one of `final` and
 /// `error`.
 #[derive(utoipa::ToSchema)]
@@ -102,6 +113,35 @@ pub struct OpenAiRequest {
     #[schema(minimum = 1, maximum = 128)]
     n: Option<i64>,
     user: Option<String>,
+}
+
+/// An error below `/v1`: tollgate's own, with all of `ErrorBody`, or the upstream's, as it came.
+#[derive(utoipa::ToSchema)]
+#[expect(
+    dead_code,
+    reason = "describes what http/error/body.rs writes, or passes through"
+)]
+pub struct OpenAiErrorBody {
+    error: OpenAiErrorObject,
+}
+
+/// What went wrong, as OpenAI's clients read it.
+#[derive(utoipa::ToSchema)]
+#[expect(
+    dead_code,
+    reason = "describes what http/error/body.rs writes, or passes through"
+)]
+pub struct OpenAiErrorObject {
+    message: String,
+    #[serde(rename = "type")]
+    #[schema(required = false)]
+    kind: Option<String>,
+    #[schema(required = false)]
+    param: Option<String>,
+    #[schema(required = false)]
+    code: Option<String>,
+    #[schema(required = false)]
+    request_id: Option<String>,
 }
 
 /// The upstream's answer, as it came.

@@ -1,7 +1,8 @@
 //! What is said of every endpoint, by what it has: parameters in its path, a body, a query, a token.
 
 use utoipa::openapi::{
-    Header, HttpMethod, ObjectBuilder, OpenApi, RefOr, Required, Type,
+    Header, HttpMethod, ObjectBuilder, OpenApi, Ref, RefOr, Required, Type,
+    content::ContentBuilder,
     path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem},
 };
 
@@ -35,6 +36,9 @@ pub(super) fn add_to_all(document: &mut OpenApi) {
             add_operation_id(operation, &method, path);
             add_errors(operation);
             add_request_id(operation);
+            if path.starts_with("/v1/") {
+                speak_openai(operation);
+            }
         }
     }
 }
@@ -160,6 +164,26 @@ pub(super) fn administrators_roles(operation: &Operation) -> Vec<String> {
         .flatten()
         .filter_map(|role| role.as_str().map(str::to_owned))
         .collect()
+}
+
+/// Below `/v1` errors have OpenAI's form, and the upstream's pass through.
+fn speak_openai(operation: &mut Operation) {
+    let errors = operation
+        .responses
+        .responses
+        .iter_mut()
+        .filter(|(status, _)| !status.starts_with('2'));
+    for (_, response) in errors {
+        if let RefOr::T(response) = response {
+            let content = ContentBuilder::new()
+                .schema(Some(Ref::from_schema_name("OpenAiErrorBody")))
+                .build();
+            response.content.clear();
+            response
+                .content
+                .insert("application/json".to_owned(), content);
+        }
+    }
 }
 
 fn add_request_id(operation: &mut Operation) {

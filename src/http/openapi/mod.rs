@@ -45,7 +45,7 @@ use utoipa::{
         (name = "reports", description = "Usage, audit and status"),
         (name = "administrators", description = "Who may administer"),
     ),
-    components(schemas(errors::ErrorBody)),
+    components(schemas(errors::ErrorBody, answers::ChatFrame, answers::OpenAiErrorBody)),
     modifiers(&Security),
 )]
 struct Frame;
