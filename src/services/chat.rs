@@ -268,6 +268,7 @@ impl Chat {
         let stream = match self.provider.chat_stream(&call).await {
             Ok(stream) => stream,
             Err(error) => {
+                drop(run); // what it held is back before anybody can ask again
                 drop(events.send(ChatEvent::Failed(error.into())).await);
                 return;
             }

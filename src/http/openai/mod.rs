@@ -273,6 +273,7 @@ async fn run(app: App, passing: Passing, sender: oneshot::Sender<ApiResult<Respo
     let answer = match answer {
         Ok(answer) => answer,
         Err(error) => {
+            drop(run); // what it held is back before anybody can ask again
             drop(sender.send(Err(error.into())));
             return;
         }
