@@ -21,7 +21,7 @@ use crate::{
     config::{CacheBackend, Config, Database, Durability, ProviderKind},
     domain::time::Timestamp,
     journal::Journal,
-    provider::{self, Provider, models, openai},
+    provider::{self, Provider, SharedProvider, models, openai},
     services::{
         administrators::Administrators,
         catalogue::Catalogue,
@@ -38,6 +38,13 @@ use crate::{
 /// Everything a request may need; cheap to clone.
 #[derive(Clone)]
 pub struct App(Arc<Parts>);
+
+/// What the program stands on. [`App::open`] opens it by the settings; who needs another ground brings it.
+pub struct Ground {
+    pub store: SharedStore,
+    pub journal: Journal,
+    pub provider: SharedProvider,
+}
 
 pub struct Parts {
     pub config: Arc<Config>,
@@ -70,20 +77,29 @@ impl App {
     /// # Errors
     /// One line that says which part can't be opened, and why.
     pub async fn open(config: Config, clock: Clock) -> anyhow::Result<Self> {
-        let config = Arc::new(config);
         let Database::Sqlite(database) = &config.database;
         let store = SqliteStore::open(database)
             .with_context(|| format!("the database {} can't be opened", database.display()))?;
-        let journal = open_journal(&config.data_dir, config.durability, clock.clone())?;
-        Self::build(config, clock, Arc::new(store), journal).await
+        let ground = Ground {
+            store: Arc::new(store),
+            journal: open_journal(&config.data_dir, config.durability, clock.clone())?,
+            provider: provider::from_settings(provider_settings(&config), clock.clone())?,
+        };
+        Self::open_on(ground, config, clock).await
     }
 
-    async fn build(
-        config: Arc<Config>,
-        clock: Clock,
-        store: SharedStore,
-        journal: Journal,
-    ) -> anyhow::Result<Self> {
+    /// Builds the program on `ground`; of the settings, those that say where store, journal and provider are don't
+    /// count.
+    ///
+    /// # Errors
+    /// One line: the journal can't be read.
+    pub async fn open_on(ground: Ground, config: Config, clock: Clock) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        let Ground {
+            store,
+            journal,
+            provider,
+        } = ground;
         let metrics = Arc::new(Metrics::new(config.cache_backend.as_str()));
         metrics.list_models(models::patterns().map(str::to_owned));
         let tasks = tasks::Tasks::new(config.max_detached);
@@ -115,7 +131,6 @@ impl App {
             clock.clone(),
             Arc::clone(&metrics),
         );
-        let provider = provider::from_settings(provider_settings(&config), clock.clone())?;
         let chat = Arc::new(Chat {
             config: Arc::clone(&config),
             clock: clock.clone(),

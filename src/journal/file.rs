@@ -22,8 +22,8 @@ use crate::domain::time::Timestamp;
 /// Rows are written once and read once, by the drainer: redb's default of 1 GiB would only hold memory.
 const CACHE_BYTES: usize = 16 << 20;
 
-/// Makes the database of an open file; tests put a failing disk in between.
-pub(super) type Opener =
+/// Makes the database of an open file; tests put a disk of their own in between.
+pub type Opener =
     Arc<dyn Fn(&Builder, FileBackend) -> Result<Database, DatabaseError> + Send + Sync>;
 
 pub(super) fn opener(durability: Durability) -> Opener {

@@ -27,9 +27,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
-pub use self::frozen::{Frozen, read_row};
+pub use self::{
+    file::Opener,
+    frozen::{Frozen, read_row},
+};
 use self::{
-    file::{JournalFile, OpenFault, Opener},
+    file::{JournalFile, OpenFault},
     state::Shared,
     tables::TableFault,
     writer::{Append, Job, MarkDrained, Writer},
@@ -134,7 +137,11 @@ impl Journal {
         }
     }
 
-    fn open_with(path: &Path, opener: Opener, clock: &Clock) -> Result<Self, JournalError> {
+    /// As [`Journal::open`], on a disk that the caller brings; how durable that is, it says itself.
+    ///
+    /// # Errors
+    /// As of [`Journal::open`].
+    pub fn open_with(path: &Path, opener: Opener, clock: &Clock) -> Result<Self, JournalError> {
         let file = JournalFile::new(path, opener);
         let mut damaged_moved_to = None;
         let (shared, id) = match Shared::open(&file) {

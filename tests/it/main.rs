@@ -12,4 +12,5 @@ mod formats;
 mod http;
 mod operation;
 mod promises;
+mod simulation;
 mod support;

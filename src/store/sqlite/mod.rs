@@ -17,7 +17,7 @@ mod sums;
 mod tenants;
 mod usage;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use rusqlite::Transaction;
 
@@ -27,7 +27,21 @@ use pool::Pool;
 /// The system of record in one SQLite file.
 pub struct SqliteStore {
     pool: Pool,
+    faults: Option<Faults>,
 }
+
+/// How far an operation is when a fault may strike it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Nothing is done; nothing will be.
+    Before,
+    /// What it writes is durable: only its answer gets lost.
+    Committed,
+}
+
+/// Asked of every operation by its name, such as `usage.record`; an error is what the operation's caller gets. So a
+/// test takes the store away, or lets it die, at any point.
+pub type Faults = Arc<dyn Fn(&'static str, Moment) -> Result<(), String> + Send + Sync>;
 
 impl SqliteStore {
     /// Opens the database at `path`, made with mode 0600 if there is none, and brings its schema up to date.
@@ -38,6 +52,18 @@ impl SqliteStore {
     pub fn open(path: &Path) -> StoreResult<Self> {
         Ok(Self {
             pool: Pool::open(path)?,
+            faults: None,
+        })
+    }
+
+    /// As [`open`](Self::open), with faults in its operations.
+    ///
+    /// # Errors
+    /// As of [`open`](Self::open).
+    pub fn open_with(path: &Path, faults: Faults) -> StoreResult<Self> {
+        Ok(Self {
+            faults: Some(faults),
+            ..Self::open(path)?
         })
     }
 
@@ -47,6 +73,7 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, Failed> + Send + 'static,
     {
+        self.strike(name, Moment::Before)?;
         self.pool.read(name, work).await
     }
 
@@ -57,7 +84,17 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, Failed> + Send + 'static,
     {
-        self.pool.write(name, work).await
+        self.strike(name, Moment::Before)?;
+        let done = self.pool.write(name, work).await?;
+        self.strike(name, Moment::Committed)?;
+        Ok(done)
+    }
+
+    fn strike(&self, name: &'static str, moment: Moment) -> StoreResult<()> {
+        let struck = self.faults.as_ref().map(|faults| faults(name, moment));
+        struck
+            .unwrap_or(Ok(()))
+            .map_err(|why| StoreError::Unavailable(format!("{name}: {why}")))
     }
 }
 
