@@ -5,6 +5,7 @@ mod clear;
 mod durable;
 mod every_run_is_paid_for;
 mod exact;
+mod guarantees;
 mod stays_up;
 mod time_is_right;
 mod torture;
