@@ -14,6 +14,7 @@ use crate::{
     services::{
         AdminError, ManualRecord, TotalsAsk, UsageOperations,
         operation::Operation,
+        report::{ReportAsk, ReportFailed, ReportFiles, ReportSummary},
         reports::ReportError,
         usage_view::{TotalsBody, UsageBody},
     },
@@ -24,6 +25,7 @@ impl App {
     #[must_use]
     pub fn backend(&self) -> Backend {
         Backend {
+            data_dir: self.config.data_dir.clone(),
             store: Arc::clone(&self.store),
             clock: self.clock.clone(),
             administrators: self.administrators.clone(),
@@ -82,6 +84,15 @@ impl UsageOperations for Parts {
         let policy = self.reports.policy(&record.tenant).await?;
         let reported = self.reporting.record(&policy, record, now).await?;
         Ok(json!({ "event_id": reported.event_id, "duplicate": reported.is_duplicate }))
+    }
+
+    async fn export(
+        &self,
+        ask: &ReportAsk,
+        files: ReportFiles,
+        steps: &(dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<ReportSummary, ReportFailed> {
+        self.reports.export(ask, files, steps).await
     }
 
     async fn grants_left(

@@ -1,6 +1,6 @@
 //! `tollgate doctor`: what is around the program here, what runs by the program itself.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use crate::{
         data_dir::{self, DataDir},
     },
     config::{Config, Database, Loaded, sources::SettingFlags},
-    control::{self, Asked, Backend},
+    control::{self, Asked, Backend, Progress, Typed},
     journal::Journal,
     services::doctor::{Finding, Severity},
     store::sqlite::maintenance,
@@ -195,7 +195,12 @@ fn left_behind(path: &Path) -> Vec<Finding> {
 async fn running(loaded: &Loaded, words: &[String]) -> Vec<Finding> {
     let check = "server";
     let path = &loaded.config.data_dir;
-    match control::ask(path, words).await {
+    let typed = Typed {
+        argv: words.to_vec(),
+        ..Typed::default()
+    };
+    let unheard: Progress = Arc::new(|_| {});
+    match control::ask(path, &typed, &unheard).await {
         Ok(Asked::Answered(Ok(output))) => {
             let mut findings = vec![Finding::ok(check, "runs on this data dir, and was asked")];
             let items = output.json()["items"].clone();

@@ -15,6 +15,7 @@ mod man;
 mod migrate;
 pub mod output;
 mod plan;
+mod progress;
 mod restore;
 mod serve;
 mod tenant;
@@ -24,6 +25,7 @@ mod usage;
 use std::{
     ffi::OsString,
     io::{self, IsTerminal as _},
+    path::Path,
     process::ExitCode,
     time::Duration,
 };
@@ -40,7 +42,7 @@ use crate::{
         Config, Loaded, LogFormat,
         sources::{SettingFlags, Sources},
     },
-    control::{self, Asked, Backend, Failure},
+    control::{self, Asked, Backend, Failure, Input, Progress, Typed},
     services::AdminError,
 };
 use output::{Output, OutputMode};
@@ -131,13 +133,31 @@ impl Stored {
         matches!(self, Self::Usage(command) if command.is_watching())
     }
 
-    async fn run(self, backend: &Backend) -> anyhow::Result<Output> {
+    /// The file that goes with it to wherever it runs; `None` if it reads none.
+    fn input(&self, data_dir: &Path) -> anyhow::Result<Option<Input>> {
+        match self {
+            Self::Usage(command) => command.input(data_dir),
+            Self::Plan(_)
+            | Self::Tenant(_)
+            | Self::Key(_)
+            | Self::AdminToken(_)
+            | Self::Backup(_)
+            | Self::Doctor(_) => Ok(None),
+        }
+    }
+
+    async fn run(
+        self,
+        backend: &Backend,
+        typed: &Typed,
+        progress: &Progress,
+    ) -> anyhow::Result<Output> {
         let output = match self {
             Self::Plan(command) => Box::pin(command.run(backend)).await,
             Self::Tenant(command) => Box::pin(command.run(backend)).await,
             Self::Key(command) => Box::pin(command.run(backend)).await,
             Self::AdminToken(command) => Box::pin(command.run(backend)).await,
-            Self::Usage(command) => Box::pin(command.run(backend)).await,
+            Self::Usage(command) => Box::pin(command.run(backend, typed, progress)).await,
             Self::Backup(command) => Box::pin(command.run(backend)).await,
             Self::Doctor(command) => Box::pin(command.run(backend)).await,
         };
@@ -247,8 +267,13 @@ fn dispatch(
             if let Some(question) = command.question().filter(|_| !yes) {
                 confirm::confirm(&question)?;
             }
-            let words = words(argv)?;
-            runtime(Threads::One)?.block_on(run_stored(command, words, &loaded, mode))
+            let typed = Typed {
+                argv: words(argv)?,
+                directory: std::env::current_dir()
+                    .context("the working directory can't be read")?,
+                input: command.input(&loaded.config.data_dir)?,
+            };
+            runtime(Threads::One)?.block_on(run_stored(command, typed, &loaded, mode))
         }
     }
 }
@@ -321,7 +346,7 @@ fn words(argv: Vec<OsString>) -> anyhow::Result<Vec<String>> {
 
 async fn run_stored(
     command: Stored,
-    words: Vec<String>,
+    typed: Typed,
     loaded: &Loaded,
     mode: Option<OutputMode>,
 ) -> anyhow::Result<ExitCode> {
@@ -329,8 +354,8 @@ async fn run_stored(
     let mut command = Some(command);
     loop {
         // A watched command is read anew each time, since running it takes it.
-        let again = command.take().map_or_else(|| stored_of(&words), Ok)?;
-        let output = run_somewhere(again, &words, loaded).await?;
+        let again = command.take().map_or_else(|| stored_of(&typed.argv), Ok)?;
+        let output = run_somewhere(again, &typed, loaded).await?;
         if is_watching && io::stdout().is_terminal() {
             output::print("\u{1b}[2J\u{1b}[H")?;
         }
@@ -346,16 +371,14 @@ async fn run_stored(
 }
 
 /// Has a running server do it, else opens the stores; waits a little for whoever holds the data dir.
-async fn run_somewhere(
-    command: Stored,
-    words: &[String],
-    loaded: &Loaded,
-) -> anyhow::Result<Output> {
+async fn run_somewhere(command: Stored, typed: &Typed, loaded: &Loaded) -> anyhow::Result<Output> {
     loaded.require_available()?;
+    let shown = progress::Shown::default();
+    let progress = shown.progress();
     let data_dir = &loaded.config.data_dir;
     let deadline = tokio::time::Instant::now() + LONGEST_WAIT;
     let held = loop {
-        if let Asked::Answered(answer) = control::ask(data_dir, words).await? {
+        if let Asked::Answered(answer) = control::ask(data_dir, typed, &progress).await? {
             return Ok(answer?);
         }
         match DataDir::open(data_dir) {
@@ -371,7 +394,7 @@ async fn run_somewhere(
         }
     };
     let local = app::open_local(loaded, held).await?;
-    let output = command.run(&local.backend).await;
+    let output = command.run(&local.backend, typed, &progress).await;
     local.close().await;
     output
 }
@@ -380,9 +403,13 @@ async fn run_somewhere(
 ///
 /// # Errors
 /// What the command would have said itself.
-pub async fn run_asked(words: Vec<String>, backend: &Backend) -> Result<Output, Failure> {
-    let result = match stored_of(&words) {
-        Ok(command) => command.run(backend).await,
+pub async fn run_asked(
+    typed: Typed,
+    backend: &Backend,
+    progress: &Progress,
+) -> Result<Output, Failure> {
+    let result = match stored_of(&typed.argv) {
+        Ok(command) => command.run(backend, &typed, progress).await,
         Err(error) => Err(error),
     };
     result.map_err(|error| failure_of(&error))

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// `--output`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OutputMode {
     Table,
     Json,
@@ -33,6 +34,12 @@ pub struct Output {
     /// Why the command ends with exit code 1 although it has something to show.
     #[serde(default)]
     failure: Option<String>,
+    /// Lines for stderr, in either form.
+    #[serde(default)]
+    warnings: Vec<String>,
+    /// Printed unless asked for else; `None`: as suits stdout.
+    #[serde(default)]
+    usual: Option<OutputMode>,
 }
 
 /// A part of what is shown to people.
@@ -45,6 +52,7 @@ enum Part {
     },
     Facts(Vec<(String, String)>),
     Note(String),
+    Lines(Vec<String>),
 }
 
 /// Shown where a value is not there.
@@ -91,6 +99,8 @@ impl Output {
             json,
             parts: vec![],
             failure: None,
+            warnings: vec![],
+            usual: None,
         }
     }
 
@@ -121,6 +131,21 @@ impl Output {
         self.failure.as_deref()
     }
 
+    /// Adds lines that scripts read as people do: they are printed to a pipe too, unless JSON is asked for.
+    #[must_use]
+    pub fn lines(mut self, lines: Vec<String>) -> Self {
+        self.parts.push(Part::Lines(lines));
+        self.usual = Some(OutputMode::Table);
+        self
+    }
+
+    /// Adds a warning, for stderr in either form.
+    #[must_use]
+    pub fn warn(mut self, warning: &str) -> Self {
+        self.warnings.push(warning.to_owned());
+        self
+    }
+
     #[must_use]
     pub fn json(&self) -> &Value {
         &self.json
@@ -143,7 +168,10 @@ impl Output {
     /// # Errors
     /// Of stdout.
     pub fn print(&self, mode: Option<OutputMode>) -> io::Result<()> {
-        let mode = mode.unwrap_or_else(OutputMode::of_stdout);
+        for warning in &self.warnings {
+            eprintln!("warning: {}", visible(warning));
+        }
+        let mode = mode.or(self.usual).unwrap_or_else(OutputMode::of_stdout);
         print(&self.render(mode, Look::of_stdout()))
     }
 }
@@ -179,6 +207,10 @@ impl Part {
     fn render(&self, look: Look) -> String {
         match self {
             Self::Note(note) => format!("{note}\n"),
+            Self::Lines(lines) => {
+                let lines = lines.iter().map(|line| format!("{}\n", visible(line)));
+                lines.collect()
+            }
             Self::Facts(facts) => {
                 let mut table = bare(look);
                 for (name, value) in facts {

@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{COMMAND_TIME, Failure, REQUEST_TIME, Reply, Request, SocketAddress};
+use super::{COMMAND_TIME, Failure, Progress, REQUEST_TIME, Reply, Request, SocketAddress, Typed};
 use crate::cli::output::Output;
 
 /// What came of asking.
@@ -32,11 +32,11 @@ pub enum AskError {
     TooSlow(String),
 }
 
-/// Has the server on `data_dir`, if one runs, run the command with these words.
+/// Has the server on `data_dir`, if one runs, run the command; `progress` hears how far it has come.
 ///
 /// # Errors
 /// [`AskError`] if a server is there and can't be asked.
-pub async fn ask(data_dir: &Path, argv: &[String]) -> Result<Asked, AskError> {
+pub async fn ask(data_dir: &Path, typed: &Typed, progress: &Progress) -> Result<Asked, AskError> {
     let name = || data_dir.display().to_string();
     let unreachable = |cause| AskError::Unreachable {
         data_dir: name(),
@@ -47,18 +47,20 @@ pub async fn ask(data_dir: &Path, argv: &[String]) -> Result<Asked, AskError> {
     };
     let request = Request {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        argv: argv.to_vec(),
-        directory: std::env::current_dir().map_err(unreachable)?,
+        typed: typed.clone(),
     };
     // The server ends a slow command first, and says so.
-    let answer = timeout(COMMAND_TIME + 2 * REQUEST_TIME, exchange(stream, &request)).await;
+    let answer = timeout(
+        COMMAND_TIME + 2 * REQUEST_TIME,
+        exchange(stream, &request, progress),
+    )
+    .await;
     let answer = answer
         .map_err(|_| AskError::TooSlow(name()))?
         .map_err(unreachable)?;
-    match serde_json::from_str(&answer) {
-        Ok(Reply::Ok(output)) => Ok(Asked::Answered(Ok(output))),
-        Ok(Reply::Error(failure)) => Ok(Asked::Answered(Err(failure))),
-        Err(_) => Err(AskError::NoAnswer(name())),
+    match answer {
+        Some(answer) => Ok(Asked::Answered(answer)),
+        None => Err(AskError::NoAnswer(name())),
     }
 }
 
@@ -88,12 +90,24 @@ async fn connect(data_dir: &Path) -> io::Result<Option<UnixStream>> {
     }
 }
 
-async fn exchange(stream: UnixStream, request: &Request) -> io::Result<String> {
+/// `None` if the connection ended, or what came is no reply.
+async fn exchange(
+    stream: UnixStream,
+    request: &Request,
+    progress: &Progress,
+) -> io::Result<Option<Result<Output, Failure>>> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     let mut stream = BufReader::new(stream);
     stream.write_all(&line).await?;
-    let mut answer = String::new();
-    stream.read_line(&mut answer).await?;
-    Ok(answer)
+    loop {
+        let mut answer = String::new();
+        stream.read_line(&mut answer).await?;
+        match serde_json::from_str(&answer) {
+            Ok(Reply::Progress(step)) => progress(step),
+            Ok(Reply::Ok(output)) => return Ok(Some(Ok(output))),
+            Ok(Reply::Error(failure)) => return Ok(Some(Err(failure))),
+            Err(_) => return Ok(None),
+        }
+    }
 }

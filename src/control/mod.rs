@@ -29,8 +29,8 @@ pub use client::{Asked, ask, is_served};
 pub use server::{bind, serve};
 
 pub(crate) const SOCKET_FILE: &str = "tollgate.sock";
-/// More than any command line: Linux allows 128 KiB for one argument.
-const LARGEST_REQUEST: u64 = 1024 * 1024;
+/// More than any command line (Linux allows 128 KiB for one argument) and any file that travels with one.
+const LARGEST_REQUEST: u64 = 16 * 1024 * 1024;
 /// For the words of a command to arrive.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// For a command to run: a backup or a report of millions of rows ends well within.
@@ -39,6 +39,7 @@ const COMMAND_TIME: Duration = Duration::from_secs(600);
 /// What commands run against: the same parts beside a server and without one.
 #[derive(Clone)]
 pub struct Backend {
+    pub data_dir: PathBuf,
     pub store: SharedStore,
     pub clock: Clock,
     pub administrators: Administrators,
@@ -57,21 +58,53 @@ pub trait Refresh: Send + Sync {
     async fn refresh(&self);
 }
 
-/// A command's words.
+/// A command as it was typed: its words, and what they mean where they were typed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Typed {
+    /// Without the program's name.
+    pub argv: Vec<String>,
+    /// The working directory: relative paths among the words start here.
+    #[serde(default)]
+    pub directory: PathBuf,
+    /// The file that the words name, read where they were typed: a server may not see it, or may not read it.
+    #[serde(default)]
+    pub input: Option<Input>,
+}
+
+/// A file that travels with a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// As messages name it.
+    pub path: String,
+    pub text: String,
+}
+
+/// How far a long command has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub done: u64,
+    /// 0 while it is not known.
+    pub total: u64,
+}
+
+/// Told of each step; called often, and must not block.
+pub type Progress = Arc<dyn Fn(Step) + Send + Sync>;
+
+/// What a client sends.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Request {
     /// The client's version: words may mean something else to another.
     pub version: String,
-    /// Without the program's name.
-    pub argv: Vec<String>,
-    /// Where it was typed.
-    pub directory: PathBuf,
+    #[serde(flatten)]
+    pub typed: Typed,
 }
 
-/// What became of a command.
+/// What became of a command, or becomes of it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reply {
+    /// It goes on; another reply follows.
+    Progress(Step),
     Ok(Output),
     Error(Failure),
 }

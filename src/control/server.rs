@@ -12,15 +12,15 @@ use async_trait::async_trait;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Backend, COMMAND_TIME, Failure, LARGEST_REQUEST, REQUEST_TIME, Reply, Request, SOCKET_FILE,
-    SocketAddress,
+    Backend, COMMAND_TIME, Failure, LARGEST_REQUEST, Progress, REQUEST_TIME, Reply, Request,
+    SOCKET_FILE, SocketAddress, Step, Typed,
 };
 use crate::cli;
 
@@ -62,17 +62,17 @@ pub fn bind(data_dir: &Path) -> io::Result<ControlListener> {
 /// Runs a command by its words.
 #[async_trait]
 pub trait Runner: Send + Sync {
-    async fn run(&self, argv: Vec<String>, directory: PathBuf) -> Reply;
+    async fn run(&self, typed: Typed, progress: &Progress) -> Reply;
 }
 
 #[async_trait]
 impl Runner for Backend {
-    async fn run(&self, argv: Vec<String>, directory: PathBuf) -> Reply {
+    async fn run(&self, typed: Typed, progress: &Progress) -> Reply {
         let backend = Self {
-            directory,
+            directory: typed.directory.clone(),
             ..self.clone()
         };
-        match cli::run_asked(argv, &backend).await {
+        match cli::run_asked(typed, &backend, progress).await {
             Ok(output) => Reply::Ok(output),
             Err(failure) => Reply::Error(failure),
         }
@@ -130,10 +130,38 @@ pub async fn serve(
 async fn answer(stream: UnixStream, runner: &dyn Runner) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let reply = match read_request(&mut stream).await {
-        Ok(request) => run(request, runner).await,
+        Ok(request) => run_reporting(request, runner, &mut stream).await,
         Err(failure) => Reply::Error(failure),
     };
-    let mut line = serde_json::to_vec(&reply)?;
+    send(&mut stream, &reply).await
+}
+
+/// Runs the command, and sends the newest of its steps whenever the client has taken the one before.
+async fn run_reporting(
+    request: Request,
+    runner: &dyn Runner,
+    stream: &mut BufReader<UnixStream>,
+) -> Reply {
+    let (sender, mut steps) = watch::channel(Step::default());
+    let progress: Progress = Arc::new(move |step| {
+        let _before = sender.send_replace(step);
+    });
+    let running = run(request, runner, &progress);
+    tokio::pin!(running);
+    loop {
+        let step = tokio::select! {
+            reply = &mut running => return reply,
+            Ok(()) = steps.changed() => *steps.borrow_and_update(),
+        };
+        // A client that has gone is no reason to leave a command half done.
+        if send(stream, &Reply::Progress(step)).await.is_err() {
+            return running.await;
+        }
+    }
+}
+
+async fn send(stream: &mut BufReader<UnixStream>, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     stream.write_all(&line).await?;
     stream.flush().await
@@ -154,7 +182,7 @@ async fn read_request(stream: &mut BufReader<UnixStream>) -> Result<Request, Fai
     }
 }
 
-async fn run(request: Request, runner: &dyn Runner) -> Reply {
+async fn run(request: Request, runner: &dyn Runner, progress: &Progress) -> Reply {
     let own = env!("CARGO_PKG_VERSION");
     if request.version != own {
         let theirs = request.version.escape_debug();
@@ -162,7 +190,7 @@ async fn run(request: Request, runner: &dyn Runner) -> Reply {
             "the running server is tollgate {own} and this command is {theirs}; use the server's version, or restart the server with this one"
         )));
     }
-    match timeout(COMMAND_TIME, runner.run(request.argv, request.directory)).await {
+    match timeout(COMMAND_TIME, runner.run(request.typed, progress)).await {
         Ok(reply) => reply,
         Err(_) => Reply::Error(failed("the command took too long and was stopped")),
     }

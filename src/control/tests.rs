@@ -1,9 +1,4 @@
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use tokio::{
@@ -14,7 +9,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Asked, Failure, LARGEST_REQUEST, Reply, SOCKET_FILE, SocketAddress, ask, bind,
+    Asked, Failure, LARGEST_REQUEST, Progress, Reply, SOCKET_FILE, SocketAddress, Step, Typed,
+    bind,
+    client::AskError,
     server::{Runner, serve},
 };
 use crate::cli::output::Output;
@@ -24,13 +21,21 @@ struct Echo;
 
 #[async_trait]
 impl Runner for Echo {
-    async fn run(&self, argv: Vec<String>, _: PathBuf) -> Reply {
+    async fn run(&self, typed: Typed, progress: &Progress) -> Reply {
+        let argv = typed.argv;
         match argv[0].as_str() {
             "fail" => Reply::Error(Failure {
                 message: "no such plan".to_owned(),
                 exit_code: 1,
             }),
             "panic" => panic!("a command that breaks"),
+            "long" => {
+                for done in 1..=3 {
+                    progress(Step { done, total: 3 });
+                    tokio::task::yield_now().await;
+                }
+                Reply::Ok(Output::of_json(serde_json::json!(typed.directory)))
+            }
             _ => Reply::Ok(Output::object(&argv, vec![("words", argv.join(" "))])),
         }
     }
@@ -63,8 +68,36 @@ async fn send(data_dir: &Path, bytes: &[u8]) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
+fn words(words: &[&str]) -> Typed {
+    Typed {
+        argv: words.iter().map(|word| (*word).to_owned()).collect(),
+        directory: "/here".into(),
+        input: None,
+    }
+}
+
+async fn ask(data_dir: &Path, typed: &Typed) -> Result<Asked, AskError> {
+    let unheard: Progress = Arc::new(|_| {});
+    super::ask(data_dir, typed, &unheard).await
+}
+
+#[tokio::test]
+async fn a_long_command_says_how_far_it_has_come() {
+    let directory = tempfile::tempdir().unwrap();
+    let _server = start(directory.path());
+    let heard = Arc::new(std::sync::Mutex::new(vec![]));
+    let progress: Progress = Arc::new({
+        let heard = Arc::clone(&heard);
+        move |step: Step| heard.lock().unwrap().push(step.done)
+    });
+    let asked = super::ask(directory.path(), &words(&["long"]), &progress).await;
+    let Asked::Answered(Ok(output)) = asked.unwrap() else {
+        panic!("no answer")
+    };
+    assert_eq!(output.json(), "/here", "and knows where it was typed");
+    let heard = heard.lock().unwrap();
+    // Steps that come faster than they are sent are left out.
+    assert!(!heard.is_empty() && heard.is_sorted(), "{heard:?}");
 }
 
 #[tokio::test]
@@ -197,7 +230,7 @@ async fn many_commands_at_once_are_all_answered() {
         asking.spawn(async move {
             let argv = words(&[&number.to_string()]);
             match ask(&path, &argv).await.unwrap() {
-                Asked::Answered(Ok(output)) => assert_eq!(output.json()[0], argv[0]),
+                Asked::Answered(Ok(output)) => assert_eq!(output.json()[0], argv.argv[0]),
                 other => panic!("{other:?}"),
             }
         });

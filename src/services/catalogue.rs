@@ -69,6 +69,16 @@ pub struct ActiveLimits {
 }
 
 impl Policy {
+    /// Of what was read elsewhere; `grants` are all of the tenant's.
+    pub(super) fn new(tenant: Tenant, plan: Option<Arc<Plan>>, grants: Vec<Grant>) -> Self {
+        Self {
+            tenant,
+            plan,
+            grants,
+            active: ArcSwapOption::empty(),
+        }
+    }
+
     #[must_use]
     pub fn subscription(&self) -> Option<&Subscription> {
         self.tenant.subscription.as_ref()
@@ -356,12 +366,7 @@ impl Catalogue {
                 plan.features.iter().map(|feature| &feature.key),
             );
         }
-        Ok(Some(Policy {
-            tenant,
-            plan,
-            grants,
-            active: ArcSwapOption::empty(),
-        }))
+        Ok(Some(Policy::new(tenant, plan, grants)))
     }
 
     /// One copy of a plan for all its tenants.

@@ -7,6 +7,7 @@ pub mod admitted;
 pub mod catalogue;
 pub mod chat;
 pub mod doctor;
+pub mod entitlements;
 pub mod error;
 mod grants;
 pub mod guard;
@@ -17,6 +18,7 @@ pub mod operation;
 pub mod plans;
 pub mod presets;
 pub mod recorder;
+pub mod report;
 pub mod reporting;
 pub mod reports;
 pub mod run;
@@ -79,6 +81,13 @@ pub trait UsageOperations: Send + Sync {
         record: &ManualRecord,
         now: Timestamp,
     ) -> Result<serde_json::Value, AdminError>;
+    /// Writes the report; `steps` hears how many tenants of how many are done.
+    async fn export(
+        &self,
+        ask: &report::ReportAsk,
+        files: report::ReportFiles,
+        steps: &(dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<report::ReportSummary, report::ReportFailed>;
     /// What is left of each of the tenant's grants that are not over.
     async fn grants_left(
         &self,

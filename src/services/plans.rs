@@ -109,7 +109,7 @@ impl FeatureChange {
     }
 }
 
-fn fresh_feature(key: &FeatureKey) -> Result<PlanFeature, AdminError> {
+pub(super) fn fresh_feature(key: &FeatureKey) -> Result<PlanFeature, AdminError> {
     let display_name = key.default_display_name();
     Ok(PlanFeature {
         key: key.clone(),
@@ -184,32 +184,37 @@ pub fn check_feature(feature: &PlanFeature) -> Result<(), AdminError> {
     if let Some(meter) = &feature.stripe_meter {
         check_text("stripe_meter", meter, 100)?;
     }
-    if let Some(percents) = &feature.alert_thresholds {
-        let is_good =
-            !percents.is_empty() && percents.iter().all(|percent| (1..=1000).contains(percent));
-        if !is_good {
-            let given: Vec<_> = percents.iter().map(u16::to_string).collect();
-            let accepted = "whole percentages from 1 to 1000, such as 80,100";
-            return Err(AdminError::invalid(
-                "alert_thresholds",
-                given.join(","),
-                accepted,
-            ));
-        }
+    if let Some(percents) = &feature.alert_thresholds
+        && !are_thresholds(percents)
+    {
+        let given: Vec<_> = percents.iter().map(u16::to_string).collect();
+        let accepted = "whole percentages from 1 to 1000, such as 80,100";
+        return Err(AdminError::invalid(
+            "alert_thresholds",
+            given.join(","),
+            accepted,
+        ));
     }
     Ok(())
 }
 
+pub(super) fn are_thresholds(percents: &[u16]) -> bool {
+    !percents.is_empty() && percents.iter().all(|percent| (1..=1000).contains(percent))
+}
+
+/// Whether `text` is 1 to `longest` characters, none of them a control character.
+pub(super) fn is_text(text: &str, longest: usize) -> bool {
+    (1..=longest).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+}
+
 /// # Errors
-/// `Invalid` unless `text` is 1 to `longest` characters, none of them a control character.
+/// `Invalid` unless it [`is_text`].
 pub(super) fn check_text(
     field: &'static str,
     text: &str,
     longest: usize,
 ) -> Result<(), AdminError> {
-    let is_good =
-        (1..=longest).contains(&text.chars().count()) && !text.chars().any(char::is_control);
-    if is_good {
+    if is_text(text, longest) {
         return Ok(());
     }
     let accepted = format!("1 to {longest} characters without control characters");

@@ -216,6 +216,17 @@ impl UsageStatus {
         hard: Option<Quantity>,
         warn_percent: u16,
     ) -> Self {
+        Self::at(used, soft, hard, WarnAt::percent(warn_percent))
+    }
+
+    /// As [`of`](Self::of), with a threshold that may lie between two percent.
+    #[must_use]
+    pub fn at(
+        used: Quantity,
+        soft: Option<Quantity>,
+        hard: Option<Quantity>,
+        warn_at: WarnAt,
+    ) -> Self {
         let reached = |limit: Option<Quantity>| limit.is_some_and(|limit| used >= limit);
         if reached(hard) {
             return Self::HardLimitExceeded;
@@ -225,9 +236,52 @@ impl UsageStatus {
         }
         let is_near = soft.or(hard).is_some_and(|limit| {
             // Exact: a share that rounds up to the threshold has not reached it.
-            i128::from(used.get()) * 100 >= i128::from(limit.get()) * i128::from(warn_percent)
+            i128::from(used.get()) * 1_000_000 >= i128::from(limit.get()) * i128::from(warn_at.0)
         });
         if is_near { Self::Approaching } else { Self::Ok }
+    }
+}
+
+/// The share of a limit from which on its feature is `approaching`, in millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WarnAt(u32);
+
+impl WarnAt {
+    #[must_use]
+    pub fn percent(percent: u16) -> Self {
+        Self(u32::from(percent) * 10_000)
+    }
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("write a share from 0 to 1 with up to six decimals, such as 0.8")]
+pub struct InvalidShare;
+
+impl std::str::FromStr for WarnAt {
+    type Err = InvalidShare;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+        let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if !is_digits(whole) || !is_digits(decimals) || whole.len() > 1 || decimals.len() > 6 {
+            return Err(InvalidShare);
+        }
+        let millionths: u32 = format!("{whole}{decimals:0<6}")
+            .parse()
+            .map_err(|_| InvalidShare)?;
+        (millionths <= 1_000_000)
+            .then_some(Self(millionths))
+            .ok_or(InvalidShare)
+    }
+}
+
+/// `0.8`: as many decimals as it has, at least one.
+impl std::fmt::Display for WarnAt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let decimals = format!("{:06}", self.0 % 1_000_000);
+        let decimals = decimals.trim_end_matches('0');
+        let decimals = if decimals.is_empty() { "0" } else { decimals };
+        write!(f, "{}.{decimals}", self.0 / 1_000_000)
     }
 }
 
@@ -407,6 +461,35 @@ mod tests {
             );
             assert_eq!(status, expected, "{used} of {soft:?}/{hard:?}");
         }
+    }
+
+    #[test]
+    fn a_threshold_is_a_share_of_the_limit() {
+        for (text, expected) in [
+            ("0.8", Some("0.8")),
+            ("0.855", Some("0.855")),
+            ("1", Some("1.0")),
+            ("0", Some("0.0")),
+            ("0.000001", Some("0.000001")),
+            ("1.01", None),
+            ("80", None),
+            ("-0.1", None),
+            ("0,8", None),
+            (".8", None),
+            ("0.", None),
+            ("", None),
+        ] {
+            let read = text.parse::<WarnAt>().map(|share| share.to_string());
+            assert_eq!(read.ok().as_deref(), expected, "{text:?}");
+        }
+        let status = |used| {
+            let limit = Some(Quantity::new(1000));
+            UsageStatus::at(Quantity::new(used), None, limit, "0.855".parse().unwrap())
+        };
+        assert_eq!(
+            (status(854), status(855)),
+            (UsageStatus::Ok, UsageStatus::Approaching)
+        );
     }
 
     #[test]

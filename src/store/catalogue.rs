@@ -49,6 +49,12 @@ pub trait CatalogueStore: Send + Sync {
     /// # Errors
     /// `NotFound`; `VersionConflict` unless the stored version is `plan.version`.
     async fn update_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<i64>;
+    /// Writes several plans, all or none: one of version 0 is made, any other replaces the stored one as
+    /// [`update_plan`](Self::update_plan) does.
+    ///
+    /// # Errors
+    /// `AlreadyExists`; `NotFound`; `VersionConflict`.
+    async fn put_plans(&self, plans: &[Plan], by: &Actor) -> StoreResult<()>;
     /// # Errors
     /// `NotFound`; `PlanInUse` while a tenant is subscribed to it; `VersionConflict` if `expected_version` is given
     /// and not the stored one.
@@ -113,6 +119,10 @@ pub trait CatalogueStore: Send + Sync {
     /// # Errors
     /// `NotFound` for the tenant; `AlreadyExists`.
     async fn add_grant(&self, grant: &Grant, by: &Actor) -> StoreResult<()>;
+    /// How many tenants there are.
+    async fn count_tenants(&self) -> StoreResult<u64>;
+    /// The grants of several tenants, in the order asked, each as [`list_grants`](Self::list_grants) gives them.
+    async fn list_grants_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Grant>>>;
     /// All grants of a tenant, ended ones included, oldest first.
     async fn list_grants(&self, tenant: TenantId) -> StoreResult<Vec<Grant>>;
     /// Ends a grant at `by.at`, and gives it; one that is revoked already stays as it is.

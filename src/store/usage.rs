@@ -68,6 +68,25 @@ pub struct Totals {
     pub totals: Vec<Total>,
 }
 
+/// What a report asks of one tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantAsk {
+    pub tenant: TenantId,
+    /// Features, each with the window that it is summed in.
+    pub features: Vec<(FeatureKey, Window)>,
+    /// Every other feature that the tenant ever used is summed in here.
+    pub others: Option<Window>,
+}
+
+/// What a tenant used of one feature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeatureSum {
+    pub feature: FeatureKey,
+    pub quantity: Quantity,
+    /// The window summed, wider than the one asked where [`Totals::window`] would be.
+    pub window: Window,
+}
+
 #[async_trait]
 pub trait UsageStore: Send + Sync {
     /// Adds settled events and their rollups in one transaction, and notes `drained` with them; an event id seen
@@ -98,6 +117,10 @@ pub trait UsageStore: Send + Sync {
         window: Window,
         by: Option<Dimension>,
     ) -> StoreResult<Totals>;
+
+    /// Sums for many tenants, in the order asked; of each the asked features in the order asked, then others of
+    /// which there is any, by name. All of one instant.
+    async fn tenant_sums(&self, asks: Vec<TenantAsk>) -> StoreResult<Vec<Vec<FeatureSum>>>;
 
     /// Every feature that `tenant` has any usage of, in order.
     async fn list_used_features(&self, tenant: TenantId) -> StoreResult<Vec<FeatureKey>>;

@@ -1,17 +1,22 @@
 //! `tollgate usage …`.
 
+mod export;
 mod record;
 mod show;
+mod sync;
 mod totals;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Subcommand;
 use serde_json::Value;
 
 use super::output::{NOTHING, Output};
-use crate::{control::Backend, services::UsageOperations};
+use crate::{
+    control::{Backend, Input, Progress, Typed},
+    services::UsageOperations,
+};
 
 /// How often `usage show --watch` looks again.
 pub(super) const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -21,6 +26,9 @@ pub(in crate::cli) enum UsageCommand {
     Show(show::Show),
     Totals(totals::Totals),
     Record(record::Record),
+    #[command(name = "sync-entitlements")]
+    Sync(sync::Sync),
+    ExportReport(export::ExportReport),
 }
 
 impl UsageCommand {
@@ -28,7 +36,20 @@ impl UsageCommand {
         matches!(self, Self::Show(command) if command.is_watching())
     }
 
-    pub(super) async fn run(self, backend: &Backend) -> anyhow::Result<Output> {
+    /// The file that goes with the command to wherever it runs.
+    pub(super) fn input(&self, data_dir: &Path) -> anyhow::Result<Option<Input>> {
+        match self {
+            Self::Sync(command) => command.input(data_dir).map(Some),
+            Self::Show(_) | Self::Totals(_) | Self::Record(_) | Self::ExportReport(_) => Ok(None),
+        }
+    }
+
+    pub(super) async fn run(
+        self,
+        backend: &Backend,
+        typed: &Typed,
+        progress: &Progress,
+    ) -> anyhow::Result<Output> {
         let usage: &Arc<dyn UsageOperations> = backend
             .usage
             .as_ref()
@@ -38,6 +59,8 @@ impl UsageCommand {
             Self::Show(command) => command.run(usage.as_ref(), now).await,
             Self::Totals(command) => command.run(usage.as_ref(), now).await,
             Self::Record(command) => command.run(usage.as_ref(), now).await,
+            Self::Sync(command) => command.run(backend, typed).await,
+            Self::ExportReport(command) => command.run(usage.as_ref(), backend, progress).await,
         }
     }
 }

@@ -30,6 +30,7 @@ macro_rules! cases {
             a_plan_code_is_taken_once,
             an_update_replaces_a_plan_whole_and_raises_its_version,
             an_update_of_an_old_version_is_refused_and_changes_nothing,
+            several_plans_are_written_together_or_not_at_all,
             a_plan_in_use_is_not_deleted,
             a_plan_without_subscriptions_is_deleted_with_its_features,
             what_is_not_there_is_not_found,
@@ -92,6 +93,31 @@ pub(crate) async fn a_plan_is_found_as_it_was_made(store: &SharedStore) {
     let starter = stored_plan(store, "starter").await;
     let found = store.find_plan(&starter.code).await.unwrap();
     assert_eq!(found, Some(starter));
+}
+
+pub(crate) async fn several_plans_are_written_together_or_not_at_all(store: &SharedStore) {
+    let starter = stored_plan(store, "starter").await;
+    let renamed = Plan {
+        name: "Renamed".parse().unwrap(),
+        ..starter.clone()
+    };
+    let fresh = Plan {
+        version: 0,
+        ..plan("gold")
+    };
+    let stale = Plan {
+        version: 9,
+        ..starter.clone()
+    };
+    let refused = store
+        .put_plans(&[fresh.clone(), renamed.clone(), stale], &ada())
+        .await;
+    assert!(matches!(refused, Err(StoreError::VersionConflict { .. })));
+    assert_eq!(store.list_plans().await.unwrap(), [starter]);
+    store.put_plans(&[fresh, renamed], &ada()).await.unwrap();
+    let plans = store.list_plans().await.unwrap();
+    let versions = plans.iter().map(|plan| (plan.code.as_str(), plan.version));
+    assert_eq!(versions.collect::<Vec<_>>(), [("gold", 1), ("starter", 2)]);
 }
 
 pub(crate) async fn plans_are_listed_by_code(store: &SharedStore) {

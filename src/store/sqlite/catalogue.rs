@@ -60,6 +60,14 @@ impl CatalogueStore for SqliteStore {
         .await
     }
 
+    async fn put_plans(&self, plans: &[Plan], by: &Actor) -> StoreResult<()> {
+        let (plans, by) = (plans.to_vec(), by.clone());
+        self.write("catalogue.put_plans", move |tx| {
+            plans.iter().try_for_each(|plan| plans::put(tx, plan, &by))
+        })
+        .await
+    }
+
     async fn delete_plan(
         &self,
         code: &PlanCode,
@@ -164,14 +172,30 @@ impl CatalogueStore for SqliteStore {
     }
 
     async fn list_grants(&self, tenant: TenantId) -> StoreResult<Vec<Grant>> {
-        self.read("catalogue.list_grants", move |tx| {
-            rows::list(
+        self.read("catalogue.list_grants", move |tx| grants_of(tx, tenant))
+            .await
+    }
+
+    async fn count_tenants(&self) -> StoreResult<u64> {
+        self.read("catalogue.count_tenants", |tx| {
+            let count = rows::find(
                 tx,
-                "grants",
-                "SELECT * FROM grants WHERE tenant_id = ?1 ORDER BY created_at, grant_id",
-                [blob(tenant.uuid())],
-                read_grant,
-            )
+                "tenants",
+                "SELECT count(*) AS tenants FROM tenants WHERE deleted_at IS NULL",
+                [],
+                |cells| cells.get::<i64>("tenants"),
+            )?;
+            Ok(u64::try_from(count.unwrap_or(0)).unwrap_or(0))
+        })
+        .await
+    }
+
+    async fn list_grants_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Grant>>> {
+        self.read("catalogue.list_grants_of", move |tx| {
+            tenants
+                .iter()
+                .map(|tenant| grants_of(tx, *tenant))
+                .collect()
         })
         .await
     }
@@ -257,6 +281,16 @@ fn revoke_grant(tx: &Transaction<'_>, grant: GrantId, by: &Actor) -> Result<Gran
         params![blob(grant.uuid()), by.at.micros()],
     )?;
     Ok(revoked)
+}
+
+fn grants_of(tx: &Transaction<'_>, tenant: TenantId) -> Result<Vec<Grant>, Failed> {
+    rows::list(
+        tx,
+        "grants",
+        "SELECT * FROM grants WHERE tenant_id = ?1 ORDER BY created_at, grant_id",
+        [blob(tenant.uuid())],
+        read_grant,
+    )
 }
 
 fn find_grant(tx: &Transaction<'_>, grant: GrantId) -> Result<Option<Grant>, Failed> {

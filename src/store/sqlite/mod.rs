@@ -14,6 +14,7 @@ mod plans;
 mod pool;
 mod rows;
 mod sums;
+mod tenant_sums;
 mod tenants;
 mod usage;
 

@@ -115,6 +115,18 @@ pub(super) fn update(tx: &Transaction<'_>, plan: &Plan, by: &Actor) -> Result<i6
     Ok(plan.version)
 }
 
+/// Makes a plan of version 0, replaces any other.
+pub(super) fn put(tx: &Transaction<'_>, plan: &Plan, by: &Actor) -> Result<(), Failed> {
+    if plan.version > 0 {
+        return update(tx, plan, by).map(|_| ());
+    }
+    let first = Plan {
+        version: 1,
+        ..plan.clone()
+    };
+    create(tx, &first, by)
+}
+
 pub(super) fn delete(
     tx: &Transaction<'_>,
     code: &PlanCode,

@@ -96,7 +96,7 @@ pub(super) fn counters(
 }
 
 /// What `facet` of `tenant` used of one feature in a window.
-fn sum(
+pub(super) fn sum(
     tx: &Transaction<'_>,
     tenant: TenantId,
     feature: &FeatureKey,

@@ -11,7 +11,7 @@ use super::{
     audit::Change,
     check,
     rows::{self, Cells, blob},
-    sums, tenants,
+    sums, tenant_sums, tenants,
 };
 use crate::{
     domain::{
@@ -26,7 +26,10 @@ use crate::{
     store::{
         StoreResult,
         rollups::{ROLLUP_MAX, Rollups},
-        usage::{CounterOf, Dimension, JournalPosition, Recorded, Seq, Totals, UsageStore},
+        usage::{
+            CounterOf, Dimension, FeatureSum, JournalPosition, Recorded, Seq, TenantAsk, Totals,
+            UsageStore,
+        },
     },
 };
 
@@ -59,6 +62,11 @@ impl UsageStore for SqliteStore {
             sums::totals(tx, tenant, &features, window, by)
         })
         .await
+    }
+
+    async fn tenant_sums(&self, asks: Vec<TenantAsk>) -> StoreResult<Vec<Vec<FeatureSum>>> {
+        self.read("usage.tenant_sums", move |tx| tenant_sums::of(tx, &asks))
+            .await
     }
 
     async fn list_used_features(&self, tenant: TenantId) -> StoreResult<Vec<FeatureKey>> {

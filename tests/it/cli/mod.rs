@@ -2,6 +2,7 @@
 
 mod beside_server;
 mod catalogue;
+mod entitlements;
 mod settings;
 mod words;
 
@@ -14,21 +15,21 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// An empty working directory to type commands in.
-struct Shell {
+pub(crate) struct Shell {
     directory: TempDir,
     environment: Vec<(String, String)>,
 }
 
 /// What a command left behind.
 #[derive(Debug)]
-struct Ran {
+pub(crate) struct Ran {
     code: i32,
     stdout: String,
     stderr: String,
 }
 
 impl Shell {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             directory: tempfile::tempdir().unwrap(),
             environment: vec![],
@@ -40,7 +41,7 @@ impl Shell {
         self
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
@@ -65,7 +66,7 @@ impl Shell {
     }
 
     /// Runs a line without quotes in it, which must succeed, and gives its JSON.
-    fn json(&self, line: &str) -> Value {
+    pub(crate) fn json(&self, line: &str) -> Value {
         self.line(line).json()
     }
 

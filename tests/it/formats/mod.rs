@@ -2,6 +2,8 @@
 //!
 //! `make formats` writes them anew; that is for a new format only, whose file gets a name of its own.
 
+mod artifact;
+
 use std::{fs, path::PathBuf};
 
 use refinery::Target;
