@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 # What the build and the tests need from Debian; later parts add theirs here.
-DEBIAN_PACKAGES := ca-certificates curl gcc libc6-dev make openssl pkg-config python3 python3-venv
+DEBIAN_PACKAGES := ca-certificates curl gcc libc6-dev make openssl pkg-config python3 python3-venv tmux
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)

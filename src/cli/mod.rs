@@ -18,6 +18,7 @@ mod plan;
 mod progress;
 mod restore;
 mod serve;
+mod setup;
 mod tenant;
 mod torture;
 mod usage;
@@ -76,6 +77,7 @@ enum Command {
     Serve(serve::Serve),
     #[command(flatten)]
     Stored(Stored),
+    Setup(setup::Setup),
     Restore(restore::Restore),
     Migrate(migrate::Migrate),
     Torture(torture::Torture),
@@ -242,6 +244,10 @@ fn dispatch(
         }
         Command::Serve(command) => {
             runtime(Threads::Many)?.block_on(command.run(sources(settings)?, start_logs))
+        }
+        Command::Setup(command) => {
+            let output = runtime(Threads::One)?.block_on(Box::pin(command.run(settings)))?;
+            ended(&output, mode)
         }
         Command::Restore(command) => {
             let loaded = load(settings)?;
@@ -420,6 +426,7 @@ fn stored_of(words: &[String]) -> anyhow::Result<Stored> {
     match parse(argv.map(OsString::from).collect())?.command {
         Command::Stored(command) => Ok(command),
         Command::Serve(_)
+        | Command::Setup(_)
         | Command::Restore(_)
         | Command::Migrate(_)
         | Command::Torture(_)

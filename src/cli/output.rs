@@ -139,6 +139,16 @@ impl Output {
         self
     }
 
+    /// The lines of [`lines`](Self::lines).
+    #[must_use]
+    pub fn text_lines(&self) -> Vec<String> {
+        let lines = self.parts.iter().filter_map(|part| match part {
+            Part::Lines(lines) => Some(lines.clone()),
+            Part::Table { .. } | Part::Facts(_) | Part::Note(_) => None,
+        });
+        lines.flatten().collect()
+    }
+
     /// Adds a warning, for stderr in either form.
     #[must_use]
     pub fn warn(mut self, warning: &str) -> Self {

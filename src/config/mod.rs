@@ -243,6 +243,22 @@ impl ConfigError {
     }
 }
 
+/// Whether the setting takes `value`, and this version has the part that it needs.
+///
+/// # Errors
+/// What to write instead, without the value.
+///
+/// # Panics
+/// If there is no such setting; names are written in this crate only.
+pub fn check_value(name: &'static str, value: &str) -> Result<(), String> {
+    let sources = Sources::none().with_flag(name, value.to_owned());
+    let accepts = || format!("write {}", setting(name).accepts);
+    let loaded = Config::load(&sources).map_err(|_| accepts())?;
+    loaded
+        .require_available()
+        .map_err(|error| error.to_string())
+}
+
 impl Loaded {
     /// # Errors
     /// The first value that needs a part which this version has not: nothing may run as if it were not there.

@@ -13,6 +13,7 @@ mod one_call;
 pub mod openai;
 mod passthrough;
 mod pool;
+pub mod probe;
 pub mod request;
 pub mod resolve;
 pub mod simulated;

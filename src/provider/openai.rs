@@ -247,6 +247,18 @@ pub fn plain_client() -> Result<reqwest::Client, SetupError> {
     http_client(Resolver::default(), tls)
 }
 
+/// The client and the `Authorization` for calls beside chat.
+///
+/// # Errors
+/// See [`super::from_settings`].
+pub(super) fn client_of(
+    settings: &Settings,
+) -> Result<(reqwest::Client, Option<HeaderValue>), SetupError> {
+    let authorization = settings.api_key.as_ref().map(bearer).transpose()?;
+    let tls = tls::client_config(&settings.roots, &[b"h2", b"http/1.1"])?;
+    Ok((http_client(Resolver::default(), tls)?, authorization))
+}
+
 /// The one client of reqwest here: our resolver and roots, no redirect, no proxy, no retry.
 fn http_client(
     resolver: Resolver,

@@ -17,6 +17,7 @@ use crate::{
     control::{Backend, Input, Progress, Typed},
     services::UsageOperations,
 };
+pub(in crate::cli) use sync::ARTIFACT;
 
 /// How often `usage show --watch` looks again.
 pub(super) const WATCH_INTERVAL: Duration = Duration::from_secs(2);

@@ -62,6 +62,11 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), String> {
     }
 }
 
+/// Whether the file is a database that this program could bring up to date.
+pub(super) fn look_at(connection: &Connection) -> Result<(), String> {
+    refuse_newer(version_of(connection)?, newest_known())
+}
+
 /// Whether a file opened again still has the schema that this program works with (it may have been replaced).
 pub(super) fn check(connection: &Connection) -> Result<(), String> {
     let (found, known) = (version_of(connection)?, newest_known());

@@ -68,6 +68,14 @@ impl SqliteStore {
         })
     }
 
+    /// Whether the file at `path` can be opened as it is; it is not changed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if it is no database, or a newer tollgate's.
+    pub fn look_at(path: &Path) -> StoreResult<()> {
+        pool::look_at(path)
+    }
+
     /// Runs `work` in a read transaction: all it reads is of one instant.
     async fn read<T, F>(&self, name: &'static str, work: F) -> StoreResult<T>
     where

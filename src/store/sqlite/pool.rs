@@ -212,6 +212,15 @@ fn create_private(path: &Path) -> io::Result<()> {
         .map(|_| ())
 }
 
+/// Whether the file can be opened as it is.
+pub(super) fn look_at(path: &Path) -> StoreResult<()> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let looked = Connection::open_with_flags(path, flags)
+        .map_err(|error| error.to_string())
+        .and_then(|connection| migrate::look_at(&connection));
+    looked.map_err(|why| StoreError::Unavailable(format!("{}: {why}", path.display())))
+}
+
 /// Never makes a file: a database that has vanished is an error, not an empty one.
 fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -178,7 +178,7 @@ fn shell_with_usage() -> Shell {
         (2, "acme", "messages", 20, "2026-11-24T10:15:00Z"),
         (3, "acme", "messages", 999, "2026-11-01T00:29:59Z"),
         (4, "acme", "seats", 3, "2026-11-24T10:15:00Z"),
-        (5, "beta", "messages", 41, "2026-11-24T10:15:00Z"),
+        (5, "beta", "messages", 41, "2026-11-24T12:00:00Z"),
         (6, "gone", "messages", 7, "2026-11-24T10:15:00Z"),
     ] {
         shell.json(&format!(

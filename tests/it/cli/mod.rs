@@ -4,6 +4,7 @@ mod beside_server;
 mod catalogue;
 mod entitlements;
 mod settings;
+mod setup;
 mod words;
 
 use std::{
