@@ -95,10 +95,6 @@ impl JournalFile {
     /// Opens the file again after an I/O error.
     pub(super) fn reopen(&self) -> Result<Database, OpenFault> {
         let file = self.open_file(Absent::Fail).map_err(failed)?;
-        // After a failed sync Linux keeps the pages that did not reach the disk, marked as clean: read back, they
-        // look written, and the next sync says nothing of them. Dropped from the cache, they are read as they are.
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
-            .map_err(|error| failed(error.into()))?;
         self.open_database(file)
     }
 
@@ -113,6 +109,11 @@ impl JournalFile {
     }
 
     fn open_database(&self, file: File) -> Result<Database, OpenFault> {
+        // After a failed sync Linux keeps the pages that did not reach the disk, marked as clean: read back, by the
+        // next process too, they look written, and the next sync says nothing of them. Dropped from the cache, they
+        // are read as they are.
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
+            .map_err(|error| failed(error.into()))?;
         let backend = FileBackend::new(file).map_err(fault_of)?;
         let mut builder = Builder::new();
         // Without the check, redb trusts a cleanly closed file, and may panic on a damaged one much later.

@@ -1,7 +1,6 @@
 //! What the journal promises, on real files.
 
 mod disk;
-mod faults;
 mod model;
 mod torture;
 
@@ -17,7 +16,7 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use self::disk::Watch;
+use self::disk::Disk;
 use super::*;
 use crate::{
     clock::ManualClock,
@@ -116,9 +115,9 @@ async fn appended_events_are_read_back_in_order_after_a_reopen() {
 #[tokio::test]
 async fn appends_that_wait_together_get_consecutive_seqs_in_few_commits() {
     let (_directory, path) = directory();
-    let watch = Arc::new(Watch::default());
-    let journal = Journal::open_with(&path, watch.opener(Durability::Full), &clock()).unwrap();
-    let before = watch.syncs();
+    let disk = Disk::default();
+    let journal = Journal::open_with(&path, disk.opener(Durability::Full), &clock()).unwrap();
+    let before = disk.sync_count();
     let appends = (0..5_000).map(|number| journal.append(event(tenant(1), number)));
     let mut seqs: Vec<_> = join_all(appends)
         .await
@@ -127,7 +126,7 @@ async fn appends_that_wait_together_get_consecutive_seqs_in_few_commits() {
         .collect();
     seqs.sort_unstable();
     assert_eq!(seqs, (1..=5_000).collect::<Vec<_>>());
-    let commits = watch.syncs() - before;
+    let commits = disk.sync_count() - before;
     assert!(commits < 2_500, "{commits} syncs for 5,000 events");
 }
 

@@ -1,14 +1,12 @@
-//! A disk that fails when told to, and remembers what was done to it.
+//! A disk in memory. It remembers what was done to it, fails when told to, and forgets what it was never told to sync.
 
 use std::{
+    collections::VecDeque,
     io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard},
 };
 
-use redb::{StorageBackend, backends::FileBackend};
+use redb::{DatabaseError, StorageBackend, backends::FileBackend};
 
 use super::super::{
     Durability,
@@ -18,130 +16,260 @@ use super::super::{
 /// One change of the disk.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    Write { offset: u64, data: Vec<u8> },
-    SetLen(u64),
+    Write { offset: usize, data: Vec<u8> },
+    SetLen(usize),
     Sync,
 }
 
-/// Which changes fail: those after the next `good`, `bad` of them.
-#[derive(Debug)]
-struct Faults {
-    good: u64,
-    bad: u64,
+impl Change {
+    pub(super) fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Sync => {}
+            Self::SetLen(len) => bytes.resize(*len, 0),
+            Self::Write { offset, data } => {
+                let end = offset + data.len();
+                if bytes.len() < end {
+                    bytes.resize(end, 0);
+                }
+                bytes[*offset..end].copy_from_slice(data);
+            }
+        }
+    }
 }
 
-/// Stands beside the disk and tells it what to do.
+/// Which call fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    /// A write, a sync or a change of the length.
+    Change,
+    Write,
+    Sync,
+    Read,
+    Open,
+}
+
+/// How it fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// EIO. A failed sync loses what it should have written, as Linux does: the pages are dropped, and the next sync
+    /// knows nothing of them.
+    Broken,
+    /// ENOSPC.
+    Full,
+    /// A write that ends in the middle.
+    Short,
+}
+
+/// After the next `good` calls, `bad` of them fail; the next fault waits until this one is over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fault {
+    pub(super) call: Call,
+    pub(super) how: How,
+    pub(super) good: u64,
+    pub(super) bad: u64,
+}
+
+impl Fault {
+    pub(super) fn for_ever(good: u64) -> Self {
+        Self {
+            call: Call::Change,
+            how: How::Broken,
+            good,
+            bad: u64::MAX,
+        }
+    }
+}
+
+/// A handle of the disk; clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Disk(Arc<Mutex<State>>);
+
 #[derive(Debug, Default)]
-pub(super) struct Watch {
-    faults: Mutex<Option<Faults>>,
-    changes: Mutex<Vec<Change>>,
-    syncs: AtomicU64,
+struct State {
+    /// What a read sees.
+    bytes: Vec<u8>,
+    /// What power loss leaves for sure.
+    synced: Vec<u8>,
+    /// From `synced` to `bytes`.
+    unsynced: Vec<Change>,
+    changes: Vec<Change>,
+    faults: VecDeque<Fault>,
+    was_opened: bool,
 }
 
-impl Watch {
-    pub(super) fn opener(self: &Arc<Self>, durability: Durability) -> Opener {
-        let watch = Arc::clone(self);
+impl Disk {
+    /// A disk after a restart: whatever is on it is synced.
+    pub(super) fn holding(bytes: Vec<u8>) -> Self {
+        let disk = Self::default();
+        {
+            let mut state = disk.lock();
+            state.synced.clone_from(&bytes);
+            state.bytes = bytes;
+        }
+        disk
+    }
+
+    /// It takes no locks: tests open what a crash would leave beside the journal that is still open.
+    pub(super) fn opener(&self, durability: Durability) -> Opener {
+        let disk = self.clone();
         Arc::new(move |builder, file| {
-            let disk = Disk {
-                file,
-                watch: Arc::clone(&watch),
-            };
+            let opened = disk.lock().open(&file);
+            opened.map_err(|error| DatabaseError::Storage(error.into()))?;
             match durability {
-                Durability::Full => builder.create_with_backend(disk),
-                Durability::Process => builder.create_with_backend(Unsynced(disk)),
+                Durability::Full => builder.create_with_backend(disk.clone()),
+                Durability::Process => builder.create_with_backend(Unsynced(disk.clone())),
             }
         })
     }
 
-    pub(super) fn fail(&self, good: u64, bad: u64) {
-        *self.faults.lock().unwrap() = Some(Faults { good, bad });
+    pub(super) fn fail(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.lock().faults = faults.into_iter().collect();
     }
 
     pub(super) fn heal(&self) {
-        *self.faults.lock().unwrap() = None;
+        self.fail([]);
     }
 
     /// Whether all the faults have happened.
     pub(super) fn is_healed(&self) -> bool {
-        self.faults.lock().unwrap().is_none()
+        self.lock().faults.is_empty()
     }
 
-    pub(super) fn syncs(&self) -> u64 {
-        self.syncs.load(Ordering::SeqCst)
+    /// What a restart finds after power loss that took all it could.
+    pub(super) fn synced(&self) -> Vec<u8> {
+        self.lock().synced.clone()
+    }
+
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        self.lock().bytes.clone()
+    }
+
+    pub(super) fn replace(&self, bytes: Vec<u8>) {
+        self.lock().bytes = bytes;
     }
 
     pub(super) fn changes(&self) -> Vec<Change> {
-        self.changes.lock().unwrap().clone()
+        self.lock().changes.clone()
     }
 
     pub(super) fn change_count(&self) -> usize {
-        self.changes.lock().unwrap().len()
+        self.lock().changes.len()
     }
 
-    fn check(&self) -> io::Result<()> {
-        let mut faults = self.faults.lock().unwrap();
-        match &mut *faults {
-            None => Ok(()),
-            Some(Faults { good: 0, bad: 0 }) => {
-                *faults = None;
-                Ok(())
-            }
-            Some(Faults { good: 0, bad }) => {
-                *bad -= 1;
-                Err(io::Error::other("the disk fails"))
-            }
-            Some(Faults { good, .. }) => {
-                *good -= 1;
-                Ok(())
-            }
-        }
+    pub(super) fn sync_count(&self) -> usize {
+        let is_sync = |change: &&Change| matches!(change, Change::Sync);
+        self.lock().changes.iter().filter(is_sync).count()
     }
 
-    fn note(&self, change: Change) {
-        self.changes.lock().unwrap().push(change);
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
     }
 }
 
-/// The file takes no locks: these tests open copies side by side.
-#[derive(Debug)]
-struct Disk {
-    file: FileBackend,
-    watch: Arc<Watch>,
+impl State {
+    /// `file` is the one that the journal opened; nothing but its length is used.
+    fn open(&mut self, file: &FileBackend) -> io::Result<()> {
+        self.check(Call::Open).map_err(|(_, error)| error)?;
+        if self.was_opened && file.len()? == 0 {
+            // The journal has moved its file aside and made another: so does the disk.
+            self.change(Change::SetLen(0));
+        }
+        self.was_opened = true;
+        file.set_len(1)
+    }
+
+    /// # Errors
+    /// How this call is to fail.
+    fn check(&mut self, call: Call) -> Result<(), (How, io::Error)> {
+        let Some(fault) = self.faults.front_mut() else {
+            return Ok(());
+        };
+        let is_change = matches!(call, Call::Write | Call::Sync | Call::Change);
+        if fault.call != call && !(fault.call == Call::Change && is_change) {
+            return Ok(());
+        }
+        if fault.good > 0 {
+            fault.good -= 1;
+            return Ok(());
+        }
+        fault.bad -= 1;
+        let how = fault.how;
+        if fault.bad == 0 {
+            self.faults.pop_front();
+        }
+        let code = match how {
+            How::Broken => rustix::io::Errno::IO,
+            How::Full | How::Short => rustix::io::Errno::NOSPC,
+        };
+        Err((how, code.into()))
+    }
+
+    fn change(&mut self, change: Change) {
+        change.apply(&mut self.bytes);
+        self.unsynced.push(change.clone());
+        self.changes.push(change);
+    }
+
+    fn write(&mut self, offset: usize, data: &[u8]) -> io::Result<()> {
+        let checked = self.check(Call::Write);
+        let written = match &checked {
+            Ok(()) => data.len(),
+            Err((How::Broken | How::Full, _)) => 0,
+            Err((How::Short, _)) => data.len() / 2,
+        };
+        if written > 0 {
+            let data = data[..written].to_vec();
+            self.change(Change::Write { offset, data });
+        }
+        checked.map_err(|(_, error)| error)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        match self.check(Call::Sync) {
+            Ok(()) => {
+                for change in self.unsynced.drain(..) {
+                    change.apply(&mut self.synced);
+                }
+                self.changes.push(Change::Sync);
+                Ok(())
+            }
+            Err((How::Broken, error)) => {
+                self.unsynced.clear();
+                self.bytes.clone_from(&self.synced);
+                Err(error)
+            }
+            Err((How::Full | How::Short, error)) => Err(error),
+        }
+    }
 }
 
 impl StorageBackend for Disk {
     fn len(&self) -> io::Result<u64> {
-        self.file.len()
+        Ok(u64::try_from(self.lock().bytes.len()).unwrap())
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.watch.check()?;
-        self.watch.note(Change::SetLen(len));
-        self.file.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        // Whether the real disk would take it changes nothing here, only the time it takes.
-        self.watch.check()?;
-        self.watch.note(Change::Sync);
-        self.watch.syncs.fetch_add(1, Ordering::SeqCst);
+        let mut state = self.lock();
+        state.check(Call::Read).map_err(|(_, error)| error)?;
+        let begin = usize::try_from(offset).unwrap();
+        let found = state.bytes.get(begin..begin + out.len());
+        out.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.lock();
+        state.check(Call::Change).map_err(|(_, error)| error)?;
+        state.change(Change::SetLen(usize::try_from(len).unwrap()));
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.lock().sync()
+    }
+
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if let Err(error) = self.watch.check() {
-            // A failing disk may have taken a part.
-            self.file.write(offset, &data[..data.len() / 2])?;
-            return Err(error);
-        }
-        self.watch.note(Change::Write {
-            offset,
-            data: data.to_vec(),
-        });
-        self.file.write(offset, data)
+        let mut state = self.lock();
+        state.write(usize::try_from(offset).unwrap(), data)
     }
 }

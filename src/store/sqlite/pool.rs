@@ -6,7 +6,7 @@
 //! again by whoever comes next, so that a disk that has healed heals the store.
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -19,6 +19,7 @@ use std::{
 use r2d2::ManageConnection;
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rustix::fs::Advice;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{Failed, migrate};
@@ -68,6 +69,7 @@ impl Pool {
         let unavailable =
             |why: String| StoreError::Unavailable(format!("{}: {why}", path.display()));
         create_private(path).map_err(|error| unavailable(error.to_string()))?;
+        forget_cached_log(path).map_err(|error| unavailable(error.to_string()))?;
         let mut connection = open_writer(path).map_err(|error| unavailable(error.to_string()))?;
         migrate::migrate(&mut connection).map_err(unavailable)?;
         let readers = r2d2::Pool::builder()
@@ -219,6 +221,18 @@ pub(super) fn look_at(path: &Path) -> StoreResult<()> {
         .map_err(|error| error.to_string())
         .and_then(|connection| migrate::look_at(&connection));
     looked.map_err(|why| StoreError::Unavailable(format!("{}: {why}", path.display())))
+}
+
+/// After a failed sync Linux keeps the pages that did not reach the disk, marked as clean. A log that ends in such
+/// pages would be read back as recorded, the journal would forget what it says, and power loss would take it.
+fn forget_cached_log(path: &Path) -> io::Result<()> {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    match File::open(log) {
+        Ok(log) => Ok(rustix::fs::fadvise(&log, 0, None, Advice::DontNeed)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Never makes a file: a database that has vanished is an error, not an empty one.
