@@ -50,18 +50,14 @@ test: ## Run all tests
 test-promises: ## Run the tests of the promises (design: exact, nothing lost, …) on the built binary
 	$(TEST) --locked --test it promises
 
-# A seed that is not chosen is another one each day, so that each run looks somewhere new.
-TORTURE_SEED := $(or $(TORTURE_SEED),$(shell date +%Y%m%d))
-TORTURE_SECONDS ?= 120
-TORTURE_KILLS ?= 1000
-torture: export TORTURE_SEED := $(TORTURE_SEED)
-torture: export TORTURE_SECONDS := $(TORTURE_SECONDS)
-torture: export TORTURE_KILLS := $(TORTURE_KILLS)
-
 .PHONY: torture
-torture: ## Run the long forms of the tests that kill, cut the power and fail disks: TORTURE_SEED=1 TORTURE_SECONDS=120 TORTURE_KILLS=1000
-	@echo "TORTURE_SEED=$$TORTURE_SEED TORTURE_SECONDS=$$TORTURE_SECONDS TORTURE_KILLS=$$TORTURE_KILLS"
-	@if command -v cargo-nextest >/dev/null; then cargo nextest run --locked --profile torture torture::; \
+torture: ## Run the long forms of the tests that kill, cut the power and fail disks (docs/guide/torture.md): TORTURE_SECONDS=120 TORTURE_SEED=1
+	@export TORTURE_SEED="$${TORTURE_SEED:-$$(date +%Y%m%d)}" TORTURE_SECONDS="$${TORTURE_SECONDS:-120}"; \
+	export TORTURE_KILLS="$${TORTURE_KILLS:-1000}" TORTURE_JOURNAL_FAULTS="$${TORTURE_JOURNAL_FAULTS:-120}"; \
+	export TORTURE_JOURNAL_DISK_FAULTS="$${TORTURE_JOURNAL_DISK_FAULTS:-2100}"; \
+	export TORTURE_STORE_DISK_FAULTS="$${TORTURE_STORE_DISK_FAULTS:-2100}"; \
+	env | grep ^TORTURE_ | sort; \
+	if command -v cargo-nextest >/dev/null; then cargo nextest run --locked --profile torture torture::; \
 		else cargo test --locked torture:: -- --nocapture; fi
 
 .PHONY: test-real

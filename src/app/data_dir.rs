@@ -49,11 +49,7 @@ impl DataDir {
             path: path.to_owned(),
             cause,
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(unusable)?;
+        make(path).map_err(unusable)?;
         // An absolute path survives a change of the working directory.
         let path = fs::canonicalize(path).map_err(unusable)?;
         let lock = OpenOptions::new()
@@ -74,6 +70,21 @@ impl DataDir {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Makes the directory and those above it, as far as they are missing, so that power loss leaves them there: a
+/// directory that it takes out of the one above is lost with all that is in it, however well that was synced.
+fn make(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|it| !it.as_os_str().is_empty() && !it.exists())
+        .collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    for made in missing {
+        let above = made.parent().filter(|it| !it.as_os_str().is_empty());
+        File::open(above.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -33,9 +33,11 @@ impl FromRef<App> for BodyLimit {
 #[async_trait]
 impl Ops for Parts {
     async fn readiness(&self) -> Readiness {
-        let store = match self.store.ping().await {
-            Ok(()) => Part::ok(),
-            Err(error) => Part::down(error.to_string()),
+        let store = match (self.store.ping().await, self.recorder.store_fault()) {
+            (Ok(()), None) => Part::ok(),
+            // Decisions can be made: usage waits in the journal meanwhile.
+            (Ok(()), Some(why)) => Part::degraded(why),
+            (Err(error), _) => Part::down(error.to_string()),
         };
         let (journal, journal_writes) = match self.recorder.journal().status() {
             JournalStatus::Ok => (Part::ok(), true),

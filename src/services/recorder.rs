@@ -5,7 +5,7 @@
 //! journal forget it, together with the snapshot of the live totals as they were at that event.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{self, Arc, PoisonError, Weak},
     time::Instant,
 };
 
@@ -84,6 +84,8 @@ pub struct Recorder {
     metrics: Arc<Metrics>,
     keep: KeepTotals,
     drain: Mutex<Drain>,
+    /// Why the store did not take the last batch; `None` if it did.
+    store_fault: sync::Mutex<Option<String>>,
 }
 
 /// The drain's own memory, under the lock that lets one drain run at a time.
@@ -115,6 +117,7 @@ impl Recorder {
             metrics,
             keep,
             drain: Mutex::default(),
+            store_fault: sync::Mutex::default(),
         });
         if keep == KeepTotals::InJournal {
             recorder.restore(now).await?;
@@ -183,7 +186,10 @@ impl Recorder {
             seq: upto,
         };
         let events: Vec<UsageEvent> = batch.iter().map(|(_, event)| event.clone()).collect();
-        let recorded = self.store.record(&events, position).await?;
+        let recorded = self.store.record(&events, position).await;
+        let fault = recorded.as_ref().err().map(StoreError::to_string);
+        *self.lock_store_fault() = fault;
+        let recorded = recorded?;
         events::Drained { recorded }.emit(&self.metrics);
         let snapshot = match self.keep {
             KeepTotals::InJournal => {
@@ -195,6 +201,18 @@ impl Recorder {
         drain.unmarked = Some((upto, snapshot));
         self.mark(&mut drain).await?;
         Ok(Progress::Moved(batch.len()))
+    }
+
+    /// Why usage does not arrive in the store, if it does not: it may be read all the same, as from a full disk.
+    #[must_use]
+    pub fn store_fault(&self) -> Option<String> {
+        self.lock_store_fault().clone()
+    }
+
+    fn lock_store_fault(&self) -> sync::MutexGuard<'_, Option<String>> {
+        self.store_fault
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn mark(&self, drain: &mut Drain) -> Result<(), JournalError> {

@@ -6,6 +6,7 @@ mod durable;
 mod every_run_is_paid_for;
 mod exact;
 mod guarantees;
+mod fail_modes;
 mod stays_up;
 mod time_is_right;
 mod torture;

@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -83,6 +84,15 @@ impl Serve {
         self.directory.path().join("var")
     }
 
+    /// How many usage events are in the store of a server that has stopped.
+    pub(crate) fn stored_events(&self) -> i64 {
+        let database = rusqlite::Connection::open(self.data_dir().join("tollgate.db"));
+        let count = "SELECT count(*) FROM usage_events";
+        database
+            .and_then(|store| store.query_row(count, [], |row| row.get(0)))
+            .expect("the store can be read")
+    }
+
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = if self.survives_full_disk {
             // A signal that is ignored stays so through exec (signal(7)).
@@ -124,10 +134,26 @@ impl Serve {
     }
 
     pub(crate) async fn start(self) -> Tollgate {
+        let gate = self.try_start().await;
+        let gate = gate.unwrap_or_else(|ended| panic!("it does not start: {ended:?}"));
+        eventually("the server is ready", || async {
+            let answer = gate.http.get(format!("{}/readyz", gate.base));
+            let answer = answer.send().await.ok()?;
+            answer.status().is_success().then_some(())
+        })
+        .await;
+        gate
+    }
+
+    /// Starts until the address is told.
+    ///
+    /// # Errors
+    /// How it ended before that.
+    pub(crate) async fn try_start(self) -> Result<Tollgate, CliRun> {
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
         let mut child = self.command(&arguments).spawn().expect("the binary starts");
         let log = Arc::new(Mutex::new(String::new()));
-        collect(child.stderr.take().expect("piped"), Arc::clone(&log));
+        let log_ends = collect(child.stderr.take().expect("piped"), Arc::clone(&log));
         let (sender, first_line) = tokio::sync::oneshot::channel();
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         std::thread::spawn(move || {
@@ -141,29 +167,23 @@ impl Serve {
             .await
             .expect("a first line in time")
             .unwrap_or_default();
-        let base = line
-            .trim()
-            .strip_prefix("tollgate listening on ")
-            .map(str::to_owned);
-        let base = base.unwrap_or_else(|| panic!("{line:?}, and the log: {}", log.lock().unwrap()));
-        let gate = Tollgate {
+        let Some(base) = line.trim().strip_prefix("tollgate listening on ") else {
+            // It says nothing else first: it has ended, or is about to.
+            let status = child.wait().expect("the process is ours");
+            log_ends.join().expect("the thread reads to the end");
+            return Err(CliRun {
+                code: status.code().unwrap_or(-1),
+                stdout: line,
+                stderr: log.lock().unwrap().clone(),
+            });
+        };
+        Ok(Tollgate {
+            base: base.to_owned(),
             serve: self,
             child,
-            base,
             log,
             http: client(),
-        };
-        eventually("the server is ready", || async {
-            let answer = gate
-                .http
-                .get(format!("{}/readyz", gate.base))
-                .send()
-                .await
-                .ok()?;
-            answer.status().is_success().then_some(())
         })
-        .await;
-        gate
     }
 }
 
@@ -179,7 +199,10 @@ pub(crate) fn client() -> reqwest::Client {
         .expect("a client")
 }
 
-fn collect(mut from: impl Read + Send + 'static, into: Arc<Mutex<String>>) {
+fn collect(
+    mut from: impl Read + Send + 'static,
+    into: Arc<Mutex<String>>,
+) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         let mut bytes = [0; 4096];
         while let Ok(count @ 1..) = from.read(&mut bytes) {
@@ -187,7 +210,7 @@ fn collect(mut from: impl Read + Send + 'static, into: Arc<Mutex<String>>) {
                 .unwrap()
                 .push_str(&String::from_utf8_lossy(&bytes[..count]));
         }
-    });
+    })
 }
 
 impl Tollgate {
@@ -245,6 +268,23 @@ impl Tollgate {
         self.log.lock().unwrap().clone()
     }
 
+    /// Waits until `/readyz` has nothing to say against any part.
+    pub(crate) async fn is_ready(&self) {
+        eventually("it is ready", || async {
+            let ready = self.get("/readyz").await;
+            (ready.status == 200 && ready.json()["status"] == "ready").then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until all usage has left the journal.
+    pub(crate) async fn is_drained(&self) {
+        eventually("the journal is drained", || async {
+            (self.metric("usage_journal_pending", "").await == 0).then_some(())
+        })
+        .await;
+    }
+
     /// Whether the server's disk takes another byte.
     pub(crate) fn take_writes(&self, takes: bool) {
         let id = i32::try_from(self.child.id()).expect("a process id");
@@ -256,6 +296,19 @@ impl Tollgate {
         let id = rustix::process::Pid::from_raw(id);
         rustix::process::prlimit(id, rustix::process::Resource::Fsize, limit)
             .expect("the process is ours");
+    }
+
+    /// What its threads have computed so far: a busy machine makes it wait, and does not add to this.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        let stat = stat.expect("the process is there");
+        // proc(5): utime and stime are the 12th and 13th after the name, in hundredths of a second.
+        let fields = stat.rsplit(')').next().expect("a name").split_whitespace();
+        let ticks = fields
+            .skip(11)
+            .take(2)
+            .map(|it| it.parse::<u64>().expect("a number"));
+        Duration::from_millis(10 * ticks.sum::<u64>())
     }
 
     /// `kill -9`.
@@ -280,7 +333,7 @@ impl Tollgate {
                 tokio::time::Instant::now() < deadline,
                 "the server does not stop"
             );
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 

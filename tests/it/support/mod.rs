@@ -1,6 +1,7 @@
 //! A real binary, a real upstream, and test users whose methods are requests.
 
 mod answer;
+mod faulty_disk;
 mod gate;
 mod tenant;
 pub(crate) mod torture;
@@ -10,6 +11,7 @@ use std::{future::Future, time::Duration};
 
 pub(crate) use self::{
     answer::Answer,
+    faulty_disk::{Calls, Fault, FaultyDisk, How},
     gate::{CliRun, Serve, Tollgate},
     tenant::{Tenant, hard, soft},
     upstream::{Ends, FakeOpenAi, Frames, Reply},
