@@ -1,8 +1,9 @@
 //! Limits, and the one decision of tollgate: does this request fit?
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::{
     feature::FeatureKey,
@@ -151,6 +152,20 @@ pub struct ActiveLimit {
 }
 
 impl ActiveLimit {
+    /// The value that a reservation must fit under, with its kind.
+    #[must_use]
+    pub fn ceiling(&self, mode: SoftLimitMode) -> Option<(Quantity, LimitType)> {
+        let hard = self.hard.map(|hard| (hard, LimitType::HardLimit));
+        let soft = self.soft.map(|soft| (soft, LimitType::SoftLimit));
+        match (mode, soft, hard) {
+            (SoftLimitMode::Block, Some(soft), Some(hard)) => {
+                Some(if soft.0 < hard.0 { soft } else { hard })
+            }
+            (SoftLimitMode::Block, Some(soft), None) => Some(soft),
+            (_, _, hard) => hard,
+        }
+    }
+
     /// The limit's name in `RateLimit` headers: `messages` for the tenant's period, `messages.user.day` and so on else.
     #[must_use]
     pub fn policy_name(&self) -> String {
@@ -192,21 +207,31 @@ pub enum SoftLimitMode {
     Block,
 }
 
-/// A limit with what has been counted against it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LimitState {
-    pub limit: ActiveLimit,
+/// A limit, owned or borrowed, with what has been counted against it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitState<L = ActiveLimit> {
+    pub limit: L,
     /// Used and written down.
     pub settled: Quantity,
     /// Held by requests in flight.
     pub reserved: Quantity,
 }
 
-impl LimitState {
+impl<L: Borrow<ActiveLimit>> LimitState<L> {
+    fn limit(&self) -> &ActiveLimit {
+        self.limit.borrow()
+    }
+
+    /// Settled and reserved together.
+    #[must_use]
+    pub fn taken(&self) -> Quantity {
+        self.settled.plus(self.reserved)
+    }
+
     /// What a new request may still use; `None` if unlimited.
     #[must_use]
     pub fn remaining(&self) -> Option<Quantity> {
-        self.limit.hard.map(|hard| {
+        self.limit().hard.map(|hard| {
             hard.minus(self.settled)
                 .minus(self.reserved)
                 .at_least_zero()
@@ -216,27 +241,13 @@ impl LimitState {
     /// Whether settled use has reached the soft value (reservations never cause a warning).
     #[must_use]
     pub fn is_warned(&self) -> bool {
-        self.limit.soft.is_some_and(|soft| self.settled >= soft)
+        self.limit().soft.is_some_and(|soft| self.settled >= soft)
     }
 
-    /// The value that a reservation must fit under, with its kind.
-    #[must_use]
-    pub fn ceiling(&self, mode: SoftLimitMode) -> Option<(Quantity, LimitType)> {
-        let hard = self.limit.hard.map(|hard| (hard, LimitType::HardLimit));
-        let soft = self.limit.soft.map(|soft| (soft, LimitType::SoftLimit));
-        match (mode, soft, hard) {
-            (SoftLimitMode::Block, Some(soft), Some(hard)) => {
-                Some(if soft.0 < hard.0 { soft } else { hard })
-            }
-            (SoftLimitMode::Block, Some(soft), None) => Some(soft),
-            (_, _, hard) => hard,
-        }
-    }
-
-    /// What is left under [`ceiling`](Self::ceiling); `None` if unlimited.
+    /// What is left under its [`ceiling`](ActiveLimit::ceiling); `None` if unlimited.
     #[must_use]
     pub fn room(&self, mode: SoftLimitMode) -> Option<Quantity> {
-        self.ceiling(mode).map(|(value, _)| {
+        self.limit().ceiling(mode).map(|(value, _)| {
             value
                 .minus(self.settled)
                 .minus(self.reserved)
@@ -247,12 +258,12 @@ impl LimitState {
     /// Whether `requested` more fits; if not, what it broke.
     #[must_use]
     pub fn admit(&self, requested: Quantity, mode: SoftLimitMode) -> Option<Violation> {
-        let (value, limit_type) = self.ceiling(mode)?;
-        if self.settled.plus(self.reserved).plus(requested) <= value {
+        let (value, limit_type) = self.limit().ceiling(mode)?;
+        if self.taken().plus(requested) <= value {
             return None;
         }
         Some(Violation {
-            limit: self.limit.clone(),
+            limit: self.limit().clone(),
             limit_type,
             limit_value: value,
             settled: self.settled,
@@ -264,7 +275,111 @@ impl LimitState {
     /// `used ÷ (hard, else soft)` in hundredths of a percent, half up; `None` where that is null or 0.
     #[must_use]
     pub fn percent_hundredths(&self) -> Option<i64> {
-        percent_hundredths(self.settled, self.limit.hard.or(self.limit.soft)?)
+        percent_hundredths(self.settled, self.limit().hard.or(self.limit().soft)?)
+    }
+}
+
+/// Where several limits of one request stand, without a copy of the limits: made for every request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LimitStates {
+    limits: Arc<[ActiveLimit]>,
+    standings: SmallVec<[Standing; 4]>,
+}
+
+/// What is counted against the limit at an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    index: usize,
+    settled: Quantity,
+    reserved: Quantity,
+}
+
+impl LimitStates {
+    /// Where none of `limits` stands yet.
+    #[must_use]
+    pub fn of(limits: &Arc<[ActiveLimit]>) -> Self {
+        Self {
+            limits: Arc::clone(limits),
+            standings: SmallVec::new(),
+        }
+    }
+
+    /// Says where the limit at `index` stands.
+    pub fn push(&mut self, index: usize, settled: Quantity, reserved: Quantity) {
+        self.standings.push(Standing {
+            index,
+            settled,
+            reserved,
+        });
+    }
+
+    /// The states, in the order pushed.
+    pub fn iter(&self) -> impl Iterator<Item = LimitState<&ActiveLimit>> {
+        self.standings.iter().map(|standing| LimitState {
+            limit: &self.limits[standing.index],
+            settled: standing.settled,
+            reserved: standing.reserved,
+        })
+    }
+
+    /// Brings settled and reserved of each up to date by what `look` says of its limit; `None`: as it was.
+    pub fn update(
+        &mut self,
+        mut look: impl FnMut(LimitState<&ActiveLimit>) -> Option<(Quantity, Quantity)>,
+    ) {
+        for standing in &mut self.standings {
+            let state = LimitState {
+                limit: &self.limits[standing.index],
+                settled: standing.settled,
+                reserved: standing.reserved,
+            };
+            if let Some((settled, reserved)) = look(state) {
+                standing.settled = settled;
+                standing.reserved = reserved;
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.standings.is_empty()
+    }
+
+    /// Whether settled use has reached any soft value.
+    #[must_use]
+    pub fn is_warned(&self) -> bool {
+        self.iter().any(|state| state.is_warned())
+    }
+
+    /// Copies that own their limits.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<LimitState> {
+        self.iter()
+            .map(|state| LimitState {
+                limit: state.limit.clone(),
+                settled: state.settled,
+                reserved: state.reserved,
+            })
+            .collect()
+    }
+}
+
+impl FromIterator<LimitState> for LimitStates {
+    fn from_iter<I: IntoIterator<Item = LimitState>>(states: I) -> Self {
+        let mut limits = Vec::new();
+        let mut standings = SmallVec::new();
+        for (index, state) in states.into_iter().enumerate() {
+            limits.push(state.limit);
+            standings.push(Standing {
+                index,
+                settled: state.settled,
+                reserved: state.reserved,
+            });
+        }
+        Self {
+            limits: limits.into(),
+            standings,
+        }
     }
 }
 

@@ -308,7 +308,11 @@ fn guardrail(verdict: &Verdict) -> GuardrailView {
         decision: verdict.decision,
         plan_code: Arc::clone(&verdict.plan_code),
         warnings,
-        features: verdict.settled.iter().map(FeatureItem::from).collect(),
+        features: verdict
+            .settled
+            .iter()
+            .map(|state| FeatureItem::from(&state))
+            .collect(),
     }
 }
 

@@ -3,7 +3,7 @@
 use http::HeaderMap;
 
 use crate::{
-    domain::{limit::LimitState, quantity::Quantity, time::Timestamp},
+    domain::{limit::LimitStates, quantity::Quantity, time::Timestamp},
     http::{
         Dialect,
         headers::{self, Resets},
@@ -15,8 +15,8 @@ use crate::{
 /// What the headers say.
 pub struct GuardHeaders {
     decision: Decision,
-    admitted: Vec<LimitState>,
-    states: Vec<LimitState>,
+    admitted: LimitStates,
+    states: LimitStates,
     capped: Option<Quantity>,
     now: Timestamp,
     is_on: bool,
@@ -38,7 +38,7 @@ impl GuardHeaders {
 
     /// Of a chat answer.
     #[must_use]
-    pub fn of(verdict: &Verdict, states: Vec<LimitState>, now: Timestamp) -> Self {
+    pub fn of(verdict: &Verdict, states: LimitStates, now: Timestamp) -> Self {
         Self {
             decision: verdict.decision,
             admitted: verdict.admitted.clone(),
@@ -50,7 +50,7 @@ impl GuardHeaders {
     }
 
     /// Where the limits stand now that the request is settled.
-    pub fn settled(&mut self, states: Vec<LimitState>) {
+    pub fn settled(&mut self, states: LimitStates) {
         if !states.is_empty() {
             self.states = states;
         }

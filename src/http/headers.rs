@@ -8,7 +8,7 @@ use super::Dialect;
 use crate::{
     domain::{
         feature::FeatureKey,
-        limit::LimitState,
+        limit::LimitStates,
         quantity::Quantity,
         time::{MICROS_PER_SECOND, Timestamp},
         window::{Window, WindowKind},
@@ -34,8 +34,8 @@ pub enum Resets {
 pub fn add_guarded(
     headers: &mut HeaderMap,
     dialect: Dialect,
-    states: &[LimitState],
-    warned: &[LimitState],
+    states: &LimitStates,
+    warned: &LimitStates,
     decision: Decision,
     resets: Resets,
     now: Timestamp,
@@ -72,10 +72,10 @@ pub fn seconds_to_reset(window: Window, now: Timestamp) -> Option<i64> {
 
 /// `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11): lists of quoted strings, hard
 /// limits only.
-fn add_rate_limits(headers: &mut HeaderMap, states: &[LimitState], resets: Resets, now: Timestamp) {
+fn add_rate_limits(headers: &mut HeaderMap, states: &LimitStates, resets: Resets, now: Timestamp) {
     let mut policies = String::new();
     let mut limits = String::new();
-    for state in states {
+    for state in states.iter() {
         let (Some(hard), Some(remaining)) = (state.limit.hard, state.remaining()) else {
             continue;
         };
@@ -99,7 +99,7 @@ fn add_rate_limits(headers: &mut HeaderMap, states: &[LimitState], resets: Reset
 }
 
 /// OpenAI's own headers, where a minute window exists: of several limits the one with the least left.
-fn add_openai(headers: &mut HeaderMap, states: &[LimitState], now: Timestamp) {
+fn add_openai(headers: &mut HeaderMap, states: &LimitStates, now: Timestamp) {
     type Counts = fn(&FeatureKey) -> bool;
     let kinds: [(Counts, [HeaderName; 3]); 2] = [
         (
@@ -146,7 +146,7 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::limit::{ActiveLimit, Scope};
+    use crate::domain::limit::{ActiveLimit, LimitState, Scope};
 
     fn state(feature: FeatureKey, scope: Scope, kind: WindowKind, used: i64) -> LimitState {
         let end = match kind {
@@ -171,6 +171,7 @@ mod tests {
     }
 
     fn written(dialect: Dialect, states: &[LimitState], resets: Resets) -> Vec<String> {
+        let states = &states.iter().cloned().collect();
         let mut headers = HeaderMap::new();
         let now = Timestamp::from_micros(30_500_000);
         add_guarded(

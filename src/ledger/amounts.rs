@@ -2,7 +2,7 @@
 
 use super::{Amount, Named, OnViolation, Want};
 use crate::domain::{
-    limit::{LimitState, SoftLimitMode, Violation},
+    limit::{ActiveLimit, LimitState, LimitStates, SoftLimitMode, Violation},
     quantity::Quantity,
     usage::Quantities,
 };
@@ -21,7 +21,7 @@ pub(super) struct Judgement {
 /// requests in flight" and "never fits" are said of what tollgate would really have let through.
 pub(super) fn judge(
     wants: &[Want],
-    states: &[LimitState],
+    states: &LimitStates,
     soft: SoftLimitMode,
     on_violation: OnViolation,
 ) -> Judgement {
@@ -33,7 +33,7 @@ pub(super) fn judge(
                 .filter(|state| state.limit.feature == want.feature)
         };
         let fits = |quantity: Quantity| {
-            quantity == Quantity::ZERO || of_feature().all(|state| fits(state, quantity, soft))
+            quantity == Quantity::ZERO || of_feature().all(|state| fits(&state, quantity, soft))
         };
         let range = Range::of(&want.amount);
         let granted = if fits(range.whole) {
@@ -55,10 +55,11 @@ pub(super) fn judge(
 }
 
 /// [`LimitState::admit`] without the report.
-fn fits(state: &LimitState, quantity: Quantity, soft: SoftLimitMode) -> bool {
+fn fits(state: &LimitState<&ActiveLimit>, quantity: Quantity, soft: SoftLimitMode) -> bool {
     state
+        .limit
         .ceiling(soft)
-        .is_none_or(|(value, _)| state.settled.plus(state.reserved).plus(quantity) <= value)
+        .is_none_or(|(value, _)| state.taken().plus(quantity) <= value)
 }
 
 /// The most and the least that an amount is content with.
@@ -124,7 +125,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         feature::FeatureKey,
-        limit::{ActiveLimit, LimitType, Scope},
+        limit::{LimitType, Scope},
         time::Timestamp,
         window::{Window, WindowKind},
     };
@@ -172,7 +173,12 @@ mod tests {
             feature: FeatureKey::OutputTokens,
             amount,
         };
-        judge(&[want], states, SoftLimitMode::Warn, on_violation)
+        judge(
+            &[want],
+            &states.iter().cloned().collect(),
+            SoftLimitMode::Warn,
+            on_violation,
+        )
     }
 
     /// The quantity granted, or the one said to be requested in the refusal.
@@ -283,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_soft_limit_that_blocks_is_a_ceiling_like_a_hard_one() {
-        let states = [state(Some(50), Some(100), 40, 0)];
+        let states = LimitStates::from_iter([state(Some(50), Some(100), 40, 0)]);
         let want = |amount| {
             [Want {
                 feature: FeatureKey::OutputTokens,

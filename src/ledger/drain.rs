@@ -5,12 +5,14 @@
 //! missing row is always safe, since its counter is loaded when it is needed; a wrong one never is. So a row goes
 //! whenever it can't be told exactly.
 
-use std::{
-    collections::HashSet,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::HashSet;
 
-use super::{Drained, LocalLedger, counter::CounterKey, tenant::DATED_AHEAD};
+use super::{
+    Drained, LocalLedger,
+    counter::CounterKey,
+    sync::{Mutex, MutexGuard, PoisonError},
+    tenant::DATED_AHEAD,
+};
 use crate::{
     domain::{quantity::Quantity, time::Timestamp, usage::UsageEvent},
     store::usage::Seq,
@@ -113,6 +115,6 @@ impl LocalLedger {
     }
 }
 
-fn lock(drainage: &Mutex<Drainage>) -> std::sync::MutexGuard<'_, Drainage> {
+fn lock(drainage: &Mutex<Drainage>) -> MutexGuard<'_, Drainage> {
     drainage.lock().unwrap_or_else(PoisonError::into_inner)
 }

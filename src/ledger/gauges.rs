@@ -1,9 +1,11 @@
 //! What can be seen of open holds, and ending one by hand. Looks through all tenants in memory, so it is for people
 //! and scrapes, not for requests.
 
-use std::sync::{Arc, PoisonError, atomic::Ordering};
-
-use super::{CounterKey, EndedCounts, HoldInfo, InFlight, LocalLedger, tenant::Tenant};
+use super::{
+    CounterKey, EndedCounts, HoldInfo, InFlight, LocalLedger,
+    sync::{Arc, Ordering, PoisonError},
+    tenant::Tenant,
+};
 use crate::{
     domain::{
         ids::{ReservationId, TenantId},
@@ -49,22 +51,15 @@ impl LocalLedger {
             }
         });
         if released.is_some() {
-            self.released.fetch_add(1, Ordering::Relaxed);
+            self.tally.released.fetch_add(1, Ordering::Relaxed);
         }
         released
     }
 
-    /// Ends a hold that was dropped, if it was not ended by hand.
-    pub(super) fn give_back(&self, tenant: &Tenant, slot: usize, id: ReservationId) {
-        if tenant.lock().end(slot, id).is_some() {
-            self.released.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     pub(super) fn ended(&self) -> EndedCounts {
         EndedCounts {
-            settled: self.settled.load(Ordering::Relaxed),
-            released: self.released.load(Ordering::Relaxed),
+            settled: self.tally.settled.load(Ordering::Relaxed),
+            released: self.tally.released.load(Ordering::Relaxed),
         }
     }
 
@@ -85,7 +80,7 @@ impl LocalLedger {
 
     fn has_open_holds(&self) -> bool {
         let EndedCounts { settled, released } = self.ended();
-        self.opened.load(Ordering::Relaxed) != settled + released
+        self.tally.opened.load(Ordering::Relaxed) != settled + released
     }
 
     fn visit_tenants(&self, mut visit: impl FnMut(&Arc<Tenant>)) {

@@ -1,19 +1,21 @@
 //! A hold: what one request in flight may still use.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use smallvec::SmallVec;
 
 use super::{
-    HoldInfo, LocalLedger, Settled,
+    HoldInfo, Settled,
+    local::overshoot,
     subjects::{SubjectRef, Who},
-    tenant::Tenant,
+    sync::{Arc, Ordering},
+    tenant::{Tenant, Usage},
 };
 use crate::{
     domain::{
         feature::FeatureKey,
         ids::{KeyId, ReservationId, TenantId},
-        limit::{LimitState, Violation},
+        limit::{LimitStates, Violation},
         quantity::Quantity,
         time::Timestamp,
         usage::Quantities,
@@ -23,8 +25,11 @@ use crate::{
 };
 
 /// What one request in flight may still use. Settled, it becomes usage; dropped, it gives everything back.
-pub struct Hold {
-    pub(super) ledger: Arc<LocalLedger>,
+///
+/// Boxed: it is handed on many times while its request runs.
+pub struct Hold(Box<Held>);
+
+pub(super) struct Held {
     pub(super) tenant: Arc<Tenant>,
     /// Its place among the tenant's open holds.
     pub(super) slot: usize,
@@ -32,61 +37,93 @@ pub struct Hold {
     pub(super) holder: Holder,
     pub(super) admitted_at: Timestamp,
     pub(super) granted: Quantities,
-    pub(super) states: Vec<LimitState>,
+    pub(super) states: LimitStates,
     pub(super) violations: Vec<Violation>,
     pub(super) is_settled: bool,
 }
 
 impl Hold {
+    pub(super) fn new(held: Held) -> Self {
+        Self(Box::new(held))
+    }
+
     #[must_use]
     pub fn id(&self) -> ReservationId {
-        self.id
+        self.0.id
     }
 
     #[must_use]
     pub fn admitted_at(&self) -> Timestamp {
-        self.admitted_at
+        self.0.admitted_at
     }
 
     /// How much of `feature` is held; zero if none was wanted.
     #[must_use]
     pub fn granted(&self, feature: &FeatureKey) -> Quantity {
-        self.granted.of(feature)
+        self.0.granted.of(feature)
     }
 
     /// Every limit that applied at admission, in the order given, this hold included in `reserved`.
     #[must_use]
-    pub fn states(&self) -> &[LimitState] {
-        &self.states
+    pub fn states(&self) -> &LimitStates {
+        &self.0.states
     }
 
     /// What should have refused the request, had violations not only been noted; the one that resets last first.
     #[must_use]
     pub fn violations(&self) -> &[Violation] {
-        &self.violations
+        &self.0.violations
     }
 
     /// Notes that the client has gone while the request still runs.
     pub fn mark_detached(&self) {
-        let mut counters = self.tenant.lock();
-        if let Some(open) = counters.holds.get_mut(self.slot, self.id) {
+        let mut counters = self.0.tenant.lock();
+        if let Some(open) = counters.holds.get_mut(self.0.slot, self.0.id) {
             open.is_detached = true;
         }
     }
 
     /// Replaces what is held by what was used: the event `seq` of the journal, durable by now.
     pub fn settle(mut self, seq: Seq, used: &Quantities) -> Settled {
-        self.is_settled = true;
-        let mut states = std::mem::take(&mut self.states);
-        let overshoot = self.ledger.settle(&self, seq, used, &mut states);
+        self.0.is_settled = true;
+        let mut states = std::mem::take(&mut self.0.states);
+        let held = &*self.0;
+        let usage = Usage {
+            who: held.holder.who(),
+            at: held.admitted_at,
+            quantities: used,
+        };
+        let mut counters = held.tenant.lock();
+        if counters.settle_hold(held.slot, held.id, seq, usage) {
+            held.tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
+        }
+        if counters.is_evicted() {
+            drop(counters); // released by hand, and its tenant thrown out since
+            let ledger = held.tenant.ledger.upgrade();
+            let overshoot = ledger.map(|ledger| ledger.add(held.tenant.id, seq, usage));
+            let overshoot = overshoot.unwrap_or_default();
+            return Settled { states, overshoot };
+        }
+        counters.refresh(usage.who, &mut states);
+        drop(counters);
+        let overshoot = overshoot(used, || {
+            states
+                .iter()
+                .filter_map(|it| Some((&it.limit.feature, it.settled, it.limit.hard?)))
+        });
         Settled { states, overshoot }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if !self.is_settled {
-            self.ledger.give_back(&self.tenant, self.slot, self.id);
+        let held = &*self.0;
+        if held.is_settled {
+            return;
+        }
+        let was_open = held.tenant.lock().end(held.slot, held.id).is_some(); // unless it was ended by hand
+        if was_open {
+            held.tenant.tally.released.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -94,10 +131,10 @@ impl Drop for Hold {
 impl fmt::Debug for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hold")
-            .field("id", &self.id)
-            .field("tenant", &self.tenant.id)
-            .field("admitted_at", &self.admitted_at)
-            .field("granted", &self.granted)
+            .field("id", &self.0.id)
+            .field("tenant", &self.0.tenant.id)
+            .field("admitted_at", &self.0.admitted_at)
+            .field("granted", &self.0.granted)
             .finish_non_exhaustive()
     }
 }
@@ -195,11 +232,17 @@ impl OpenHolds {
     pub(super) fn remove(&mut self, slot: usize, id: ReservationId) -> Option<OpenHold> {
         self.get_mut(slot, id)?;
         let hold = self.slots[slot].take();
+        self.free(slot);
+        hold
+    }
+
+    /// Drops what is at `slot`, where a hold has just been found.
+    pub(super) fn free(&mut self, slot: usize) {
+        self.slots[slot] = None;
         self.free.push(slot);
         if self.is_empty() && self.slots.len() > KEPT_SLOTS {
             *self = Self::default();
         }
-        hold
     }
 
     pub(super) fn position(&self, id: ReservationId) -> Option<usize> {

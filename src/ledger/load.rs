@@ -3,11 +3,9 @@
 //! The counters stand in the tenant as *loading* meanwhile and collect what is settled and drained; others that need
 //! them wait. If the future that reads is dropped, they are taken away again and one of those who wait reads them.
 
-use std::sync::Arc;
-
 use tokio::sync::watch;
 
-use super::{BaseTotals, LedgerError, counter::LoadEnd, tenant::Tenant};
+use super::{BaseTotals, LedgerError, counter::LoadEnd, sync::Arc, tenant::Tenant};
 use crate::{
     domain::quantity::Quantity,
     store::usage::{CounterOf, Seq},

@@ -3,27 +3,23 @@
 //! Locks are taken in this order, and none is held across an await: a shard of the tenants' map, a tenant, the list
 //! of changes for the next drain.
 
-use std::sync::{
-    Arc, Mutex, PoisonError, RwLock,
-    atomic::{AtomicI64, AtomicU64, Ordering},
-};
-
 use super::{
     BaseTotals, Hold, LedgerAsk, LedgerError, OnViolation, Reserved, Settled,
     amounts::{Judgement, judge},
     counter::CounterKey,
     drain::Drainage,
-    hold::{Holder, OpenHold},
+    hold::{Held, Holder, OpenHold},
     load::{Load, wait_for},
     subjects::{IdMap, Who},
-    tenant::{Changes, DATED_AHEAD, Missing, Tenant, TenantCounters, Usage},
+    sync::{Arc, AtomicI64, Mutex, Ordering, PoisonError, RwLock, Weak},
+    tenant::{Changes, DATED_AHEAD, Missing, Tally, Tenant, TenantCounters, Usage},
 };
 use crate::{
     clock,
     domain::{
         feature::FeatureKey,
         ids::{KeyId, ReservationId, TenantId},
-        limit::{ActiveLimit, LimitState, sort_violations},
+        limit::{ActiveLimit, LimitState, LimitStates, sort_violations},
         quantity::Quantity,
         time::Timestamp,
         usage::{Quantities, UsageEvent},
@@ -40,20 +36,19 @@ const MAX_SHARDS: usize = 64;
 type Shard = RwLock<IdMap<TenantId, Arc<Tenant>>>;
 
 pub struct LocalLedger {
+    pub(super) this: Weak<Self>,
     base: Arc<dyn BaseTotals>,
     pub(super) shards: Vec<Shard>,
     /// The most tenants a shard.
     shard_capacity: usize,
-    max_members: usize,
+    pub(super) max_members: usize,
     /// No event lies after this, in µs, but those that tenants in memory have seen since they are there.
     latest_elsewhere: AtomicI64,
     pub(super) changes: Arc<Changes>,
     pub(super) drainage: Mutex<Drainage>,
     /// Random bits of this ledger, for the ids of holds.
     seed: [u8; 16],
-    pub(super) opened: AtomicU64,
-    pub(super) settled: AtomicU64,
-    pub(super) released: AtomicU64,
+    pub(super) tally: Arc<Tally>,
 }
 
 impl LocalLedger {
@@ -72,7 +67,8 @@ impl LocalLedger {
     ) -> Arc<Self> {
         // A shard of a few tenants would throw out some that the whole has room for.
         let shards = (capacity / 16).clamp(1, MAX_SHARDS);
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
             base,
             shards: (0..shards).map(|_| Shard::default()).collect(),
             shard_capacity: (capacity / shards).max(1),
@@ -81,9 +77,7 @@ impl LocalLedger {
             changes: Arc::default(),
             drainage: Mutex::default(),
             seed: clock::new_id().into_bytes(),
-            opened: AtomicU64::default(),
-            settled: AtomicU64::default(),
-            released: AtomicU64::default(),
+            tally: Arc::default(),
         })
     }
 
@@ -119,8 +113,7 @@ impl LocalLedger {
     fn new_tenant(&self, tenant: TenantId, now: Timestamp) -> Tenant {
         self.note_elsewhere(now.plus(DATED_AHEAD));
         let latest_event_at = Timestamp::from_micros(self.latest_elsewhere.load(Ordering::SeqCst));
-        let changes = Arc::clone(&self.changes);
-        Tenant::new(tenant, self.max_members, changes, latest_event_at, now)
+        Tenant::new(tenant, self, latest_event_at, now)
     }
 
     /// Notes that an event may exist which a tenant that is added from now on has not seen. The clock may have been
@@ -171,9 +164,9 @@ impl LocalLedger {
         &self,
         tenant: TenantId,
         who: Who<'_>,
-        limits: &[ActiveLimit],
+        limits: &Arc<[ActiveLimit]>,
         now: Timestamp,
-        mut act: impl FnMut(&Arc<Tenant>, &mut TenantCounters, Vec<LimitState>) -> T,
+        mut act: impl FnMut(&Arc<Tenant>, &mut TenantCounters, LimitStates) -> T,
     ) -> Result<T, LedgerError> {
         loop {
             let found = self.find_or_add(tenant, now);
@@ -217,18 +210,15 @@ impl LocalLedger {
         tenant: TenantId,
         key: Option<KeyId>,
         user: &str,
-        limits: &[ActiveLimit],
+        limits: &Arc<[ActiveLimit]>,
         now: Timestamp,
     ) -> Result<Vec<LimitState>, LedgerError> {
         let who = Who { key, user };
-        self.with_states(tenant, who, limits, now, |_, _, states| states)
+        self.with_states(tenant, who, limits, now, |_, _, states| states.to_vec())
             .await
     }
 
-    pub(super) async fn reserve(
-        self: &Arc<Self>,
-        ask: &LedgerAsk<'_>,
-    ) -> Result<Reserved, LedgerError> {
+    pub(super) async fn reserve(&self, ask: &LedgerAsk<'_>) -> Result<Reserved, LedgerError> {
         debug_assert!(
             ask.limits.iter().all(|it| it.window.contains(ask.now)),
             "limits must be those of the request's own time"
@@ -249,11 +239,11 @@ impl LocalLedger {
 
     /// Holds all or nothing, under the tenant's lock.
     fn decide(
-        self: &Arc<Self>,
+        &self,
         ask: &LedgerAsk<'_>,
         tenant: &Arc<Tenant>,
         counters: &mut TenantCounters,
-        mut states: Vec<LimitState>,
+        mut states: LimitStates,
     ) -> Reserved {
         let Judgement {
             granted,
@@ -270,11 +260,11 @@ impl LocalLedger {
         };
         let open = OpenHold::new(id, ask.request_id, holder.clone(), granted.clone(), ask.now);
         let slot = counters.open(open);
-        for state in &mut states {
-            state.reserved = state.reserved.plus(granted.of(&state.limit.feature));
-        }
-        Reserved::Held(Hold {
-            ledger: Arc::clone(self),
+        states.update(|state| {
+            let own = granted.of(&state.limit.feature);
+            Some((state.settled, state.reserved.plus(own)))
+        });
+        Reserved::Held(Hold::new(Held {
             tenant: Arc::clone(tenant),
             slot,
             id,
@@ -284,53 +274,26 @@ impl LocalLedger {
             states,
             violations,
             is_settled: false,
-        })
+        }))
     }
 
     /// A version 7 id of the time, this ledger's random bits and a running number: `clock::new_id` asks the system
     /// for random bits each time, which takes longer than the whole decision.
     fn new_id(&self, now: Timestamp) -> ReservationId {
-        let [.., n3, n2, n1, n0] = self.opened.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let [.., n3, n2, n1, n0] = self
+            .tally
+            .opened
+            .fetch_add(1, Ordering::Relaxed)
+            .to_be_bytes();
         let [.., a, b, c, d, e, f] = self.seed;
         let millis = u64::try_from(now.micros() / 1000).unwrap_or(0);
         let bits = [a, b, c, n3, n2, n1, n0, d, e, f];
         ReservationId::new(uuid::Builder::from_unix_timestamp_millis(millis, &bits).into_uuid())
     }
 
-    /// Replaces what `hold` holds by what was used, brings `states` up to date and gives the overshoot.
-    pub(super) fn settle(
-        &self,
-        hold: &Hold,
-        seq: Seq,
-        used: &Quantities,
-        states: &mut [LimitState],
-    ) -> Quantities {
-        let usage = Usage {
-            who: hold.holder.who(),
-            at: hold.admitted_at,
-            quantities: used,
-        };
-        let mut counters = hold.tenant.lock();
-        if counters.end(hold.slot, hold.id).is_some() {
-            self.settled.fetch_add(1, Ordering::Relaxed);
-        }
-        if counters.is_evicted() {
-            drop(counters); // released by hand, and its tenant thrown out since
-            return self.add(hold.tenant.id, seq, usage);
-        }
-        counters.settle(seq, usage, |_| {});
-        counters.refresh(usage.who, states);
-        drop(counters);
-        overshoot(used, || {
-            states
-                .iter()
-                .filter_map(|it| Some((&it.limit.feature, it.settled, it.limit.hard?)))
-        })
-    }
-
     pub(super) fn record(&self, seq: Seq, event: &UsageEvent) -> Settled {
         Settled {
-            states: Vec::new(),
+            states: LimitStates::default(),
             overshoot: self.add(event.tenant_id, seq, event.into()),
         }
     }
@@ -373,10 +336,13 @@ impl LocalLedger {
 }
 
 /// Per feature, how much of `used` lies above a hard limit: `judged` gives feature, settled use with it, hard limit.
-fn overshoot<'a, I>(used: &Quantities, judged: impl Fn() -> I) -> Quantities
+pub(super) fn overshoot<'a, I>(used: &Quantities, judged: impl Fn() -> I) -> Quantities
 where
     I: Iterator<Item = (&'a FeatureKey, Quantity, Quantity)>,
 {
+    if judged().all(|(_, settled, hard)| settled <= hard) {
+        return Quantities::default();
+    }
     let past = |feature: &FeatureKey, used: Quantity| {
         judged()
             .filter(|(of, _, _)| *of == feature)

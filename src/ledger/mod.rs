@@ -12,6 +12,7 @@ mod hold;
 mod load;
 mod local;
 mod subjects;
+mod sync;
 mod tenant;
 
 #[cfg(test)]
@@ -23,16 +24,15 @@ mod stress;
 #[cfg(test)]
 mod testing;
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 
+use self::sync::Arc;
 pub use self::{counter::CounterKey, hold::Hold, local::LocalLedger};
 use crate::{
     domain::{
         feature::FeatureKey,
         ids::{KeyId, ReservationId, TenantId},
-        limit::{ActiveLimit, LimitState, SoftLimitMode, Violation},
+        limit::{ActiveLimit, LimitState, LimitStates, SoftLimitMode, Violation},
         quantity::Quantity,
         time::Timestamp,
         usage::{Quantities, UsageEvent},
@@ -99,7 +99,7 @@ pub struct LedgerAsk<'a> {
     /// The end user; `""` if the request names none.
     pub user: &'a str,
     /// All limits of the tenant at `now`: each window contains it.
-    pub limits: &'a [ActiveLimit],
+    pub limits: &'a Arc<[ActiveLimit]>,
     pub wants: &'a [Want],
     pub soft: SoftLimitMode,
     pub on_violation: OnViolation,
@@ -109,10 +109,6 @@ pub struct LedgerAsk<'a> {
 
 /// What became of a request to hold usage.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a hold is the usual outcome; a box would cost every request an allocation"
-)]
 pub enum Reserved {
     Held(Hold),
     /// It does not fit; nothing is held.
@@ -120,7 +116,7 @@ pub enum Reserved {
         /// The one that resets last first.
         violations: Vec<Violation>,
         /// Every limit that applies, in the order given.
-        states: Vec<LimitState>,
+        states: LimitStates,
     },
 }
 
@@ -128,7 +124,7 @@ pub enum Reserved {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
     /// The limits that the hold was admitted under, in the order given; none for usage without a hold.
-    pub states: Vec<LimitState>,
+    pub states: LimitStates,
     /// Per feature, how much further this usage took settled use past a hard limit. Of several limits the largest.
     pub overshoot: Quantities,
 }
@@ -226,7 +222,7 @@ impl Ledger {
         tenant: TenantId,
         key: Option<KeyId>,
         user: &str,
-        limits: &[ActiveLimit],
+        limits: &Arc<[ActiveLimit]>,
         now: Timestamp,
     ) -> Result<Vec<LimitState>, LedgerError> {
         match self {

@@ -334,7 +334,7 @@ impl World {
             is_released,
         });
         let Open { hold, ask, .. } = self.open.last().unwrap();
-        for state in hold.states() {
+        for state in hold.states().iter() {
             let limit = &state.limit;
             if hold.granted(&limit.feature) > Quantity::ZERO {
                 let taken = self

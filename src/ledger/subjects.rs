@@ -3,10 +3,9 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
-    sync::Arc,
 };
 
-use super::counter::Counter;
+use super::{counter::Counter, sync::Arc};
 use crate::domain::{
     feature::FeatureKey,
     ids::KeyId,

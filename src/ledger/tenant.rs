@@ -7,26 +7,21 @@
 //!   `latest_event_at`. So a window that starts after it holds nothing but what will still come by: it begins at zero
 //!   without a load. Everything else is loaded.
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::{
-    LedgerError,
+    LedgerError, LocalLedger,
     counter::{Counter, CounterKey, LoadEnd},
     hold::{OpenHold, OpenHolds},
     subjects::{SubjectRef, Subjects, Who},
+    sync::{Arc, AtomicI64, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, Weak},
 };
 use crate::{
     domain::{
         ids::{ReservationId, TenantId},
-        limit::{ActiveLimit, LimitState},
+        limit::{ActiveLimit, LimitStates},
         quantity::Quantity,
         time::Timestamp,
         usage::{Quantities, UsageEvent},
@@ -42,6 +37,9 @@ const KEPT_AFTER_END: Duration = Duration::from_secs(5 * 60);
 
 pub(super) struct Tenant {
     pub(super) id: TenantId,
+    /// Where it is, for what a hold does in the end.
+    pub(super) ledger: Weak<LocalLedger>,
+    pub(super) tally: Arc<Tally>,
     /// When a request last looked at it, in µs.
     used_at: AtomicI64,
     counters: Mutex<TenantCounters>,
@@ -51,13 +49,14 @@ impl Tenant {
     /// `latest_event_at`: no event of it that is durable now, or settled before it is added, lies after this.
     pub(super) fn new(
         id: TenantId,
-        max_members: usize,
-        changes: Arc<Changes>,
+        ledger: &LocalLedger,
         latest_event_at: Timestamp,
         now: Timestamp,
     ) -> Self {
         Self {
             id,
+            ledger: Weak::clone(&ledger.this),
+            tally: Arc::clone(&ledger.tally),
             used_at: AtomicI64::new(now.micros()),
             counters: Mutex::new(TenantCounters {
                 id,
@@ -65,8 +64,8 @@ impl Tenant {
                 holds: OpenHolds::default(),
                 latest_event_at,
                 dirty: Vec::new(),
-                changes,
-                max_members,
+                changes: Arc::clone(&ledger.changes),
+                max_members: ledger.max_members,
                 loading: 0,
                 swept_at: now,
                 is_evicted: false,
@@ -86,6 +85,14 @@ impl Tenant {
     pub(super) fn used_at(&self) -> i64 {
         self.used_at.load(Ordering::Relaxed)
     }
+}
+
+/// How many holds a ledger has seen begin and end.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) opened: AtomicU64,
+    pub(super) settled: AtomicU64,
+    pub(super) released: AtomicU64,
 }
 
 /// What the next drain has to know; a lock below those of tenants.
@@ -176,11 +183,11 @@ impl TenantCounters {
     pub(super) fn states(
         &mut self,
         who: Who<'_>,
-        limits: &[ActiveLimit],
-    ) -> Option<Vec<LimitState>> {
+        limits: &Arc<[ActiveLimit]>,
+    ) -> Option<LimitStates> {
         self.subjects.touch(who);
-        let mut states = Vec::with_capacity(limits.len());
-        for limit in limits {
+        let mut states = LimitStates::of(limits);
+        for (index, limit) in limits.iter().enumerate() {
             let Some(subject) = who.in_scope(limit.scope) else {
                 continue;
             };
@@ -189,27 +196,20 @@ impl TenantCounters {
                 .find_mut(subject, &limit.feature, limit.window)
                 .filter(|counter| !counter.is_loading())?;
             counter.hard = limit.hard;
-            states.push(LimitState {
-                limit: limit.clone(),
-                settled: counter.settled(),
-                reserved: counter.reserved.quantity(),
-            });
+            states.push(index, counter.settled(), counter.reserved.quantity());
         }
         Some(states)
     }
 
     /// Brings settled and reserved of `states` up to date; a counter that is gone keeps its last values.
-    pub(super) fn refresh(&self, who: Who<'_>, states: &mut [LimitState]) {
-        for state in states {
-            let counter = who.in_scope(state.limit.scope).and_then(|subject| {
-                self.subjects
-                    .find(subject, &state.limit.feature, state.limit.window)
-            });
-            if let Some(counter) = counter.filter(|counter| !counter.is_loading()) {
-                state.settled = counter.settled();
-                state.reserved = counter.reserved.quantity();
-            }
-        }
+    pub(super) fn refresh(&self, who: Who<'_>, states: &mut LimitStates) {
+        states.update(|state| {
+            let subject = who.in_scope(state.limit.scope)?;
+            self.subjects
+                .find(subject, &state.limit.feature, state.limit.window)
+                .filter(|counter| !counter.is_loading())
+                .map(|counter| (counter.settled(), counter.reserved.quantity()))
+        });
     }
 
     /// Makes the counters of `limits` that are missing: at zero where that is certain, else to be read.
@@ -326,6 +326,30 @@ impl TenantCounters {
                 counter.reserved.take(hold.granted.of(&counter.feature));
             });
         Some(hold)
+    }
+
+    /// Replaces a hold by the durable event of its request, in every counter that they belong to. False if the hold
+    /// has ended before: the event counts all the same.
+    pub(super) fn settle_hold(
+        &mut self,
+        slot: usize,
+        id: ReservationId,
+        seq: Seq,
+        usage: Usage<'_>,
+    ) -> bool {
+        self.latest_event_at = self.latest_event_at.max(usage.at);
+        let hold = self.holds.get_mut(slot, id);
+        let was_open = hold.is_some();
+        self.subjects.visit(usage.who, usage.at, |counter| {
+            if let Some(hold) = &hold {
+                counter.reserved.take(hold.granted.of(&counter.feature));
+            }
+            counter.settle(seq, usage.quantities.of(&counter.feature));
+        });
+        if was_open {
+            self.holds.free(slot);
+        }
+        was_open
     }
 
     /// Adds a durable event to every counter it belongs to; `seen` is told of each.

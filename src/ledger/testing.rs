@@ -249,7 +249,7 @@ impl Ask {
             tenant: self.tenant,
             key: self.key,
             user: &self.user,
-            limits: &self.limits,
+            limits: &self.limits.clone().into(),
             wants: &self.wants,
             soft: SoftLimitMode::Warn,
             on_violation: self.on_violation,
@@ -280,7 +280,7 @@ impl Ask {
             ..
         } = self;
         ledger
-            .states(*tenant, *key, user, limits, *now)
+            .states(*tenant, *key, user, &limits.clone().into(), *now)
             .await
             .unwrap()
     }

@@ -8,7 +8,7 @@ use crate::{
     domain::{
         feature::FeatureKey,
         ids::EventId,
-        limit::LimitState,
+        limit::LimitStates,
         quantity::Quantity,
         time::Timestamp,
         usage::{Quantities, Source, TokenUsage, UsageEvent},
@@ -26,7 +26,7 @@ pub struct Admitted {
     pub plan_code: Arc<str>,
     pub decision: Decision,
     /// The limits at admission.
-    pub states: Vec<LimitState>,
+    pub states: LimitStates,
     pub output: Option<OutputGrant>,
     pub admitted_at: Timestamp,
     /// What it would be, should this request pass a limit in the end.
@@ -77,7 +77,7 @@ pub struct Settlement {
     pub estimated: bool,
     pub cost: Quantity,
     /// The limits after settling.
-    pub states: Vec<LimitState>,
+    pub states: LimitStates,
 }
 
 impl Admitted {
@@ -114,7 +114,7 @@ impl Admitted {
             tokens,
             estimated: used.estimated,
             cost: Quantity::ZERO,
-            states: Vec::new(),
+            states: LimitStates::default(),
         };
         if !guard.is_on() {
             return Ok(settlement);

@@ -65,7 +65,7 @@ pub struct Policy {
 pub struct ActiveLimits {
     from: Timestamp,
     until: Timestamp,
-    pub limits: Vec<ActiveLimit>,
+    pub limits: Arc<[ActiveLimit]>,
 }
 
 impl Policy {
@@ -89,6 +89,14 @@ impl Policy {
     pub fn plan_code(&self) -> &str {
         self.subscription()
             .map_or("", |subscription| subscription.plan_code.as_str())
+    }
+
+    /// As [`plan_code`](Self::plan_code), to be kept.
+    #[must_use]
+    pub fn shared_plan_code(&self) -> Arc<str> {
+        self.subscription()
+            .map(|subscription| subscription.plan_code.to_shared())
+            .unwrap_or_default()
     }
 
     /// Where the tenant's windows are anchored; without a subscription, a monthly period from its creation.
@@ -383,11 +391,8 @@ impl Catalogue {
 
     async fn place_limits(&self, policy: &Policy, now: Timestamp) -> StoreResult<ActiveLimits> {
         let anchors = policy.anchors();
-        let mut active = ActiveLimits {
-            from: now,
-            until: Timestamp::NEVER,
-            limits: Vec::new(),
-        };
+        let mut until = Timestamp::NEVER;
+        let mut limits = Vec::new();
         let features = policy
             .plan
             .iter()
@@ -396,7 +401,7 @@ impl Catalogue {
         for feature in features {
             for limit in policy.limits_of(feature, now) {
                 let window = limit.window.window_at(now, &anchors);
-                active.until = active.until.min(window.end());
+                until = until.min(window.end());
                 let granted = match limit.hard.filter(|_| grants::raises(&limit)) {
                     Some(hard) => {
                         self.granting(policy, &feature.key, now)
@@ -405,7 +410,7 @@ impl Catalogue {
                     }
                     None => Quantity::ZERO,
                 };
-                active.limits.push(ActiveLimit {
+                limits.push(ActiveLimit {
                     feature: feature.key.clone(),
                     unit: feature.unit.as_str().into(),
                     scope: limit.scope,
@@ -423,9 +428,13 @@ impl Catalogue {
             .iter()
             .flat_map(|grant| [grant.created_at, grant.ends_at()]);
         for turn in own_ends.chain(grant_turns).filter(|turn| *turn > now) {
-            active.until = active.until.min(turn);
+            until = until.min(turn);
         }
-        Ok(active)
+        Ok(ActiveLimits {
+            from: now,
+            until,
+            limits: limits.into(),
+        })
     }
 
     /// The grants of a feature that have begun, against the tenant's windows.

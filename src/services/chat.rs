@@ -11,10 +11,7 @@ use crate::{
     app::tasks::Tasks,
     clock::{self, Clock},
     config::{ChargeOnAbort, Config},
-    domain::{
-        feature::FeatureKey, ids::ConversationId, limit::LimitState, quantity::Quantity,
-        usage::TokenUsage,
-    },
+    domain::{ids::ConversationId, limit::LimitStates, quantity::Quantity, usage::TokenUsage},
     journal::JournalError,
     ledger::Named,
     provider::{
@@ -82,9 +79,9 @@ pub struct Verdict {
     pub decision: Decision,
     pub plan_code: Arc<str>,
     /// At admission: what the decision was made on.
-    pub admitted: Vec<LimitState>,
+    pub admitted: LimitStates,
     /// After settling.
-    pub settled: Vec<LimitState>,
+    pub settled: LimitStates,
     /// The maximum was lowered, and that is worth telling.
     pub capped: Option<OutputGrant>,
 }
@@ -396,7 +393,7 @@ impl Chat {
     fn verdict(
         &self,
         admitted: &Admitted,
-        settled: Option<Vec<LimitState>>,
+        settled: Option<LimitStates>,
         status: Status,
     ) -> Option<Verdict> {
         if !self.guard.is_on() {
@@ -505,12 +502,4 @@ fn tokenized_input(call: &ChatCall, per_turn: i64) -> Quantity {
         .sum();
     let turns = Quantity::from_count(texts(call).count() + 1);
     tokens.plus(turns.times(per_turn))
-}
-
-/// Which features an answer's soft limits warned of.
-pub fn warned(states: &[LimitState]) -> impl Iterator<Item = (&FeatureKey, &LimitState)> {
-    states
-        .iter()
-        .filter(|state| state.is_warned())
-        .map(|state| (&state.limit.feature, state))
 }

@@ -5,6 +5,8 @@
 
 use std::{sync::Arc, time::Instant};
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::{
     clock::Clock,
     config::{Config, FailMode, Guardrails, Mode, OpenInput},
@@ -12,7 +14,7 @@ use crate::{
         calibration::Direction,
         feature::FeatureKey,
         ids::{KeyId, TenantId},
-        limit::{LimitState, Violation},
+        limit::{LimitStates, Violation},
         quantity::Quantity,
         time::Timestamp,
         usage::TokenUsage,
@@ -99,7 +101,7 @@ pub struct Refusal {
     /// The one that resets last first.
     pub violations: Vec<Violation>,
     /// All limits, for the headers.
-    pub states: Vec<LimitState>,
+    pub states: LimitStates,
     pub now: Timestamp,
 }
 
@@ -299,7 +301,7 @@ impl Guard {
         }
     }
 
-    fn wants(&self, ask: &Ask<'_>, asked: Option<OutputGrant>) -> Vec<Want> {
+    fn wants(&self, ask: &Ask<'_>, asked: Option<OutputGrant>) -> Wants {
         let input = match ask.open_input {
             // At least what can be seen of it must fit; for the rest, what is left will do.
             Some(_) => Amount::UpTo {
@@ -310,7 +312,7 @@ impl Guard {
             },
             None => Amount::Exact(ask.input_bound),
         };
-        let mut wants = vec![
+        let mut wants: Wants = smallvec![
             Want {
                 feature: FeatureKey::Messages,
                 amount: Amount::Exact(Quantity::ONE),
@@ -352,7 +354,7 @@ impl Guard {
             Standing::Good => Decision::of(hold.states(), hold.violations()),
             Standing::WouldBeRefused => Decision::HardLimit,
         };
-        let plan_code: Arc<str> = policy.plan_code().into();
+        let plan_code = policy.shared_plan_code();
         events::Decided {
             decision,
             tenant_id: ask.caller.tenant_id,
@@ -367,7 +369,7 @@ impl Guard {
             caller: ask.caller.clone(),
             plan_code,
             decision,
-            states: hold.states().to_vec(),
+            states: hold.states().clone(),
             output,
             admitted_at: hold.admitted_at(),
             overshoot_cause: overshoot_cause(ask),
@@ -380,7 +382,7 @@ impl Guard {
         ask: &Ask<'_>,
         policy: &Policy,
         violations: Vec<Violation>,
-        states: Vec<LimitState>,
+        states: LimitStates,
         now: Timestamp,
     ) -> AdmitError {
         events::Decided {
@@ -446,7 +448,7 @@ impl Guard {
             hold: None,
             plan_code: plan_code.into(),
             decision: Decision::Allow,
-            states: Vec::new(),
+            states: LimitStates::default(),
             output,
             admitted_at: now,
             overshoot_cause: overshoot_cause(ask),
@@ -471,6 +473,9 @@ impl OutputGrant {
         })
     }
 }
+
+/// What a chat may use: messages, input, output.
+type Wants = SmallVec<[Want; 3]>;
 
 enum ReserveError {
     Store(StoreError),
@@ -513,16 +518,15 @@ fn check_subscription(policy: &Policy, now: Timestamp) -> Result<(), AdmitError>
             plan_code: None,
         });
     };
-    let plan_code = subscription.plan_code.to_string();
     if policy.plan.is_none() {
         return Err(AdmitError::NoPlan {
             tenant_id,
-            plan_code: Some(plan_code),
+            plan_code: Some(subscription.plan_code.to_string()),
         });
     }
     if !subscription.runs_at(now) {
         return Err(AdmitError::SubscriptionInactive {
-            plan_code,
+            plan_code: subscription.plan_code.to_string(),
             status: subscription.status.as_str(),
         });
     }

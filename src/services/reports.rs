@@ -76,7 +76,7 @@ impl Reports {
             Scope::Key => key.is_some(),
             Scope::User => user.is_some(),
         };
-        let limits: Vec<_> = active.limits.iter().filter(is_asked).cloned().collect();
+        let limits = active.limits.iter().filter(is_asked).cloned().collect();
         let ledger = self.recorder.ledger();
         let states = ledger
             .states(

@@ -1,7 +1,7 @@
 //! Usage as clients see it, one shape for HTTP and command line (interface.md §3): the items of `guardrail`, the bodies
 //! of `/api/v1/usage` and its totals, and a request's own usage.
 
-use std::sync::Arc;
+use std::{borrow::Borrow, sync::Arc};
 
 use serde::{Serialize, Serializer, ser::Error as _};
 use serde_json::value::RawValue;
@@ -10,7 +10,7 @@ use crate::{
     domain::{
         feature::FeatureKey,
         ids::TenantId,
-        limit::{LimitState, Scope, percent_hundredths},
+        limit::{ActiveLimit, LimitState, LimitStates, Scope, percent_hundredths},
         quantity::Quantity,
         time::Timestamp,
         usage::TokenUsage,
@@ -100,7 +100,7 @@ pub enum Warning {
 impl Warning {
     /// One per feature whose soft limit is passed.
     #[must_use]
-    pub fn soft_limits(states: &[LimitState]) -> Vec<Self> {
+    pub fn soft_limits(states: &LimitStates) -> Vec<Self> {
         let mut warned: Vec<&FeatureKey> = states
             .iter()
             .filter(|state| state.is_warned())
@@ -137,9 +137,9 @@ pub struct FeatureItem {
     pub window_end: Option<Timestamp>,
 }
 
-impl From<&LimitState> for FeatureItem {
-    fn from(state: &LimitState) -> Self {
-        let limit = &state.limit;
+impl<L: Borrow<ActiveLimit>> From<&LimitState<L>> for FeatureItem {
+    fn from(state: &LimitState<L>) -> Self {
+        let limit = state.limit.borrow();
         Self {
             feature_key: limit.feature.clone(),
             scope: limit.scope,
@@ -525,10 +525,10 @@ mod tests {
             serde_json::to_value(&capped).unwrap(),
             serde_json::json!({"code": "output_capped", "feature_key": "output_tokens", "from": 500, "to": 16})
         );
-        let warned = [
+        let warned = LimitStates::from_iter([
             state(Some(5), None, 5, Timestamp::NEVER),
             state(Some(9), None, 5, Timestamp::NEVER),
-        ];
+        ]);
         assert_eq!(
             Warning::soft_limits(&warned),
             [Warning::SoftLimitExceeded {

@@ -9,7 +9,7 @@ use super::metrics::Metrics;
 use crate::{
     domain::{
         ids::TenantId,
-        limit::{LimitState, LimitType, Violation},
+        limit::{ActiveLimit, LimitState, LimitStates, LimitType, Violation},
         quantity::Quantity,
         usage::Quantities,
     },
@@ -32,10 +32,10 @@ impl Decision {
     pub const ALL: [Self; 3] = [Self::Allow, Self::SoftLimit, Self::HardLimit];
 
     #[must_use]
-    pub fn of(states: &[LimitState], violations: &[Violation]) -> Self {
+    pub fn of(states: &LimitStates, violations: &[Violation]) -> Self {
         if !violations.is_empty() {
             Self::HardLimit
-        } else if states.iter().any(LimitState::is_warned) {
+        } else if states.is_warned() {
             Self::SoftLimit
         } else {
             Self::Allow
@@ -111,7 +111,7 @@ pub struct Decided<'a> {
     pub tenant_id: TenantId,
     pub plan_code: &'a str,
     pub request_id: &'a str,
-    pub states: &'a [LimitState],
+    pub states: &'a LimitStates,
     /// What it did not fit under; of a request let through: in observe mode only.
     pub violations: &'a [Violation],
 }
@@ -134,7 +134,7 @@ impl Decided<'_> {
         if self.decision == Decision::SoftLimit {
             for state in self.states.iter().filter(|state| state.is_warned()) {
                 metrics.count_hit(self.plan_code, LimitType::SoftLimit, &state.limit.feature);
-                self.log_soft(state);
+                self.log_soft(&state);
             }
         }
     }
@@ -184,7 +184,7 @@ impl Decided<'_> {
         );
     }
 
-    fn log_soft(&self, state: &LimitState) {
+    fn log_soft(&self, state: &LimitState<&ActiveLimit>) {
         let limit = &state.limit;
         tracing::warn!(
             code = "usage_soft_limit_exceeded",
@@ -461,7 +461,7 @@ mod tests {
     use crate::{
         domain::{
             feature::FeatureKey,
-            limit::{ActiveLimit, Scope, SoftLimitMode},
+            limit::{Scope, SoftLimitMode},
             time::Timestamp,
             window::{Window, WindowKind},
         },
@@ -496,6 +496,7 @@ mod tests {
     }
 
     fn emitted(states: &[LimitState]) -> (Vec<serde_json::Value>, String) {
+        let standing: LimitStates = states.iter().cloned().collect();
         let metrics = Metrics::new("redb");
         let violations: Vec<Violation> = states
             .iter()
@@ -503,11 +504,11 @@ mod tests {
             .collect();
         let lines = captured(|| {
             Decided {
-                decision: Decision::of(states, &violations),
+                decision: Decision::of(&standing, &violations),
                 tenant_id: TenantId::new(Uuid::nil()),
                 plan_code: "starter",
                 request_id: "r-1",
-                states,
+                states: &standing,
                 violations: &violations,
             }
             .emit(&metrics);

@@ -58,7 +58,7 @@ fn tenant(number: u64) -> TenantId {
     ))
 }
 
-fn limits() -> Vec<ActiveLimit> {
+fn limits() -> Arc<[ActiveLimit]> {
     let limit = |feature: FeatureKey| ActiveLimit {
         unit: feature.default_unit().into(),
         feature,
@@ -69,7 +69,7 @@ fn limits() -> Vec<ActiveLimit> {
         hard: Some(Quantity::MAX),
         granted: Quantity::ZERO,
     };
-    FEATURES.map(limit).to_vec()
+    FEATURES.map(limit).into()
 }
 
 fn wants() -> Vec<Want> {
@@ -99,7 +99,7 @@ fn chat(ledger: &Ledger, ask: &LedgerAsk<'_>, used: &Quantities) {
     }
 }
 
-fn ask<'a>(tenant: TenantId, limits: &'a [ActiveLimit], wants: &'a [Want]) -> LedgerAsk<'a> {
+fn ask<'a>(tenant: TenantId, limits: &'a Arc<[ActiveLimit]>, wants: &'a [Want]) -> LedgerAsk<'a> {
     LedgerAsk {
         tenant,
         key: None,
