@@ -34,7 +34,11 @@ use crate::{
         grants::{self, Granting},
         recorder::Recorder,
     },
-    store::{SharedStore, StoreResult, catalogue::Changed, keys::SecretHash},
+    store::{
+        SharedStore, StoreResult,
+        catalogue::{Changed, TenantPolicy},
+        keys::SecretHash,
+    },
     telemetry::{events, metrics::Metrics},
 };
 
@@ -201,8 +205,8 @@ impl Catalogue {
         }
         self.metrics.cache_miss();
         let drops = self.drops.load(Ordering::SeqCst);
-        match self.store.find_key(secret, now).await {
-            Ok(Some(key)) => {
+        match self.store.find_caller(secret, now).await {
+            Ok(Some((key, policy))) => {
                 let value = Arc::new(key);
                 if self.drops.load(Ordering::SeqCst) == drops {
                     self.keys.insert(
@@ -212,6 +216,10 @@ impl Catalogue {
                             read_at: now,
                         },
                     );
+                }
+                // The request that asks for the key asks for its tenant's policy next.
+                if let Some(policy) = policy {
+                    self.keep_policy(policy, now, drops);
                 }
                 Ok(Some(value))
             }
@@ -247,20 +255,8 @@ impl Catalogue {
         }
         self.metrics.cache_miss();
         let drops = self.drops.load(Ordering::SeqCst);
-        match self.read_policy(tenant).await {
-            Ok(Some(policy)) => {
-                let value = Arc::new(policy);
-                if self.drops.load(Ordering::SeqCst) == drops {
-                    self.policies.insert(
-                        tenant,
-                        Cached {
-                            value: Arc::clone(&value),
-                            read_at: now,
-                        },
-                    );
-                }
-                Ok(Some(value))
-            }
+        match self.store.find_policy(tenant).await {
+            Ok(Some(policy)) => Ok(Some(self.keep_policy(policy, now, drops))),
             Ok(None) => Ok(None),
             Err(error) => self.stale(cached, error).map(Some),
         }
@@ -355,26 +351,20 @@ impl Catalogue {
         Ok(cached.value)
     }
 
-    async fn read_policy(&self, tenant: TenantId) -> StoreResult<Option<Policy>> {
-        let Some(tenant) = self.store.find_tenant(&TenantRef::Id(tenant)).await? else {
-            return Ok(None);
-        };
-        let plan = match &tenant.subscription {
-            Some(subscription) => self
-                .store
-                .find_plan(&subscription.plan_code)
-                .await?
-                .map(|plan| self.share(plan)),
-            None => None,
-        };
-        let grants = self.store.list_grants(tenant.tenant_id).await?;
-        if let Some(plan) = &plan {
-            self.metrics.touch_plan(
-                plan.code.as_str(),
-                plan.features.iter().map(|feature| &feature.key),
+    /// Puts what was read at `now` into the cache, unless something was dropped since `drops` was read.
+    fn keep_policy(&self, read: TenantPolicy, now: Timestamp, drops: u64) -> Arc<Policy> {
+        let plan = read.plan.map(|plan| self.share(plan));
+        let policy = Arc::new(Policy::new(read.tenant, plan, read.grants));
+        if self.drops.load(Ordering::SeqCst) == drops {
+            self.policies.insert(
+                policy.tenant.tenant_id,
+                Cached {
+                    value: Arc::clone(&policy),
+                    read_at: now,
+                },
             );
         }
-        Ok(Some(Policy::new(tenant, plan, grants)))
+        policy
     }
 
     /// One copy of a plan for all its tenants.
@@ -382,6 +372,8 @@ impl Catalogue {
         match self.plans.get(&plan.code) {
             Some(known) if *known == plan => known,
             _ => {
+                let features = plan.features.iter().map(|feature| &feature.key);
+                self.metrics.touch_plan(plan.code.as_str(), features);
                 let plan = Arc::new(plan);
                 self.plans.insert(plan.code.clone(), Arc::clone(&plan));
                 plan

@@ -34,6 +34,16 @@ pub struct Changes {
     pub changed: Vec<Changed>,
 }
 
+/// What decides on a tenant's requests, all as of one instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantPolicy {
+    pub tenant: Tenant,
+    /// The plan of its subscription; `None` without one, or where the plan is not defined.
+    pub plan: Option<Plan>,
+    /// All of its grants, ended ones included, oldest first.
+    pub grants: Vec<Grant>,
+}
+
 /// Every write adds an audit row (who, what, old → new) in its own transaction, and a row to the change feed
 /// (by trigger, so that no writer can forget it).
 #[async_trait]
@@ -67,6 +77,8 @@ pub trait CatalogueStore: Send + Sync {
 
     /// The tenant with its subscription and overrides (those that have ended included).
     async fn find_tenant(&self, tenant: &TenantRef) -> StoreResult<Option<Tenant>>;
+    /// What decides on the tenant's requests.
+    async fn find_policy(&self, tenant: TenantId) -> StoreResult<Option<TenantPolicy>>;
     /// Tenants by slug, after the slug `after`, at most `limit`.
     async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>>;
     /// With its subscription and overrides.

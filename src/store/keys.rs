@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::StoreResult;
+use super::{StoreResult, catalogue::TenantPolicy};
 use crate::domain::{
     administrator::{Actor, AdminToken},
     ids::{AdminTokenId, KeyId, TenantId},
@@ -28,9 +28,15 @@ pub trait KeyStore: Send + Sync {
     /// # Errors
     /// `NotFound` for the tenant; `AlreadyExists`.
     async fn create_key(&self, key: &ApiKey, secret: SecretHash, by: &Actor) -> StoreResult<()>;
-    /// The key with this secret, revoked and expired ones too. Found by a secret that was rotated away, it expires
-    /// when that one's grace ends, so that a cached key does not outlive it; past the grace at `now` there is none.
-    async fn find_key(&self, secret: SecretHash, now: Timestamp) -> StoreResult<Option<ApiKey>>;
+    /// The key with this secret, revoked and expired ones too, and what decides on the requests of its tenant
+    /// ([`find_policy`](super::catalogue::CatalogueStore::find_policy)): one question for all that a first request
+    /// needs. Found by a secret that was rotated away, the key expires when that one's grace ends, so that a cached
+    /// key does not outlive it; past the grace at `now` there is none.
+    async fn find_caller(
+        &self,
+        secret: SecretHash,
+        now: Timestamp,
+    ) -> StoreResult<Option<(ApiKey, Option<TenantPolicy>)>>;
     async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey>;
     /// A tenant's keys, oldest first.
     async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>>;

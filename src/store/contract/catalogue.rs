@@ -17,7 +17,10 @@ use crate::{
         tenant::{Tenant, TenantRef},
         window::WindowKind,
     },
-    store::{StoreError, catalogue::Changed},
+    store::{
+        StoreError,
+        catalogue::{Changed, TenantPolicy},
+    },
 };
 
 macro_rules! cases {
@@ -35,6 +38,7 @@ macro_rules! cases {
             a_plan_without_subscriptions_is_deleted_with_its_features,
             what_is_not_there_is_not_found,
             a_tenant_is_found_by_id_and_slug_as_it_was_made,
+            what_decides_on_a_tenant_is_found_at_once,
             a_slug_and_an_id_are_taken_once,
             a_tenant_on_a_missing_plan_is_not_made,
             a_deleted_tenant_is_hidden_and_its_slug_stays_taken,
@@ -262,6 +266,25 @@ pub(crate) async fn a_tenant_is_found_by_id_and_slug_as_it_was_made(store: &Shar
     assert_eq!(by_id(store, acme.tenant_id).await, acme);
     let slug = TenantRef::Slug(acme.slug.clone());
     assert_eq!(store.find_tenant(&slug).await.unwrap(), Some(acme));
+}
+
+pub(crate) async fn what_decides_on_a_tenant_is_found_at_once(store: &SharedStore) {
+    let starter = stored_plan(store, "starter").await;
+    let acme = Tenant {
+        subscription: Some(subscription(&starter.code)),
+        ..tenant("acme")
+    };
+    store.create_tenant(&acme, &ada()).await.unwrap();
+    let gift = grant(acme.tenant_id, "2026-02-01T00:00:00Z");
+    store.add_grant(&gift, &ada()).await.unwrap();
+    let found = store.find_policy(acme.tenant_id).await.unwrap();
+    let expected = TenantPolicy {
+        tenant: acme,
+        plan: Some(starter),
+        grants: vec![gift],
+    };
+    assert_eq!(found, Some(expected));
+    assert_eq!(store.find_policy(new_tenant_id()).await, Ok(None));
 }
 
 pub(crate) async fn a_slug_and_an_id_are_taken_once(store: &SharedStore) {

@@ -6,10 +6,10 @@ use crate::{
     domain::{
         administrator::{AdminToken, Role},
         ids::{AdminTokenId, KeyId},
-        tenant::ApiKey,
+        tenant::{ApiKey, TenantRef},
         time::Timestamp,
     },
-    store::{StoreError, keys::SecretHash},
+    store::{StoreError, StoreResult, keys::SecretHash},
 };
 
 macro_rules! cases {
@@ -18,6 +18,7 @@ macro_rules! cases {
             $open,
             keys,
             a_key_is_found_by_its_secret_as_it_was_made,
+            a_key_comes_with_what_decides_on_its_tenant,
             a_key_of_no_tenant_is_not_made,
             keys_are_listed_oldest_first,
             revoking_a_key_again_changes_nothing,
@@ -37,6 +38,15 @@ fn now() -> Timestamp {
     at("2026-05-01T00:00:00Z")
 }
 
+async fn find_key(
+    store: &SharedStore,
+    secret: SecretHash,
+    now: Timestamp,
+) -> StoreResult<Option<ApiKey>> {
+    let found = store.find_caller(secret, now).await?;
+    Ok(found.map(|(key, _)| key))
+}
+
 async fn stored_key(store: &SharedStore, hash: SecretHash) -> ApiKey {
     let acme = stored_tenant(store, "acme").await;
     let key = key_of(acme.tenant_id, "2026-01-01T00:00:00Z");
@@ -47,11 +57,21 @@ async fn stored_key(store: &SharedStore, hash: SecretHash) -> ApiKey {
 pub(crate) async fn a_key_is_found_by_its_secret_as_it_was_made(store: &SharedStore) {
     let key = stored_key(store, secret(1)).await;
     assert_eq!(
-        store.find_key(secret(1), now()).await,
+        find_key(store, secret(1), now()).await,
         Ok(Some(key.clone()))
     );
-    assert_eq!(store.find_key(secret(2), now()).await, Ok(None));
+    assert_eq!(find_key(store, secret(2), now()).await, Ok(None));
     assert_eq!(store.get_key(key.key_id).await, Ok(key));
+}
+
+pub(crate) async fn a_key_comes_with_what_decides_on_its_tenant(store: &SharedStore) {
+    let key = stored_key(store, secret(1)).await;
+    let found = store.find_caller(secret(1), now()).await.unwrap();
+    let policy = found.and_then(|(_, policy)| policy).unwrap();
+    let tenant = TenantRef::Id(key.tenant_id);
+    assert_eq!(Ok(Some(policy.tenant)), store.find_tenant(&tenant).await);
+    assert_eq!(policy.plan, None, "it has no subscription");
+    assert_eq!(policy.grants, []);
 }
 
 pub(crate) async fn a_key_of_no_tenant_is_not_made(store: &SharedStore) {
@@ -61,7 +81,7 @@ pub(crate) async fn a_key_of_no_tenant_is_not_made(store: &SharedStore) {
         matches!(made, Err(StoreError::NotFound { what: "tenant", .. })),
         "{made:?}"
     );
-    assert_eq!(store.find_key(secret(1), now()).await, Ok(None));
+    assert_eq!(find_key(store, secret(1), now()).await, Ok(None));
 }
 
 pub(crate) async fn keys_are_listed_oldest_first(store: &SharedStore) {
@@ -100,7 +120,7 @@ pub(crate) async fn revoking_a_key_again_changes_nothing(store: &SharedStore) {
 pub(crate) async fn a_revoked_key_is_still_found(store: &SharedStore) {
     let key = stored_key(store, secret(1)).await;
     let revoked = store.revoke_key(key.key_id, &ada()).await.unwrap();
-    assert_eq!(store.find_key(secret(1), now()).await, Ok(Some(revoked)));
+    assert_eq!(find_key(store, secret(1), now()).await, Ok(Some(revoked)));
 }
 
 pub(crate) async fn an_old_secret_serves_until_its_grace_ends(store: &SharedStore) {
@@ -122,7 +142,7 @@ pub(crate) async fn an_old_secret_serves_until_its_grace_ends(store: &SharedStor
         (2, just_before, Some(&key)),
         (2, until, Some(&key)),
     ] {
-        let found = store.find_key(secret(hash), when).await.unwrap();
+        let found = find_key(store, secret(hash), when).await.unwrap();
         assert_eq!(found.as_ref(), expected, "secret {hash} at {when}");
     }
 }
@@ -137,7 +157,7 @@ pub(crate) async fn a_rotation_ends_the_grace_of_the_one_before(store: &SharedSt
             .unwrap();
     }
     for (hash, serves) in [(1, false), (2, true), (3, true)] {
-        let found = store.find_key(secret(hash), now()).await.unwrap();
+        let found = find_key(store, secret(hash), now()).await.unwrap();
         assert_eq!(found.is_some(), serves, "secret {hash}");
     }
 }
@@ -201,7 +221,7 @@ pub(crate) async fn an_administrators_token_is_found_by_its_secret(store: &Share
         "{again:?}"
     );
     assert_eq!(
-        store.find_key(secret(1), now()).await,
+        find_key(store, secret(1), now()).await,
         Ok(None),
         "an administrator's token is no key"
     );

@@ -25,12 +25,14 @@ use crate::{
     },
     store::{
         StoreResult, audited,
-        catalogue::{CatalogueStore, Changed, Changes},
+        catalogue::{CatalogueStore, Changed, Changes, TenantPolicy},
     },
 };
 
 /// Beyond so many changed things it is cheaper to drop a cache whole than to name each.
 const LONGEST_FEED: usize = 10_000;
+/// Nor are more rows of the feed looked through than this: after a large import a server must start at once.
+const LONGEST_FEED_ROWS: usize = 100_000;
 
 #[async_trait]
 impl CatalogueStore for SqliteStore {
@@ -87,6 +89,11 @@ impl CatalogueStore for SqliteStore {
             tenants::find(tx, &tenant)
         })
         .await
+    }
+
+    async fn find_policy(&self, tenant: TenantId) -> StoreResult<Option<TenantPolicy>> {
+        self.read("catalogue.find_policy", move |tx| find_policy(tx, tenant))
+            .await
     }
 
     async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>> {
@@ -229,6 +236,25 @@ impl CatalogueStore for SqliteStore {
     }
 }
 
+pub(super) fn find_policy(
+    tx: &Transaction<'_>,
+    tenant: TenantId,
+) -> Result<Option<TenantPolicy>, Failed> {
+    let Some(tenant) = tenants::find(tx, &TenantRef::Id(tenant))? else {
+        return Ok(None);
+    };
+    let plan = match &tenant.subscription {
+        Some(subscription) => plans::find(tx, &subscription.plan_code)?,
+        None => None,
+    };
+    let grants = grants_of(tx, tenant.tenant_id)?;
+    Ok(Some(TenantPolicy {
+        tenant,
+        plan,
+        grants,
+    }))
+}
+
 fn add_grant(tx: &Transaction<'_>, grant: &Grant, by: &Actor) -> Result<(), Failed> {
     tenants::get(tx, grant.tenant_id)?;
     if find_grant(tx, grant.grant_id)?.is_some() {
@@ -330,18 +356,20 @@ fn changes_since(tx: &Transaction<'_>, since: i64) -> Result<Changes, Failed> {
         std::cmp::Ordering::Equal => Vec::new(),
         // The store has gone back in time: a backup was restored.
         std::cmp::Ordering::Greater => vec![Changed::Everything],
-        std::cmp::Ordering::Less => changed_after(tx, since)?,
+        std::cmp::Ordering::Less => changed_after(tx, since, version)?,
     };
     Ok(Changes { version, changed })
 }
 
-fn changed_after(tx: &Transaction<'_>, since: i64) -> Result<Vec<Changed>, Failed> {
+fn changed_after(tx: &Transaction<'_>, since: i64, version: i64) -> Result<Vec<Changed>, Failed> {
     let reaches_back = rows::exists(
         tx,
         "SELECT 1 FROM catalogue_changes WHERE version = ?1",
         [since.saturating_add(1)],
     )?;
-    if !reaches_back {
+    let rows = version.saturating_sub(since);
+    let is_long = usize::try_from(rows).is_ok_and(|rows| rows > LONGEST_FEED_ROWS);
+    if !reaches_back || is_long {
         return Ok(vec![Changed::Everything]);
     }
     let mut changed = rows::list(

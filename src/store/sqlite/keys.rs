@@ -6,7 +6,7 @@ use rusqlite::{Transaction, params};
 use super::{
     Failed, SqliteStore, already_exists,
     audit::Change,
-    not_found,
+    catalogue, not_found,
     rows::{self, Cells, blob, micros},
     tenants,
 };
@@ -19,6 +19,7 @@ use crate::{
     },
     store::{
         StoreError, StoreResult, audited,
+        catalogue::TenantPolicy,
         keys::{KeyStore, Owners, SecretHash},
     },
 };
@@ -31,9 +32,19 @@ impl KeyStore for SqliteStore {
             .await
     }
 
-    async fn find_key(&self, secret: SecretHash, now: Timestamp) -> StoreResult<Option<ApiKey>> {
-        self.read("keys.find", move |tx| find_by_secret(tx, secret, now))
-            .await
+    async fn find_caller(
+        &self,
+        secret: SecretHash,
+        now: Timestamp,
+    ) -> StoreResult<Option<(ApiKey, Option<TenantPolicy>)>> {
+        self.read("keys.find_caller", move |tx| {
+            let Some(key) = find_by_secret(tx, secret, now)? else {
+                return Ok(None);
+            };
+            let policy = catalogue::find_policy(tx, key.tenant_id)?;
+            Ok(Some((key, policy)))
+        })
+        .await
     }
 
     async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey> {
