@@ -1,0 +1,36 @@
+//! What the parts inside the process cost, against the goals of design.md §6: `cargo bench --bench inside -- 10 8`
+//! runs rows 10 and 8, without a number all of them. Figures stand in docs/reference/performance.md.
+
+#![expect(clippy::print_stdout, reason = "its output is what it is for")]
+
+mod admit;
+mod fixtures;
+mod journal;
+mod ledger;
+mod report;
+mod store;
+mod tenants;
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    let asked: Vec<u8> = std::env::args()
+        .skip(1)
+        .filter_map(|argument| argument.parse().ok()) // cargo adds flags of its own
+        .collect();
+    let rows: [(u8, fn()); 6] = [
+        (8, journal::run),
+        (9, store::drain),
+        (10, ledger::run),
+        (10, admit::run),
+        (13, tenants::run),
+        (15, store::totals),
+    ];
+    for (row, run) in rows {
+        if asked.is_empty() || asked.contains(&row) {
+            run();
+        }
+    }
+}
