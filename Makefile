@@ -75,6 +75,13 @@ test-openapi: ## Hold a running server against its own description, for the toke
 	$(TARGET_DIR)/schemathesis/bin/pip install -q --disable-pip-version-check 'schemathesis>=4.32,<5'
 	$(TARGET_DIR)/schemathesis/bin/python tests/openapi/conformance.py $(TARGET_DIR)/debug/tollgate
 
+.PHONY: test-cloudevents
+test-cloudevents: ## Send usage with the CloudEvents SDK for Python, again and again: each event counts once
+	cargo build --locked
+	[ -x $(TARGET_DIR)/cloudevents/bin/python ] || python3 -m venv $(TARGET_DIR)/cloudevents
+	$(TARGET_DIR)/cloudevents/bin/pip install -q --disable-pip-version-check 'cloudevents>=1.11,<2'
+	$(TARGET_DIR)/cloudevents/bin/python tests/cloudevents/send.py $(TARGET_DIR)/debug/tollgate
+
 .PHONY: check
 check: lint test test-openapi ## Everything that must be green: lints, tests, generated files unchanged, the API as described
 

@@ -43,6 +43,20 @@ pub fn read_object(body: &[u8]) -> Result<Object<'_>, Unreadable> {
     Ok(Object { text, members })
 }
 
+/// Reads the elements of a body that is a list.
+///
+/// # Errors
+/// [`Unreadable`] for what is not UTF-8, not JSON, not a list, or nested too deep.
+pub fn read_list(body: &[u8]) -> Result<Vec<&RawValue>, Unreadable> {
+    check_depth(body)?;
+    serde_json::from_slice(body).map_err(|error| {
+        Unreadable(match error.classify() {
+            serde_json::error::Category::Data => "the body is not a JSON list".to_owned(),
+            _ => unreadable(&error),
+        })
+    })
+}
+
 /// The members of an object within a body.
 ///
 /// # Errors

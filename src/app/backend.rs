@@ -10,11 +10,14 @@ use crate::{
     clock::Clock,
     config::Loaded,
     control::{Backend, Refresh},
-    domain::{ids::GrantId, quantity::Quantity, tenant::TenantRef, time::Timestamp},
+    domain::{
+        administrator::Actor, ids::GrantId, quantity::Quantity, tenant::TenantRef, time::Timestamp,
+    },
     services::{
         AdminError, ManualRecord, TotalsAsk, UsageOperations,
         operation::Operation,
         report::{ReportAsk, ReportFailed, ReportFiles, ReportSummary},
+        reporting::Correction,
         reports::ReportError,
         usage_view::{TotalsBody, UsageBody},
     },
@@ -93,6 +96,17 @@ impl UsageOperations for Parts {
         steps: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<ReportSummary, ReportFailed> {
         self.reports.export(ask, files, steps).await
+    }
+
+    async fn correct(
+        &self,
+        tenant: &TenantRef,
+        correction: &Correction,
+        by: &Actor,
+    ) -> Result<Value, AdminError> {
+        let policy = self.reports.policy(tenant).await?;
+        let reported = self.reporting.correct(&policy, correction, by).await?;
+        Ok(json!({ "event_id": reported.event_id, "duplicate": reported.is_duplicate }))
     }
 
     async fn grants_left(

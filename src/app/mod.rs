@@ -17,6 +17,7 @@ use std::{ops::Deref, path::Path, sync::Arc};
 use anyhow::Context;
 
 use crate::{
+    answers::Answers,
     clock::Clock,
     config::{CacheBackend, Config, Database, Durability, ProviderKind},
     domain::time::Timestamp,
@@ -30,10 +31,14 @@ use crate::{
         recorder::{KeepTotals, Recorder},
         reporting::Reporting,
         reports::Reports,
+        reservations::{ReservationParts, Reservations},
     },
     store::{SharedStore, sqlite::SqliteStore},
     telemetry::metrics::Metrics,
 };
+
+/// The name of the file that keeps answers for their repeats.
+const ANSWERS_FILE: &str = "answers.redb";
 
 /// Everything a request may need; cheap to clone.
 #[derive(Clone)]
@@ -59,6 +64,8 @@ pub struct Parts {
     pub chat: Arc<Chat>,
     pub reports: Reports,
     pub reporting: Reporting,
+    pub reservations: Arc<Reservations>,
+    pub answers: Answers,
     pub provider: Arc<dyn Provider>,
     pub tasks: tasks::Tasks,
 }
@@ -152,6 +159,19 @@ impl App {
             Arc::clone(&metrics),
             config.retention,
         );
+        let reservations = Reservations::open(ReservationParts {
+            store: Arc::clone(&store),
+            guard: Arc::clone(&guard),
+            catalogue: Arc::clone(&catalogue),
+            recorder: Arc::clone(&recorder),
+            metrics: Arc::clone(&metrics),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+            node: node_name(),
+        })
+        .await
+        .context("reservations can't be read")?;
+        let answers = Answers::new(&config.data_dir.join(ANSWERS_FILE));
         Ok(Self(Arc::new(Parts {
             config,
             started_at: clock.now().to_whole_second(),
@@ -165,6 +185,8 @@ impl App {
             chat,
             reports,
             reporting,
+            reservations,
+            answers,
             provider,
             tasks,
         })))
@@ -176,6 +198,7 @@ impl App {
         if let Err(error) = self.recorder.flush().await {
             tracing::warn!(%error, "usage waits in the journal until the next start");
         }
+        self.answers.close().await;
         self.recorder.journal().close().await;
     }
 }
@@ -189,6 +212,15 @@ pub fn open_existing_journal(config: &Config) -> anyhow::Result<Option<Journal>>
         return Ok(None);
     }
     open_journal(&config.data_dir, config.durability, Clock::System).map(Some)
+}
+
+/// What this node is called among others: the host's name, as operators know it.
+fn node_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "localhost".to_owned(),
+        name => name.to_owned(),
+    }
 }
 
 fn open_journal(data_dir: &Path, durability: Durability, clock: Clock) -> anyhow::Result<Journal> {

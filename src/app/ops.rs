@@ -72,6 +72,7 @@ impl Ops for Parts {
             self.recorder.ledger().in_flight(),
             self.recorder.ledger().ended(),
         );
+        let expired = self.reservations.expired();
         self.metrics.observe(&Observed {
             // `held` by the metric's words are those whose client still waits.
             reservations_held: in_flight.held - in_flight.detached,
@@ -79,8 +80,9 @@ impl Ops for Parts {
             oldest_reservation: in_flight.oldest.map(|oldest| now.since(oldest)),
             reservations_ended: ReservationsEnded {
                 settled: ended.settled,
-                released: ended.released,
-                expired: 0,
+                // To the ledger, a reservation whose time is over is one given back.
+                released: ended.released.saturating_sub(expired),
+                expired,
                 reaped: 0,
             },
             journal_pending: self.recorder.journal().pending(),

@@ -16,6 +16,7 @@ use crate::{
     domain::{feature::FeatureKey, ids::TenantId},
     journal::JournalStatus,
     services::recorder::{Drift, Progress, Recorder},
+    store::StoreError,
     telemetry::{events, metrics::Metrics},
 };
 
@@ -51,6 +52,10 @@ pub(super) fn start(app: &App) {
         let health = Arc::clone(&journal);
         async move { health.lock().await.watch(&app) }
     });
+    job(
+        app,
+        |app| async move { Again::After(app.reservations.expire()) },
+    );
     job(app, |app| async move { prune(&app).await });
     let drift = Arc::new(tokio::sync::Mutex::new(DriftWatch::default()));
     job(app, move |app| {
@@ -203,13 +208,18 @@ impl DriftWatch {
 async fn prune(app: &App) -> Again {
     let now = app.clock.now();
     let before = now.minus(app.config.retention);
+    if let Err(error) = app.answers.expire(now).await {
+        tracing::debug!(%error, "old answers could not be forgotten");
+    }
     let pruned = async {
         app.store.prune_conversations(now).await?;
         app.store.prune_changes(now.minus(PRUNE_EVERY)).await?;
-        app.store.prune_events(before, PRUNE_BATCH).await
+        let reservations = app.store.prune_reservations(before, PRUNE_BATCH).await?;
+        let events = app.store.prune_events(before, PRUNE_BATCH).await?;
+        Ok::<u64, StoreError>(events.max(reservations))
     };
     match pruned.await {
-        Ok(events) if events >= PRUNE_BATCH as u64 => Again::Now,
+        Ok(most) if most >= PRUNE_BATCH as u64 => Again::Now,
         Ok(_) => Again::After(PRUNE_EVERY),
         Err(error) => {
             tracing::debug!(%error, "nothing could be pruned");
@@ -279,7 +289,7 @@ mod tests {
                 matches!(again, Again::After(PRUNE_EVERY)),
                 "after {days} days"
             );
-            let found = app.store.list_events(tenant, 9).await.unwrap();
+            let found = app.store.list_events(tenant, None, 9).await.unwrap();
             assert_eq!(found.len(), events, "after {days} days");
             let found = app
                 .store

@@ -110,6 +110,22 @@ pub fn quantity(text: &str) -> Result<Quantity, String> {
         .ok_or_else(|| "write a whole number from 0 to 2^53 - 1".to_owned())
 }
 
+/// A quantity that may take away.
+///
+/// # Errors
+/// What may be written.
+pub fn signed_quantity(text: &str) -> Result<Quantity, String> {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let magnitude = quantity(digits).map_err(|_| {
+        "write a whole number of at most 2^53 - 1, with a - to take away".to_owned()
+    })?;
+    Ok(if text.starts_with('-') {
+        Quantity::ZERO.minus(magnitude)
+    } else {
+        magnitude
+    })
+}
+
 /// # Errors
 /// What may be written.
 pub fn text(text: &str) -> Result<String, String> {

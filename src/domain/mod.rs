@@ -10,6 +10,8 @@ pub mod names;
 pub mod plan;
 pub mod quantity;
 pub mod reach;
+pub mod reservation;
+pub mod reset;
 pub mod subscription;
 pub mod tenant;
 pub mod time;

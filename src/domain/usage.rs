@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
+use uuid::Uuid;
 
 use super::{
     feature::FeatureKey,
@@ -123,6 +124,16 @@ pub struct UsageEvent {
     /// Decides the windows that it counts in.
     pub admitted_at: Timestamp,
     pub recorded_at: Timestamp,
+}
+
+/// The namespace of ids made from keys (RFC 9562 §5.5): one of tollgate's own, drawn at random once.
+const NAMESPACE: Uuid = Uuid::from_u128(0x6f1c_95b2_2f0e_4d53_9a3f_0a0d_5f7c_11e4);
+
+/// The id of the event that a key stands for (a version 5 UUID): the same key of the same tenant finds itself.
+#[must_use]
+pub fn event_id_of(tenant: TenantId, source: Source, key: &str) -> EventId {
+    let name = format!("{tenant}\0{source}\0{key}");
+    EventId::new(Uuid::new_v5(&NAMESPACE, name.as_bytes()))
 }
 
 /// Token counts of one request, as far as known.

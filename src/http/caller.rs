@@ -32,6 +32,7 @@ impl Caller {
             key_id: self.key.key_id,
             user: Arc::clone(&self.user),
             request_id: Arc::clone(&self.request_id),
+            keyed: None,
         }
     }
 

@@ -25,6 +25,7 @@ use crate::{
         error::{ApiError, ApiResult},
         extract::WholeBody,
         guarded::GuardHeaders,
+        idempotency::once,
         openapi::{
             answers::{ChatAnswerBody, ChatRequestBody, StreamEvent},
             errors,
@@ -76,7 +77,13 @@ pub async fn create(
     headers: HeaderMap,
     WholeBody(body): WholeBody,
 ) -> ApiResult<Response> {
-    let ask = ChatRequest::read(&body)?.into_ask(caller, &headers)?;
+    let (caller, ask) = ChatRequest::read(&body)?.into_ask(caller, &headers)?;
+    let runner = app.clone();
+    let run = |caller| async move { answer(&runner, ChatAsk { caller, ..ask }).await };
+    once(&app, &caller, &headers, "/api/v1/chat", &body, run).await
+}
+
+async fn answer(app: &App, ask: ChatAsk) -> ApiResult<Response> {
     let answer = app.chat.answer(ask).await?;
     let mut response = Json(AnswerBody::of(&answer)).into_response();
     if let Some(verdict) = &answer.verdict {
@@ -109,7 +116,13 @@ pub async fn stream(
     headers: HeaderMap,
     WholeBody(body): WholeBody,
 ) -> ApiResult<Response> {
-    let ask = ChatRequest::read(&body)?.into_ask(caller, &headers)?;
+    let (caller, ask) = ChatRequest::read(&body)?.into_ask(caller, &headers)?;
+    let runner = app.clone();
+    let run = |caller| async move { open_stream(&runner, ChatAsk { caller, ..ask }).await };
+    once(&app, &caller, &headers, "/api/v1/chat/stream", &body, run).await
+}
+
+async fn open_stream(app: &App, ask: ChatAsk) -> ApiResult<Response> {
     let streamed = app.chat.stream(ask).await?;
     let frames = Frames::new(streamed.conversation_id, streamed.events, app.clock.clone());
     let mut response = Response::new(Body::from_stream(stream::unfold(frames, Frames::next)));
@@ -170,7 +183,7 @@ impl ChatRequest {
         Ok(request)
     }
 
-    fn into_ask(self, mut caller: Caller, headers: &HeaderMap) -> ApiResult<ChatAsk> {
+    fn into_ask(self, mut caller: Caller, headers: &HeaderMap) -> ApiResult<(Caller, ChatAsk)> {
         let message = self
             .message
             .filter(|message| !message.is_empty())
@@ -219,14 +232,15 @@ impl ChatRequest {
             headers,
             self.user.as_deref().or(self.safety_identifier.as_deref()),
         )?;
-        Ok(ChatAsk {
+        let ask = ChatAsk {
             caller: caller.guarded(),
             message,
             conversation,
             model: self.model.filter(|model| !model.is_empty()),
             instructions: self.instructions,
             max_output_tokens,
-        })
+        };
+        Ok((caller, ask))
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
         subscription::SubscriptionStatus,
         tenant::TenantRef,
         time::Timestamp,
+        usage::Quantities,
         window::WindowKind,
     },
     json::{self, Member},
@@ -111,6 +112,13 @@ impl FieldType for Quantity {
         Self::of_text(value.get())
     }
 }
+
+/// Of users, models and the like.
+const LONGEST_SHORT_TEXT: usize = 128;
+/// More than any plan has; each feature of a request is judged against its limits.
+const MOST_FEATURES: usize = 100;
+const QUANTITIES: &str =
+    "an object of at most 100 feature keys and whole numbers, such as {\"messages\":1}";
 
 /// The fields that are left of an object.
 pub struct Fields<'a> {
@@ -208,6 +216,67 @@ impl<'a> Fields<'a> {
             }
         });
         objects.collect::<ApiResult<Vec<_>>>().map(Some)
+    }
+
+    /// The fields of an object that stands at `path` of a body.
+    ///
+    /// # Errors
+    /// [`ApiError::Invalid`] for what is no object, or has a key twice.
+    pub fn of_value(path: &str, value: &'a RawValue) -> ApiResult<Self> {
+        let accepted = "an object that has each key once";
+        let left = json::members(value.get())
+            .map_err(|_| ApiError::bad_field(path, json::shown(value), accepted))?;
+        Ok(Self {
+            prefix: format!("{path}."),
+            left,
+            known: Vec::new(),
+        })
+    }
+
+    /// A text that is at most 128 bytes long; `None` if it is missing or null.
+    ///
+    /// # Errors
+    /// [`ApiError::Invalid`].
+    pub fn short_text(&mut self, name: &'static str) -> ApiResult<Option<String>> {
+        let text: Option<String> = self.optional(name)?;
+        match text {
+            Some(text) if text.len() > LONGEST_SHORT_TEXT => {
+                let found = format!("a text of {} bytes", text.len());
+                let accepted = "a text of at most 128 bytes, or null";
+                Err(ApiError::bad_field(self.param(name), found, accepted))
+            }
+            text => Ok(text),
+        }
+    }
+
+    /// Quantities per feature, none negative; a feature of 0 is as if it were left out.
+    ///
+    /// # Errors
+    /// [`ApiError::Invalid`], also if it is missing.
+    pub fn quantities(&mut self, name: &'static str) -> ApiResult<Quantities> {
+        let param = self.param(name);
+        let Some(value) = self.take(name).filter(|value| value.get() != "null") else {
+            return Err(ApiError::bad_field(param, "missing", QUANTITIES));
+        };
+        let members = json::members(value.get())
+            .map_err(|_| ApiError::bad_field(&*param, json::shown(value), QUANTITIES))?;
+        if members.len() > MOST_FEATURES {
+            let found = format!("an object of {} features", members.len());
+            return Err(ApiError::bad_field(param, found, QUANTITIES));
+        }
+        let mut quantities = Quantities::default();
+        for (key, value) in members {
+            let shown: String = key.chars().take(64).collect();
+            let param = format!("{param}.{shown}");
+            let feature = FeatureKey::of_text(&key).ok_or_else(|| {
+                ApiError::bad_field(&*param, "no feature key", FeatureKey::ACCEPTED)
+            })?;
+            let quantity = Quantity::of_json(value).ok_or_else(|| {
+                ApiError::bad_field(&*param, json::shown(value), Quantity::ACCEPTED)
+            })?;
+            quantities.add(feature, quantity);
+        }
+        Ok(quantities)
     }
 
     /// Whether the field is there and was not asked for yet.

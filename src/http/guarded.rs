@@ -49,6 +49,19 @@ impl GuardHeaders {
         }
     }
 
+    /// Of a decision that has no run.
+    #[must_use]
+    pub fn of_states(decision: Decision, states: LimitStates, now: Timestamp) -> Self {
+        Self {
+            decision,
+            admitted: states.clone(),
+            states,
+            capped: None,
+            now,
+            is_on: true,
+        }
+    }
+
     /// Where the limits stand now that the request is settled.
     pub fn settled(&mut self, states: LimitStates) {
         if !states.is_empty() {

@@ -10,11 +10,11 @@ use axum::{Router, middleware::from_fn_with_state};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    admin, chat, error,
+    admin, chat, cloud_events, error,
     layers::{Surroundings, surround},
     openai, openapi, ops,
     overload::InFlight,
-    usage,
+    reservations, usage,
 };
 use crate::app::App;
 
@@ -41,6 +41,10 @@ fn listed(admin: OpenApiRouter<App>) -> OpenApiRouter<App> {
         .routes(routes!(chat::stream))
         .routes(routes!(usage::show))
         .routes(routes!(usage::totals))
+        .routes(routes!(cloud_events::take))
+        .routes(routes!(reservations::create))
+        .routes(routes!(reservations::release))
+        .routes(routes!(reservations::settle))
         .routes(routes!(openai::chat_completions))
         .routes(routes!(openai::responses))
         .routes(routes!(openai::embeddings))

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::{
     HoldInfo, Settled,
-    local::overshoot,
+    local::{judged_settle, overshoot, overshoot_of},
     subjects::{SubjectRef, Who},
     sync::{Arc, Ordering},
     tenant::{Tenant, Usage},
@@ -94,6 +94,16 @@ impl Hold {
             quantities: used,
         };
         let mut counters = held.tenant.lock();
+        if states.is_empty() && !counters.is_evicted() {
+            // Held again after a restart: judged by the limits last seen, as usage without a hold is.
+            if counters.end(held.slot, held.id).is_some() {
+                held.tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
+            }
+            let judged = judged_settle(&mut counters, seq, usage);
+            drop(counters);
+            let overshoot = overshoot_of(used, &judged);
+            return Settled { states, overshoot };
+        }
         if counters.settle_hold(held.slot, held.id, seq, usage) {
             held.tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
         }

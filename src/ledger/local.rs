@@ -94,7 +94,7 @@ impl LocalLedger {
         shard.get(&tenant).map(Arc::clone)
     }
 
-    fn find_or_add(&self, tenant: TenantId, now: Timestamp) -> Arc<Tenant> {
+    pub(super) fn find_or_add(&self, tenant: TenantId, now: Timestamp) -> Arc<Tenant> {
         if let Some(found) = self.find(tenant) {
             found.touch(now);
             return found;
@@ -319,20 +319,34 @@ impl LocalLedger {
 
     /// Adds a durable event to the tenant's counters in memory; those that are not will be read with it.
     pub(super) fn add(&self, tenant: TenantId, seq: Seq, usage: Usage<'_>) -> Quantities {
-        let mut judged: Vec<(FeatureKey, Quantity, Quantity)> = Vec::new();
+        let mut judged = Judged::new();
         self.with_resident(tenant, usage.at, |counters| {
-            counters.settle(seq, usage, |counter| {
-                if let Some(hard) = counter.hard.filter(|_| !counter.is_loading()) {
-                    judged.push((counter.feature.clone(), counter.settled(), hard));
-                }
-            });
+            judged = judged_settle(counters, seq, usage);
         });
-        overshoot(usage.quantities, || {
-            judged
-                .iter()
-                .map(|(feature, settled, hard)| (feature, *settled, *hard))
-        })
+        overshoot_of(usage.quantities, &judged)
     }
+}
+
+/// Feature, settled use, and hard limit of counters that an event was added to.
+pub(super) type Judged = Vec<(FeatureKey, Quantity, Quantity)>;
+
+/// Adds an event, and says where that leaves the counters whose hard limit was seen before.
+pub(super) fn judged_settle(counters: &mut TenantCounters, seq: Seq, usage: Usage<'_>) -> Judged {
+    let mut judged = Judged::new();
+    counters.settle(seq, usage, |counter| {
+        if let Some(hard) = counter.hard.filter(|_| !counter.is_loading()) {
+            judged.push((counter.feature.clone(), counter.settled(), hard));
+        }
+    });
+    judged
+}
+
+pub(super) fn overshoot_of(used: &Quantities, judged: &Judged) -> Quantities {
+    overshoot(used, || {
+        judged
+            .iter()
+            .map(|(feature, settled, hard)| (feature, *settled, *hard))
+    })
 }
 
 /// Per feature, how much of `used` lies above a hard limit: `judged` gives feature, settled use with it, hard limit.

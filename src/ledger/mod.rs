@@ -11,6 +11,7 @@ mod gauges;
 mod hold;
 mod load;
 mod local;
+mod reopen;
 mod subjects;
 mod sync;
 mod tenant;
@@ -27,7 +28,7 @@ mod testing;
 use async_trait::async_trait;
 
 use self::sync::Arc;
-pub use self::{counter::CounterKey, hold::Hold, local::LocalLedger};
+pub use self::{counter::CounterKey, hold::Hold, local::LocalLedger, reopen::Granted};
 use crate::{
     domain::{
         feature::FeatureKey,
@@ -200,6 +201,15 @@ impl Ledger {
     pub async fn reserve(&self, ask: &LedgerAsk<'_>) -> Result<Reserved, LedgerError> {
         match self {
             Self::Local(local) => local.reserve(ask).await,
+        }
+    }
+
+    /// Holds again what was granted before a restart, whatever the limits say by now. To be called before the first
+    /// request is decided.
+    #[must_use]
+    pub fn reopen(&self, granted: Granted<'_>, now: Timestamp) -> Hold {
+        match self {
+            Self::Local(local) => local.reopen(granted, now),
         }
     }
 

@@ -67,6 +67,15 @@ pub struct Used {
     pub tokens: TokenUsage,
     /// Counted with the tokenizer.
     pub estimated: bool,
+    pub ending: Ending,
+}
+
+/// Whether a run came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Whole,
+    /// Its client hung up, or the upstream broke off.
+    Part,
 }
 
 /// A settled request.
@@ -119,7 +128,21 @@ impl Admitted {
         if !guard.is_on() {
             return Ok(settlement);
         }
-        let event = self.event(&used.model, &settlement, guard.clock.now());
+        let keyed = self.caller.keyed.clone();
+        let keyed = keyed.filter(|_| used.ending == Ending::Whole);
+        if let Some(keyed) = keyed.as_ref().filter(|keyed| keyed.is_rerun)
+            && guard
+                .recorder
+                .has_event(self.caller.tenant_id, keyed.event_id)
+                .await
+        {
+            settlement.states = std::mem::take(&mut self.states);
+            return Ok(settlement); // recorded by the run before the crash; this one's hold is given back
+        }
+        let mut event = self.event(&used.model, &settlement, guard.clock.now());
+        if let Some(keyed) = keyed {
+            event.event_id = keyed.event_id;
+        }
         let quantities = event.quantities.clone();
         let settled = guard.recorder.settle(self.hold.take(), event).await?;
         events::Recorded {

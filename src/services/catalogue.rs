@@ -25,6 +25,7 @@ use crate::{
         names::PlanCode,
         plan::{Plan, PlanFeature},
         quantity::Quantity,
+        reset::{Reset, counted_window},
         subscription::{Period, Subscription},
         tenant::{ApiKey, Tenant, TenantRef},
         time::Timestamp,
@@ -62,6 +63,7 @@ pub struct Policy {
     /// The plan of the current subscription; `None` without a subscription, or where its plan is not defined.
     pub plan: Option<Arc<Plan>>,
     grants: Vec<Grant>,
+    resets: Vec<Reset>,
     active: ArcSwapOption<ActiveLimits>,
 }
 
@@ -73,12 +75,18 @@ pub struct ActiveLimits {
 }
 
 impl Policy {
-    /// Of what was read elsewhere; `grants` are all of the tenant's.
-    pub(super) fn new(tenant: Tenant, plan: Option<Arc<Plan>>, grants: Vec<Grant>) -> Self {
+    /// Of what was read elsewhere; `grants` and `resets` are all of the tenant's.
+    pub(super) fn new(
+        tenant: Tenant,
+        plan: Option<Arc<Plan>>,
+        grants: Vec<Grant>,
+        resets: Vec<Reset>,
+    ) -> Self {
         Self {
             tenant,
             plan,
             grants,
+            resets,
             active: ArcSwapOption::empty(),
         }
     }
@@ -114,6 +122,29 @@ impl Policy {
             ),
             tenant_created_at: created_at,
         }
+    }
+
+    /// Whether the tenant's plan has limits of a feature, or it has one of its own.
+    #[must_use]
+    pub fn meters(&self, feature: &FeatureKey) -> bool {
+        let planned = self.plan.as_ref().and_then(|plan| plan.feature(feature));
+        planned.is_some_and(|feature| feature.is_metered)
+    }
+
+    #[must_use]
+    pub fn grants(&self) -> &[Grant] {
+        &self.grants
+    }
+
+    /// All resets, the oldest first.
+    #[must_use]
+    pub fn resets(&self) -> &[Reset] {
+        &self.resets
+    }
+
+    fn resets_of(&self, feature: &FeatureKey) -> Vec<Timestamp> {
+        let of_feature = self.resets.iter().filter(|reset| reset.feature == *feature);
+        of_feature.map(|reset| reset.at).collect()
     }
 
     /// The limits of a feature at `now`, overrides in their place; one without any is counted per period.
@@ -354,7 +385,7 @@ impl Catalogue {
     /// Puts what was read at `now` into the cache, unless something was dropped since `drops` was read.
     fn keep_policy(&self, read: TenantPolicy, now: Timestamp, drops: u64) -> Arc<Policy> {
         let plan = read.plan.map(|plan| self.share(plan));
-        let policy = Arc::new(Policy::new(read.tenant, plan, read.grants));
+        let policy = Arc::new(Policy::new(read.tenant, plan, read.grants, read.resets));
         if self.drops.load(Ordering::SeqCst) == drops {
             self.policies.insert(
                 policy.tenant.tenant_id,
@@ -381,6 +412,18 @@ impl Catalogue {
         }
     }
 
+    /// The limits of `policy` as they would have been at `at`, by what the plan, overrides and grants are now.
+    ///
+    /// # Errors
+    /// As [`limits`](Self::limits).
+    pub async fn limits_placed_at(
+        &self,
+        policy: &Policy,
+        at: Timestamp,
+    ) -> StoreResult<ActiveLimits> {
+        self.place_limits(policy, at).await
+    }
+
     async fn place_limits(&self, policy: &Policy, now: Timestamp) -> StoreResult<ActiveLimits> {
         let anchors = policy.anchors();
         let mut until = Timestamp::NEVER;
@@ -391,8 +434,9 @@ impl Catalogue {
             .flat_map(|plan| &plan.features)
             .filter(|feature| feature.is_metered);
         for feature in features {
+            let resets = policy.resets_of(&feature.key);
             for limit in policy.limits_of(feature, now) {
-                let window = limit.window.window_at(now, &anchors);
+                let window = counted_window(limit.window, now, &anchors, &resets);
                 until = until.min(window.end());
                 let granted = match limit.hard.filter(|_| grants::raises(&limit)) {
                     Some(hard) => {
@@ -442,6 +486,7 @@ impl Catalogue {
             tenant: policy.tenant.tenant_id,
             anchors: policy.anchors(),
             feature,
+            resets: policy.resets_of(feature),
             grants: policy.grants.iter().filter(has_begun).cloned().collect(),
         }
     }

@@ -305,6 +305,10 @@ impl Chat {
                     next = stream.next() => next,
                     () = events.closed() => {
                         run.admitted().mark_detached();
+                        let keyed = run.admitted().caller().keyed.as_ref();
+                        if keyed.is_some_and(|keyed| keyed.is_given_up()) {
+                            return (End::ClientGone, None); // it was read on already
+                        }
                         let Some(place) = self.tasks.detach() else { return (End::ClientGone, None) };
                         reader = Some((place, self.grace_ends()));
                         continue;

@@ -9,6 +9,7 @@ use crate::{
         ids::{GrantId, TenantId},
         limit::{Limit, Scope},
         quantity::Quantity,
+        reset::counted_window,
         time::Timestamp,
         window::{Anchors, Window, WindowKind},
     },
@@ -22,6 +23,8 @@ pub(super) struct Granting<'a> {
     pub tenant: TenantId,
     pub anchors: Anchors,
     pub feature: &'a FeatureKey,
+    /// Resets of it.
+    pub resets: Vec<Timestamp>,
     /// Those of `feature` that have begun.
     pub grants: Vec<Grant>,
 }
@@ -47,14 +50,7 @@ impl Granting<'_> {
             return Ok(Quantity::ZERO);
         }
         let (ended, _) = self.ended_stretches(kind, now).await?;
-        Ok(grant::replay(
-            &self.grants,
-            hard,
-            &ended,
-            kind.window_at(now, &self.anchors),
-            now,
-        )
-        .granted)
+        Ok(grant::replay(&self.grants, hard, &ended, self.window_at(kind, now), now).granted)
     }
 
     /// What is left of each grant now.
@@ -71,7 +67,7 @@ impl Granting<'_> {
             return Ok(Vec::new());
         }
         let (mut stretches, start) = self.ended_stretches(kind, now).await?;
-        let window = kind.window_at(now, &self.anchors);
+        let window = self.window_at(kind, now);
         if let Ok(until_now) = Window::new(window.start(), now) {
             stretches.push(Stretch {
                 window,
@@ -88,6 +84,11 @@ impl Granting<'_> {
             .collect())
     }
 
+    /// What a limit counts in: what was burned before a reset is not counted again after it.
+    fn window_at(&self, kind: WindowKind, at: Timestamp) -> Window {
+        counted_window(kind, at, &self.anchors, &self.resets)
+    }
+
     fn begun(&self) -> Timestamp {
         self.grants
             .iter()
@@ -102,7 +103,7 @@ impl Granting<'_> {
         kind: WindowKind,
         now: Timestamp,
     ) -> StoreResult<(Vec<Stretch>, Timestamp)> {
-        let window_at = |at| kind.window_at(at, &self.anchors);
+        let window_at = |at| self.window_at(kind, at);
         let mut stretches = Vec::new();
         let mut start = self.begun();
         for cut in grant::cuts(&self.grants, start, now, window_at) {

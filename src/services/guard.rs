@@ -3,6 +3,8 @@
 //! [`Guard::admit`] reserves, all limits or none; [`Admitted::settle`] writes down what was really used. An
 //! [`Admitted`] that is dropped unsettled gives back what it held, whatever happened.
 
+mod reserved;
+
 use std::{sync::Arc, time::Instant};
 
 use smallvec::{SmallVec, smallvec};
@@ -25,6 +27,7 @@ use crate::{
         admitted::{Admitted, OutputGrant},
         catalogue::{Catalogue, Policy},
         recorder::Recorder,
+        repeats::Keyed,
     },
     store::StoreError,
     telemetry::{
@@ -32,6 +35,8 @@ use crate::{
         metrics::Metrics,
     },
 };
+
+pub use self::reserved::{Allowed, ReserveAsk};
 
 /// Who asks.
 #[derive(Clone, Debug)]
@@ -41,6 +46,8 @@ pub struct Caller {
     /// The end user; `""` if none is named.
     pub user: Arc<str>,
     pub request_id: Arc<str>,
+    /// Set if the request came with an `Idempotency-Key`.
+    pub keyed: Option<Arc<Keyed>>,
 }
 
 /// How much a request may need at most.

@@ -18,9 +18,11 @@ pub mod operation;
 pub mod plans;
 pub mod presets;
 pub mod recorder;
+pub mod repeats;
 pub mod report;
 pub mod reporting;
 pub mod reports;
+pub mod reservations;
 pub mod run;
 pub mod secrets;
 pub mod tenants;
@@ -29,11 +31,12 @@ pub mod usage_view;
 use async_trait::async_trait;
 
 pub use error::AdminError;
+use reporting::Correction;
 
 use crate::{
     domain::{
-        feature::FeatureKey, ids::GrantId, quantity::Quantity, tenant::TenantRef, time::Timestamp,
-        window::Window,
+        administrator::Actor, feature::FeatureKey, ids::GrantId, quantity::Quantity,
+        tenant::TenantRef, time::Timestamp, window::Window,
     },
     store::usage::Dimension,
 };
@@ -88,6 +91,13 @@ pub trait UsageOperations: Send + Sync {
         files: report::ReportFiles,
         steps: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<report::ReportSummary, report::ReportFailed>;
+    /// `{"event_id","duplicate"}`.
+    async fn correct(
+        &self,
+        tenant: &TenantRef,
+        correction: &Correction,
+        by: &Actor,
+    ) -> Result<serde_json::Value, AdminError>;
     /// What is left of each of the tenant's grants that are not over.
     async fn grants_left(
         &self,

@@ -15,12 +15,35 @@ use crate::domain::{
     names::{DisplayName, PlanCode, Slug},
     plan::{AllowedModels, Plan, PlanFeature},
     quantity::Quantity,
+    reset::Reset,
     subscription::SubscriptionStatus,
     tenant::{ApiKey, Tenant},
     time::Timestamp,
     window::WindowKind,
 };
 use crate::store::audit::AuditEntry;
+
+/// A reset.
+#[derive(Debug, Serialize)]
+pub struct ResetObject {
+    pub tenant_slug: Slug,
+    pub feature_key: FeatureKey,
+    /// To the microsecond: usage before it no longer counts.
+    pub reset_at: Timestamp,
+    pub reason: String,
+}
+
+impl ResetObject {
+    #[must_use]
+    pub fn of(reset: Reset, tenant_slug: Slug) -> Self {
+        Self {
+            tenant_slug,
+            feature_key: reset.feature,
+            reset_at: reset.at,
+            reason: reset.reason,
+        }
+    }
+}
 
 /// A plan.
 #[derive(Debug, Serialize, utoipa::ToSchema)]

@@ -15,8 +15,13 @@ use tokio::sync::Mutex;
 use crate::{
     clock,
     domain::{
-        administrator::Actor, feature::FeatureKey, ids::TenantId, quantity::Quantity,
-        time::Timestamp, usage::UsageEvent, window::Window,
+        administrator::Actor,
+        feature::FeatureKey,
+        ids::{EventId, TenantId},
+        quantity::Quantity,
+        time::Timestamp,
+        usage::UsageEvent,
+        window::Window,
     },
     journal::{Frozen, Journal, JournalError, Snapshot},
     ledger::{BaseTotals, CounterKey, Drained, Hold, Ledger, LedgerError, LocalLedger, Settled},
@@ -345,6 +350,19 @@ impl Recorder {
             return Err(AdminError::not_found("user", user));
         }
         Ok(())
+    }
+
+    /// Whether an event of a tenant is recorded, here or in the store; no if that can't be told: recording it again
+    /// adds nothing to the store.
+    pub async fn has_event(&self, tenant: TenantId, event: EventId) -> bool {
+        let found = async {
+            self.flush_tenant(tenant).await?;
+            self.store.has_event(event).await
+        };
+        found.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "whether an event is recorded already can't be told");
+            false
+        })
     }
 
     /// As [`flush`](Self::flush), if the tenant has anything in the journal.

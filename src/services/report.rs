@@ -219,7 +219,8 @@ impl Reports {
         for (tenant, grants) in tenants.into_iter().zip(grants) {
             let plan = tenant.subscription.as_ref();
             let plan = plan.and_then(|subscription| plans.get(&subscription.plan_code));
-            let policy = Policy::new(tenant, plan.cloned(), grants);
+            // A reset changes what limits count, and not the report.
+            let policy = Policy::new(tenant, plan.cloned(), grants, Vec::new());
             let limits = self.catalogue.limits(&policy, now).await?;
             placed.push(Placed::new(policy, &limits.limits, ask, now));
         }

@@ -1,23 +1,27 @@
 //! Usage that is reported after the fact: taken whatever the limits say, since it happened, and counted once.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use uuid::Uuid;
+use futures_util::future::join_all;
 
 use crate::{
+    clock,
     domain::{
-        ids::{EventId, TenantId},
+        administrator::Actor,
+        feature::FeatureKey,
+        ids::{EventId, KeyId, TenantId},
         quantity::Quantity,
         time::Timestamp,
-        usage::{Quantities, Source, UsageEvent},
+        usage::{Quantities, Source, UsageEvent, event_id_of},
     },
     services::{
         ManualRecord,
         catalogue::{Catalogue, Policy},
         error::AdminError,
+        plans::check_text,
         recorder::Recorder,
     },
-    store::SharedStore,
+    store::{SharedStore, audit::NewAudit},
     telemetry::{
         events::{self, OvershootCause},
         metrics::Metrics,
@@ -26,25 +30,57 @@ use crate::{
 
 /// How far ahead of the clock a time may lie (interface.md §3).
 const AHEAD: Duration = Duration::from_secs(5 * 60);
-/// The namespace of ids made from keys (RFC 9562 §5.5): one of tollgate's own, drawn at random once.
-const NAMESPACE: Uuid = Uuid::from_u128(0x6f1c_95b2_2f0e_4d53_9a3f_0a0d_5f7c_11e4);
+/// Reports of one tenant come one by one: those of tenants that share a place wait for each other too.
+const PLACES: usize = 64;
+/// Of how many callers of one report the limits are looked at, so that their overshoot can be told.
+const SEEN_AT_ONCE: usize = 50;
+
+/// Usage to be recorded once.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The same id again records nothing.
+    pub event_id: EventId,
+    pub source: Source,
+    pub request_id: String,
+    pub key_id: Option<KeyId>,
+    /// The end user; `""` if it names none.
+    pub user: String,
+    pub model: Option<String>,
+    pub quantities: Quantities,
+    /// Decides the windows that it counts in.
+    pub at: Timestamp,
+    pub reason: Option<String>,
+}
 
 /// What became of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reported {
     pub event_id: EventId,
-    /// The same key was recorded before; this call added nothing.
+    /// The same id was recorded before; this call added nothing.
     pub is_duplicate: bool,
 }
 
-/// Records one by one: a repeat that comes at the same moment must find the first.
+/// A change to what was recorded: adds, or takes away.
+#[derive(Clone, Debug)]
+pub struct Correction {
+    pub feature: FeatureKey,
+    /// Not zero.
+    pub quantity: Quantity,
+    pub reason: String,
+    /// The event that it corrects, whose window, key, user and model it counts for; `None`: now, and nobody's.
+    pub of: Option<EventId>,
+    /// The same key again corrects nothing.
+    pub idempotency_key: Option<String>,
+}
+
+/// Records usage that is reported, each event once.
 pub struct Reporting {
     store: SharedStore,
     catalogue: Arc<Catalogue>,
     recorder: Arc<Recorder>,
     metrics: Arc<Metrics>,
     retention: Duration,
-    one_at_a_time: tokio::sync::Mutex<()>,
+    one_by_one: [tokio::sync::Mutex<()>; PLACES],
 }
 
 impl Reporting {
@@ -62,7 +98,7 @@ impl Reporting {
             recorder,
             metrics,
             retention,
-            one_at_a_time: tokio::sync::Mutex::new(()),
+            one_by_one: std::array::from_fn(|_| tokio::sync::Mutex::default()),
         }
     }
 
@@ -78,32 +114,171 @@ impl Reporting {
     ) -> Result<Reported, AdminError> {
         self.check(record, now).await?;
         let tenant = policy.tenant.tenant_id;
-        let event_id = id_of(tenant, Source::Manual, &record.idempotency_key);
-        let _one_at_a_time = self.one_at_a_time.lock().await;
-        self.recorder.flush_tenant(tenant).await?;
-        if self.store.has_event(event_id).await? {
+        let report = Report {
+            event_id: event_id_of(tenant, Source::Manual, &record.idempotency_key),
+            source: Source::Manual,
+            request_id: String::new(),
+            key_id: None,
+            user: String::new(),
+            model: None,
+            quantities: Quantities::default().with(record.feature.clone(), record.quantity),
+            at: record.at.unwrap_or(now),
+            reason: None,
+        };
+        self.report_one(policy, report, now).await
+    }
+
+    /// Adds to what was recorded, or takes away; audited.
+    ///
+    /// # Errors
+    /// As [`record`](Self::record); [`AdminError::NotFound`] for an event that is not the tenant's.
+    pub async fn correct(
+        &self,
+        policy: &Policy,
+        correction: &Correction,
+        by: &Actor,
+    ) -> Result<Reported, AdminError> {
+        self.check_correction(correction).await?;
+        let tenant = policy.tenant.tenant_id;
+        let corrected = match correction.of {
+            Some(id) => Some(self.find_event(tenant, id).await?),
+            None => None,
+        };
+        let event_id = match &correction.idempotency_key {
+            Some(key) => event_id_of(tenant, Source::Correction, key),
+            None => EventId::new(clock::new_id()),
+        };
+        let quantities =
+            Quantities::default().with(correction.feature.clone(), correction.quantity);
+        let report = Report {
+            event_id,
+            source: Source::Correction,
+            request_id: corrected
+                .as_ref()
+                .map_or_else(String::new, |it| it.request_id.clone()),
+            key_id: corrected.as_ref().and_then(|it| it.key_id),
+            user: corrected
+                .as_ref()
+                .map_or_else(String::new, |it| it.user.clone()),
+            model: corrected.as_ref().and_then(|it| it.model.clone()),
+            quantities,
+            at: corrected.as_ref().map_or(by.at, |it| it.admitted_at),
+            reason: Some(correction.reason.clone()),
+        };
+        let _one_by_one = self.place(tenant).lock().await;
+        if self.is_recorded(tenant, event_id).await? {
             return Ok(Reported {
                 event_id,
                 is_duplicate: true,
             });
         }
-        self.see_limits(policy, now).await;
-        let quantities = Quantities::default().with(record.feature.clone(), record.quantity);
-        let event = UsageEvent {
+        // First the audit row: a correction that nobody is known to have made must not be.
+        self.store
+            .note(&NewAudit {
+                by: by.clone(),
+                action: "usage.correct",
+                target: policy.tenant.slug.to_string(),
+                before: None,
+                after: Some(serde_json::json!({
+                    "event_id": event_id,
+                    "feature_key": correction.feature,
+                    "quantity": correction.quantity,
+                    "reason": correction.reason,
+                    "of": correction.of,
+                })),
+            })
+            .await?;
+        let recorded = self.record_new(policy, vec![report], by.at).await;
+        recorded.map(|()| Reported {
             event_id,
-            request_id: String::new(),
-            source: Source::Manual,
-            tenant_id: tenant,
-            key_id: None,
-            user: String::new(),
-            model: None,
-            quantities: quantities.clone(),
-            estimated: false,
-            reason: None,
-            price_id: None,
-            admitted_at: record.at.unwrap_or(now),
-            recorded_at: now,
-        };
+            is_duplicate: false,
+        })
+    }
+
+    async fn find_event(&self, tenant: TenantId, id: EventId) -> Result<UsageEvent, AdminError> {
+        self.recorder.flush_tenant(tenant).await?;
+        let found = self.store.find_event(id).await?;
+        found
+            .filter(|event| event.tenant_id == tenant)
+            .ok_or_else(|| AdminError::not_found("event", id))
+    }
+
+    async fn report_one(
+        &self,
+        policy: &Policy,
+        report: Report,
+        now: Timestamp,
+    ) -> Result<Reported, AdminError> {
+        let event_id = report.event_id;
+        let reported = self.report(policy, vec![report], now).await?;
+        Ok(reported.first().copied().unwrap_or(Reported {
+            event_id,
+            is_duplicate: false,
+        }))
+    }
+
+    /// Records what was not recorded before; what became of each, in the order given.
+    ///
+    /// To be run in a task of its own: dropped halfway, what is written down would not be counted until a restart.
+    ///
+    /// # Errors
+    /// [`AdminError::Unavailable`]: some may be written down. Repeating the call is safe.
+    pub async fn report(
+        &self,
+        policy: &Policy,
+        reports: Vec<Report>,
+        now: Timestamp,
+    ) -> Result<Vec<Reported>, AdminError> {
+        let tenant = policy.tenant.tenant_id;
+        let _one_by_one = self.place(tenant).lock().await;
+        self.recorder.flush_tenant(tenant).await?;
+        let ids: Vec<EventId> = reports.iter().map(|report| report.event_id).collect();
+        let mut known: HashSet<EventId> = self.store.list_known_events(&ids).await?;
+        let mut reported = Vec::with_capacity(reports.len());
+        let mut new = Vec::new();
+        for report in reports {
+            let is_new = known.insert(report.event_id);
+            reported.push(Reported {
+                event_id: report.event_id,
+                is_duplicate: !is_new,
+            });
+            if is_new {
+                new.push(report);
+            }
+        }
+        self.record_new(policy, new, now).await?;
+        Ok(reported)
+    }
+
+    fn place(&self, tenant: TenantId) -> &tokio::sync::Mutex<()> {
+        let [.., place] = tenant.uuid().into_bytes();
+        &self.one_by_one[usize::from(place) % PLACES]
+    }
+
+    async fn is_recorded(&self, tenant: TenantId, event: EventId) -> Result<bool, AdminError> {
+        self.recorder.flush_tenant(tenant).await?;
+        Ok(self.store.has_event(event).await?)
+    }
+
+    /// Writes events down that share their commits, and counts them.
+    async fn record_new(
+        &self,
+        policy: &Policy,
+        reports: Vec<Report>,
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
+        self.see_limits(policy, &reports, now).await;
+        let tenant = policy.tenant.tenant_id;
+        let recording = reports.into_iter().map(|report| {
+            let event = report.into_event(tenant, now);
+            self.record_event(policy, event)
+        });
+        let recorded = join_all(recording).await;
+        recorded.into_iter().collect()
+    }
+
+    async fn record_event(&self, policy: &Policy, event: UsageEvent) -> Result<(), AdminError> {
+        let quantities = event.quantities.clone();
         let settled = self
             .recorder
             .settle(None, event)
@@ -120,24 +295,47 @@ impl Reporting {
             cause: OvershootCause::AfterTheFact,
         }
         .emit(&self.metrics);
-        Ok(Reported {
-            event_id,
-            is_duplicate: false,
-        })
+        Ok(())
     }
 
-    /// Has the ledger read the tenant's counters, so that it can tell by how much this usage passes a limit.
-    async fn see_limits(&self, policy: &Policy, now: Timestamp) {
+    /// Has the ledger read the counters, so that it can tell by how much this usage passes a limit.
+    async fn see_limits(&self, policy: &Policy, reports: &[Report], now: Timestamp) {
         let Ok(active) = self.catalogue.limits(policy, now).await else {
             return;
         };
+        let whose: HashSet<(Option<KeyId>, &str)> = reports
+            .iter()
+            .map(|report| (report.key_id, report.user.as_str()))
+            .take(SEEN_AT_ONCE)
+            .collect();
         let ledger = self.recorder.ledger();
-        if let Err(error) = ledger
-            .states(policy.tenant.tenant_id, None, "", &active.limits, now)
-            .await
-        {
-            tracing::debug!(%error, "usage is recorded without a look at its limits");
+        for (key, user) in whose {
+            let seen = ledger.states(policy.tenant.tenant_id, key, user, &active.limits, now);
+            if let Err(error) = seen.await {
+                tracing::debug!(%error, "usage is recorded without a look at its limits");
+            }
         }
+    }
+
+    /// The times that reported usage may have at `now`: from the retention back to five minutes ahead.
+    #[must_use]
+    pub fn times(&self, now: Timestamp) -> std::ops::RangeInclusive<Timestamp> {
+        now.minus(self.retention)..=now.plus(AHEAD)
+    }
+
+    async fn check_correction(&self, correction: &Correction) -> Result<(), AdminError> {
+        if correction.quantity == Quantity::ZERO {
+            return Err(AdminError::invalid(
+                "quantity",
+                correction.quantity,
+                "a whole number that is not 0; below 0 takes away",
+            ));
+        }
+        check_text("reason", &correction.reason, 500)?;
+        if let Some(key) = &correction.idempotency_key {
+            check_key(key)?;
+        }
+        self.check_feature(&correction.feature).await
     }
 
     async fn check(&self, record: &ManualRecord, now: Timestamp) -> Result<(), AdminError> {
@@ -148,44 +346,113 @@ impl Reporting {
                 "a whole number from 0 to 2^53 - 1",
             ));
         }
-        let key = &record.idempotency_key;
-        if key.is_empty() || key.len() > 255 || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(AdminError::invalid(
-                "idempotency_key",
-                key,
-                "1-255 visible ASCII characters",
-            ));
-        }
-        if let Some(at) = record
-            .at
-            .filter(|&at| at < now.minus(self.retention) || at > now.plus(AHEAD))
-        {
+        check_key(&record.idempotency_key)?;
+        if let Some(at) = record.at.filter(|at| !self.times(now).contains(at)) {
             let accepted = format!(
                 "a time from {} to five minutes ahead",
                 now.minus(self.retention).to_whole_second()
             );
             return Err(AdminError::invalid("at", at, accepted));
         }
-        let is_known = record.feature.is_built_in()
-            || self
-                .store
-                .list_plans()
-                .await?
-                .iter()
-                .any(|plan| plan.feature(&record.feature).is_some());
-        if !is_known {
-            return Err(AdminError::invalid(
+        self.check_feature(&record.feature).await
+    }
+
+    async fn check_feature(&self, feature: &FeatureKey) -> Result<(), AdminError> {
+        match self.first_unknown([feature]).await? {
+            Some(unknown) => Err(AdminError::invalid(
                 "feature_key",
-                &record.feature,
+                unknown,
                 "a feature that a plan defines",
-            ));
+            )),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Whether plans define all features named.
+    ///
+    /// # Errors
+    /// [`AdminError::Invalid`] names the first that none defines; [`AdminError::Unavailable`].
+    pub async fn check_features(&self, quantities: &Quantities) -> Result<(), AdminError> {
+        let features = quantities.iter().map(|(feature, _)| feature);
+        match self.first_unknown(features).await? {
+            Some(unknown) => Err(AdminError::invalid(
+                "quantities",
+                unknown,
+                "features that a plan defines",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Those of `features` that no plan defines; tollgate's own are always known.
+    ///
+    /// # Errors
+    /// [`AdminError::Unavailable`].
+    pub async fn unknown_of(
+        &self,
+        features: HashSet<FeatureKey>,
+    ) -> Result<HashSet<FeatureKey>, AdminError> {
+        let named: HashSet<FeatureKey> = features
+            .into_iter()
+            .filter(|it| !it.is_built_in())
+            .collect();
+        if named.is_empty() {
+            return Ok(named);
+        }
+        let plans = self.store.list_plans().await?;
+        let is_known = |feature: &FeatureKey| plans.iter().any(|it| it.feature(feature).is_some());
+        Ok(named.into_iter().filter(|it| !is_known(it)).collect())
+    }
+
+    /// The first feature that no plan defines; tollgate's own are always known.
+    ///
+    /// # Errors
+    /// [`AdminError::Unavailable`].
+    pub async fn first_unknown<'a>(
+        &self,
+        features: impl IntoIterator<Item = &'a FeatureKey> + Send,
+    ) -> Result<Option<&'a FeatureKey>, AdminError> {
+        let named: Vec<&FeatureKey> = features
+            .into_iter()
+            .filter(|feature| !feature.is_built_in())
+            .collect();
+        if named.is_empty() {
+            return Ok(None);
+        }
+        let plans = self.store.list_plans().await?;
+        let is_known = |feature: &FeatureKey| plans.iter().any(|it| it.feature(feature).is_some());
+        Ok(named.into_iter().find(|feature| !is_known(feature)))
     }
 }
 
-/// The id of the event that a key stands for: the same key of the same tenant finds itself.
-fn id_of(tenant: TenantId, source: Source, key: &str) -> EventId {
-    let name = format!("{tenant}\0{source}\0{key}");
-    EventId::new(Uuid::new_v5(&NAMESPACE, name.as_bytes()))
+impl Report {
+    fn into_event(self, tenant: TenantId, now: Timestamp) -> UsageEvent {
+        UsageEvent {
+            event_id: self.event_id,
+            request_id: self.request_id,
+            source: self.source,
+            tenant_id: tenant,
+            key_id: self.key_id,
+            user: self.user,
+            model: self.model,
+            quantities: self.quantities,
+            estimated: false,
+            reason: self.reason,
+            price_id: None,
+            admitted_at: self.at,
+            recorded_at: now,
+        }
+    }
+}
+
+fn check_key(key: &str) -> Result<(), AdminError> {
+    let is_key = (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_key {
+        return Ok(());
+    }
+    Err(AdminError::invalid(
+        "idempotency_key",
+        key,
+        "1-255 visible ASCII characters",
+    ))
 }

@@ -9,7 +9,7 @@ use crate::{
     domain::{quantity::Quantity, usage::TokenUsage},
     journal::JournalError,
     services::{
-        admitted::{Admitted, Settlement, Used},
+        admitted::{Admitted, Ending, Settlement, Used},
         meter::OutputMeter,
     },
 };
@@ -149,12 +149,23 @@ impl Run {
         let Some((tokens, estimated)) = self.charge(end) else {
             return Ok(Outcome::Free);
         };
+        let is_whole = matches!(end, End::Completed | End::CutOff);
         let used = Used {
             model: self.model,
             tokens,
             estimated,
+            ending: if is_whole {
+                Ending::Whole
+            } else {
+                Ending::Part
+            },
         };
-        self.admitted.settle(used).await.map(Outcome::Charged)
+        let keyed = self.admitted.caller().keyed.clone().filter(|_| is_whole);
+        let settlement = self.admitted.settle(used).await?;
+        if let Some(keyed) = keyed {
+            keyed.note_whole();
+        }
+        Ok(Outcome::Charged(settlement))
     }
 
     /// What the run is charged, and whether that is an estimate; `None`: nothing.

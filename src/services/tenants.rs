@@ -10,6 +10,7 @@ use crate::{
         limit::{Limit, Override, Scope},
         names::{DisplayName, PlanCode, Slug},
         quantity::Quantity,
+        reset::Reset,
         subscription::{Period, Subscription, SubscriptionStatus},
         tenant::{Tenant, TenantRef},
         time::Timestamp,
@@ -437,6 +438,37 @@ impl Tenants {
         };
         self.store.add_grant(&grant, by).await?;
         Ok((grant, tenant))
+    }
+
+    /// Has the limits of a feature count anew from `by.at` until their windows end; usage stays as it is.
+    ///
+    /// # Errors
+    /// `NotFound` for the tenant; `Invalid` for a feature that its plan does not meter, or the reason.
+    pub async fn reset(
+        &self,
+        tenant: &TenantRef,
+        feature: FeatureKey,
+        reason: String,
+        by: &Actor,
+    ) -> Result<(Reset, Tenant), AdminError> {
+        check_text("reason", &reason, 500)?;
+        let tenant = self.get(tenant).await?;
+        let plan = match &tenant.subscription {
+            Some(subscription) => self.store.find_plan(&subscription.plan_code).await?,
+            None => None,
+        };
+        let planned = plan.as_ref().and_then(|plan| plan.feature(&feature));
+        if !planned.is_some_and(|planned| planned.is_metered) {
+            let accepted = format!("a feature that the plan of tenant '{}' meters", tenant.slug);
+            return Err(AdminError::invalid("feature_key", feature, accepted));
+        }
+        let reset = Reset {
+            feature,
+            at: by.at,
+            reason,
+        };
+        self.store.add_reset(tenant.tenant_id, &reset, by).await?;
+        Ok((reset, tenant))
     }
 
     /// All grants, ended ones included, oldest first.

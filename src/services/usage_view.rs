@@ -145,7 +145,8 @@ impl<L: Borrow<ActiveLimit>> From<&LimitState<L>> for FeatureItem {
             scope: limit.scope,
             window: limit.kind,
             unit: Arc::clone(&limit.unit),
-            used: state.settled,
+            // Corrections may take away more than was used in this window.
+            used: state.settled.at_least_zero(),
             soft_limit: limit.soft,
             hard_limit: limit.hard,
             remaining: state.remaining(),
@@ -374,7 +375,7 @@ impl TotalsBody {
             TotalRow {
                 unit: unit_of(policy, &total.feature),
                 feature_key: total.feature.to_string(),
-                quantity: total.quantity,
+                quantity: total.quantity.at_least_zero(),
                 window_start: totals.window.start(),
                 window_end: totals.window.end(),
                 key_id: value(Dimension::Key),

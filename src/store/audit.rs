@@ -31,6 +31,17 @@ pub struct AuditFilter {
     pub until: Option<Timestamp>,
 }
 
+/// Something done that changes nothing else in the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewAudit {
+    pub by: Actor,
+    pub action: &'static str,
+    pub target: String,
+    /// Never a secret.
+    pub before: Option<serde_json::Value>,
+    pub after: Option<serde_json::Value>,
+}
+
 #[async_trait]
 pub trait AuditStore: Send + Sync {
     /// Newest first, older than the entry `before_id`, at most `limit`.
@@ -47,4 +58,7 @@ pub trait AuditStore: Send + Sync {
         before_id: Option<i64>,
         limit: usize,
     ) -> StoreResult<Vec<AuditEntry>>;
+
+    /// Adds an entry of something that changes nothing else in the store.
+    async fn note(&self, entry: &NewAudit) -> StoreResult<()>;
 }

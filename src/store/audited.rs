@@ -8,6 +8,7 @@ use crate::domain::{
     grant::Grant,
     limit::{Limit, Override},
     plan::{Plan, PlanFeature},
+    reset::Reset,
     subscription::Subscription,
     tenant::{ApiKey, Tenant},
 };
@@ -89,6 +90,14 @@ pub(super) fn grant(grant: &Grant) -> Value {
         "created_at": grant.created_at,
         "expires_at": grant.expires_at,
         "revoked_at": grant.revoked_at,
+    })
+}
+
+pub(super) fn reset(reset: &Reset) -> Value {
+    json!({
+        "feature_key": reset.feature,
+        "at": reset.at,
+        "reason": reset.reason,
     })
 }
 

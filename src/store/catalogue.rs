@@ -11,6 +11,7 @@ use crate::domain::{
     limit::Override,
     names::{DisplayName, PlanCode, Slug},
     plan::Plan,
+    reset::Reset,
     subscription::Subscription,
     tenant::{Tenant, TenantRef},
     time::Timestamp,
@@ -42,6 +43,8 @@ pub struct TenantPolicy {
     pub plan: Option<Plan>,
     /// All of its grants, ended ones included, oldest first.
     pub grants: Vec<Grant>,
+    /// All of its resets, oldest first.
+    pub resets: Vec<Reset>,
 }
 
 /// Every write adds an audit row (who, what, old → new) in its own transaction, and a row to the change feed
@@ -142,6 +145,14 @@ pub trait CatalogueStore: Send + Sync {
     /// # Errors
     /// `NotFound`.
     async fn revoke_grant(&self, grant: GrantId, by: &Actor) -> StoreResult<Grant>;
+
+    /// Adds a reset: from `reset.at` on limits of its feature count anew.
+    ///
+    /// # Errors
+    /// `NotFound` for the tenant; `AlreadyExists` for one of the same instant.
+    async fn add_reset(&self, tenant: TenantId, reset: &Reset, by: &Actor) -> StoreResult<()>;
+    /// All resets of a tenant, the oldest first.
+    async fn list_resets(&self, tenant: TenantId) -> StoreResult<Vec<Reset>>;
 
     /// What changed after `version`, up to now; `Everything` if the feed no longer reaches back that far.
     /// Call with 0 and ignore what changed to learn the present version.

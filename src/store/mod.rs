@@ -10,6 +10,7 @@ mod contract;
 pub mod conversations;
 pub mod keys;
 pub mod maintenance;
+pub mod reservations;
 mod rollups;
 pub mod sqlite;
 pub mod usage;
@@ -24,6 +25,7 @@ pub trait Store:
     + keys::KeyStore
     + usage::UsageStore
     + conversations::ConversationStore
+    + reservations::ReservationStore
     + audit::AuditStore
     + maintenance::MaintenanceStore
 {
@@ -34,6 +36,7 @@ impl<T> Store for T where
         + keys::KeyStore
         + usage::UsageStore
         + conversations::ConversationStore
+        + reservations::ReservationStore
         + audit::AuditStore
         + maintenance::MaintenanceStore
 {

@@ -1,5 +1,7 @@
 //! Usage events and their rollups.
 
+use std::collections::HashSet;
+
 use async_trait::async_trait;
 use uuid::Uuid;
 
@@ -137,8 +139,31 @@ pub trait UsageStore: Send + Sync {
     /// Whether an event with this id was recorded, and is not pruned.
     async fn has_event(&self, event: EventId) -> StoreResult<bool>;
 
-    /// A tenant's events, those admitted last first, at most `limit`; quantities in the order of their features.
-    async fn list_events(&self, tenant: TenantId, limit: usize) -> StoreResult<Vec<UsageEvent>>;
+    /// Those of `events` that were recorded, and are not pruned.
+    async fn list_known_events(&self, events: &[EventId]) -> StoreResult<HashSet<EventId>>;
+
+    async fn find_event(&self, event: EventId) -> StoreResult<Option<UsageEvent>>;
+
+    /// A tenant's events, those admitted last first, older than `before`, at most `limit`; quantities in the order
+    /// of their features. Of those admitted at the same instant, the one with the larger id is the newer.
+    async fn list_events(
+        &self,
+        tenant: TenantId,
+        before: Option<(Timestamp, EventId)>,
+        limit: usize,
+    ) -> StoreResult<Vec<UsageEvent>>;
+
+    /// The events that a request caused, corrections of them included, the first recorded first; at most 100.
+    async fn list_events_of_request(&self, request_id: &str) -> StoreResult<Vec<UsageEvent>>;
+
+    /// Sums the corrections of `tenant` in `window` that are not pruned: one quantity per asked feature, in the order
+    /// asked.
+    async fn corrections(
+        &self,
+        tenant: TenantId,
+        features: &[FeatureKey],
+        window: Window,
+    ) -> StoreResult<Vec<Quantity>>;
 
     /// Deletes events recorded and admitted before `before`, at most `limit`; rollups stay.
     async fn prune_events(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;

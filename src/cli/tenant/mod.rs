@@ -5,6 +5,7 @@ mod create;
 mod grant;
 mod limit;
 mod list;
+mod reset;
 mod show;
 mod subscribe;
 
@@ -27,6 +28,7 @@ pub(in crate::cli) enum TenantCommand {
     Show(show::Show),
     Subscribe(subscribe::Subscribe),
     Cancel(cancel::Cancel),
+    Reset(reset::Reset),
     /// Gives a tenant limits of its own, in place of its plan's
     #[command(
         subcommand,
@@ -50,6 +52,7 @@ impl TenantCommand {
             | Self::List(_)
             | Self::Show(_)
             | Self::Subscribe(_)
+            | Self::Reset(_)
             | Self::Limit(_) => None,
         }
     }
@@ -63,6 +66,7 @@ impl TenantCommand {
             Self::Show(command) => command.run(&tenants, by.at).await,
             Self::Subscribe(command) => command.run(&tenants, &by).await,
             Self::Cancel(command) => command.run(&tenants, &by).await,
+            Self::Reset(command) => command.run(&tenants, &by).await,
             Self::Limit(command) => command.run(&tenants, &by).await,
             Self::Grant(command) => command.run(backend, &tenants, &by).await,
         }

@@ -1,5 +1,6 @@
 //! `tollgate usage …`.
 
+mod correct;
 mod export;
 mod record;
 mod show;
@@ -30,6 +31,7 @@ pub(in crate::cli) enum UsageCommand {
     #[command(name = "sync-entitlements")]
     Sync(sync::Sync),
     ExportReport(export::ExportReport),
+    Correct(correct::Correct),
 }
 
 impl UsageCommand {
@@ -41,7 +43,11 @@ impl UsageCommand {
     pub(super) fn input(&self, data_dir: &Path) -> anyhow::Result<Option<Input>> {
         match self {
             Self::Sync(command) => command.input(data_dir).map(Some),
-            Self::Show(_) | Self::Totals(_) | Self::Record(_) | Self::ExportReport(_) => Ok(None),
+            Self::Show(_)
+            | Self::Totals(_)
+            | Self::Record(_)
+            | Self::Correct(_)
+            | Self::ExportReport(_) => Ok(None),
         }
     }
 
@@ -62,6 +68,7 @@ impl UsageCommand {
             Self::Record(command) => command.run(usage.as_ref(), now).await,
             Self::Sync(command) => command.run(backend, typed).await,
             Self::ExportReport(command) => command.run(usage.as_ref(), backend, progress).await,
+            Self::Correct(command) => command.run(usage.as_ref(), &backend.actor()).await,
         }
     }
 }

@@ -8,7 +8,10 @@ use crate::{
     json::Unreadable,
     ledger::LedgerError,
     provider::{ProviderError, request::BadRequest},
-    services::{AdminError, chat::ChatError, guard::AdmitError, reports::ReportError},
+    services::{
+        AdminError, chat::ChatError, guard::AdmitError, reports::ReportError,
+        reservations::ReservationError,
+    },
 };
 
 impl ApiError {
@@ -167,6 +170,21 @@ impl From<ReportError> for ApiError {
             ReportError::NoTenant(tenant) => Self::NotFound(format!("tenant '{tenant}'")),
             ReportError::Store(error) => error.into(),
             ReportError::Ledger(error) => error.into(),
+        }
+    }
+}
+
+impl From<ReservationError> for ApiError {
+    fn from(error: ReservationError) -> Self {
+        match error {
+            ReservationError::Admit(error) => error.into(),
+            ReservationError::NotFound(id) => Self::NotFound(format!("reservation '{id}'")),
+            ReservationError::Settled(id) => Self::ReservationSettled {
+                reservation_id: id.to_string(),
+            },
+            ReservationError::Store(error) => error.into(),
+            ReservationError::Journal(error) => error.into(),
+            ReservationError::Stopped => Self::stopped(),
         }
     }
 }

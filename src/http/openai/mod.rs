@@ -29,6 +29,7 @@ use crate::{
         error::{ApiError, ApiResult},
         extract::WholeBody,
         guarded::GuardHeaders,
+        idempotency::{IDEMPOTENCY_KEY, once},
         openapi::{
             answers::{OpenAiAnswer, OpenAiRequest, StreamEvent},
             errors,
@@ -40,7 +41,7 @@ use crate::{
         tokens, usage,
     },
     services::{
-        guard::{Ask, OutputAsk},
+        guard::{self, Ask, OutputAsk},
         run::{End, EstimateInput, Outcome, Run, RunRules},
     },
 };
@@ -175,9 +176,28 @@ async fn pass(
     headers: &HeaderMap,
     body: Bytes,
 ) -> ApiResult<Response> {
-    let look = RequestLook::read(endpoint, body)?;
+    let look = RequestLook::read(endpoint, body.clone())?;
     caller.name_user(headers, look.user.as_deref())?;
-    let passing = prepare(&app, &caller, headers, look).await?;
+    if !headers.contains_key(IDEMPOTENCY_KEY) {
+        return admit_and_run(app, &caller.guarded(), headers, look).await;
+    }
+    let route = match endpoint {
+        Endpoint::Responses => "/v1/responses",
+        Endpoint::Embeddings => "/v1/embeddings",
+        Endpoint::ChatCompletions | Endpoint::Models => "/v1/chat/completions",
+    };
+    let (runner, sent) = (app.clone(), headers.clone());
+    let run = |caller| async move { admit_and_run(runner, &caller, &sent, look).await };
+    once(&app, &caller, headers, route, &body, run).await
+}
+
+async fn admit_and_run(
+    app: App,
+    caller: &guard::Caller,
+    headers: &HeaderMap,
+    look: RequestLook,
+) -> ApiResult<Response> {
+    let passing = prepare(&app, caller, headers, look).await?;
     let (sender, answered) = oneshot::channel();
     let tasks = app.tasks.clone();
     // A task of its own: the client may go away, the run does not.
@@ -187,7 +207,7 @@ async fn pass(
 
 async fn prepare(
     app: &App,
-    caller: &Caller,
+    caller: &guard::Caller,
     headers: &HeaderMap,
     look: RequestLook,
 ) -> ApiResult<Passing> {
@@ -204,7 +224,7 @@ async fn prepare(
     let admitted = app
         .guard
         .admit(&Ask {
-            caller: &caller.guarded(),
+            caller,
             endpoint,
             model: &model,
             input_bound: look.input_bound(),

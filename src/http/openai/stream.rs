@@ -198,7 +198,9 @@ impl Drop for MeteredStream {
 /// Reads a stream whose client has gone, to its end or for as long as the settings allow, and settles.
 async fn read_on(app: App, mut reading: Reading) {
     reading.run.admitted().mark_detached();
-    if let Some(_place) = app.tasks.detach() {
+    let keyed = reading.run.admitted().caller().keyed.as_ref();
+    let was_read_on = keyed.is_some_and(|keyed| keyed.is_given_up());
+    if let Some(_place) = app.tasks.detach().filter(|_| !was_read_on) {
         let to_the_end = async {
             while let Some(Ok(frame)) = reading.upstream.frame().await {
                 let Ok(chunk) = frame.into_data() else {

@@ -71,6 +71,12 @@ answers! {
     NotFound = "404": "`not_found`: what the path names is not there";
     /// Something of that name is there.
     AlreadyExists = "409": "`already_exists`: there is one of that name, or was";
+    /// It was settled before.
+    ReservationSettled = "409": "`reservation_settled`: it is settled already, with another idempotency key";
+    /// Limits, and what keeps a tenant from being served, where no model is called.
+    Reserving = "402": "`usage_policy_configuration_error` or `subscription_inactive`: the tenant has no plan that is in force",
+        "403": "`model_not_allowed`: the plan leaves the model out",
+        "429": "`usage_limit_exceeded` or `usage_limit_reserved`: a limit is spent, or would be with what is in flight";
     /// A plan has subscriptions.
     PlanInUse = "409": "`plan_in_use`: tenants are subscribed to it";
     /// `If-Match` names another version.

@@ -282,6 +282,7 @@ pub(crate) async fn what_decides_on_a_tenant_is_found_at_once(store: &SharedStor
         tenant: acme,
         plan: Some(starter),
         grants: vec![gift],
+        resets: vec![],
     };
     assert_eq!(found, Some(expected));
     assert_eq!(store.find_policy(new_tenant_id()).await, Ok(None));

@@ -11,6 +11,7 @@ pub(crate) mod audit;
 pub(crate) mod catalogue;
 pub(crate) mod conversations;
 pub(crate) mod keys;
+pub(crate) mod reservations;
 pub(crate) mod usage;
 
 use uuid::Uuid;
@@ -44,6 +45,7 @@ macro_rules! run_all {
         $crate::store::contract::catalogue::cases!($open);
         $crate::store::contract::conversations::cases!($open);
         $crate::store::contract::keys::cases!($open);
+        $crate::store::contract::reservations::cases!($open);
         $crate::store::contract::usage::cases!($open);
     };
 }

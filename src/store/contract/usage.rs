@@ -45,6 +45,9 @@ macro_rules! cases {
             a_forgotten_user_is_replaced_and_sums_stay,
             used_features_are_listed_in_order,
             events_are_listed_newest_first,
+            events_of_one_instant_are_paged_without_a_gap,
+            an_event_is_found_by_its_id_and_by_its_request,
+            corrections_are_summed_by_themselves,
             pruning_keeps_rollups_and_widens_bounds,
             pruning_takes_what_is_old_by_both_times_and_so_much_at_most,
             totals_and_rollups_agree_with_a_naive_sum,
@@ -126,7 +129,7 @@ pub(crate) async fn an_event_is_listed_as_it_was_recorded(store: &SharedStore) {
         ..event(acme, at("2026-01-02T00:00:00.000001Z"))
     };
     record(store, &[bare.clone(), full.clone()]).await;
-    let listed = store.list_events(acme, 10).await.unwrap();
+    let listed = store.list_events(acme, None, 10).await.unwrap();
     assert_eq!(listed, [full, bare]);
 }
 
@@ -153,7 +156,7 @@ pub(crate) async fn a_repeated_event_counts_once_across_batches_and_inside_one(
         }
     );
     assert_eq!(messages_in(store, acme, january()).await, 7);
-    assert_eq!(store.list_events(acme, 10).await.unwrap().len(), 3);
+    assert_eq!(store.list_events(acme, None, 10).await.unwrap().len(), 3);
     assert_rollups_agree(store).await;
 }
 
@@ -167,7 +170,7 @@ pub(crate) async fn an_event_id_seen_before_adds_nothing_whatever_it_says(store:
     record(store, std::slice::from_ref(&first)).await;
     assert_eq!(record(store, &[forged]).await.duplicates, 1);
     assert_eq!(messages_in(store, other, january()).await, 0);
-    assert_eq!(store.list_events(acme, 10).await, Ok(vec![first]));
+    assert_eq!(store.list_events(acme, None, 10).await, Ok(vec![first]));
 }
 
 pub(crate) async fn events_of_tenants_that_are_not_in_the_store_are_recorded(store: &SharedStore) {
@@ -309,7 +312,7 @@ pub(crate) async fn one_tenants_usage_is_not_anothers(store: &SharedStore) {
         assert_eq!(messages_in(store, other, window).await, 2);
     }
     let [first, _] = events;
-    assert_eq!(store.list_events(acme, 10).await, Ok(vec![first]));
+    assert_eq!(store.list_events(acme, None, 10).await, Ok(vec![first]));
 }
 
 fn counter(subject: Subject, window: Window) -> CounterOf {
@@ -449,7 +452,7 @@ pub(crate) async fn a_forgotten_user_is_replaced_and_sums_stay(store: &SharedSto
     };
     assert_eq!(users(acme).await, ["eve", "forgotten-1"]);
     assert_eq!(users(other).await, ["bob"]);
-    let events = store.list_events(acme, 10).await.unwrap();
+    let events = store.list_events(acme, None, 10).await.unwrap();
     assert!(events.iter().all(|event| event.user != "bob"));
     assert_eq!(messages_in(store, acme, january()).await, 4);
     assert_rollups_agree(store).await;
@@ -485,9 +488,72 @@ pub(crate) async fn events_are_listed_newest_first(store: &SharedStore) {
     let old = messages(acme, 1, "2026-01-10T10:20:00Z");
     let new = messages(acme, 2, "2026-01-12T10:20:00Z");
     let middle = messages(acme, 3, "2026-01-11T10:20:00Z");
-    record(store, &[new.clone(), old, middle.clone()]).await;
-    let listed = store.list_events(acme, 2).await.unwrap();
-    assert_eq!(listed, [new, middle]);
+    record(store, &[new.clone(), old.clone(), middle.clone()]).await;
+    let listed = store.list_events(acme, None, 2).await.unwrap();
+    assert_eq!(listed, [new, middle.clone()]);
+    let last = Some((middle.admitted_at, middle.event_id));
+    let rest = store.list_events(acme, last, 2).await.unwrap();
+    assert_eq!(rest, [old]);
+}
+
+pub(crate) async fn events_of_one_instant_are_paged_without_a_gap(store: &SharedStore) {
+    let acme = new_tenant_id();
+    let events: Vec<UsageEvent> = (0..5)
+        .map(|_| messages(acme, 1, "2026-01-10T10:20:00Z"))
+        .collect();
+    record(store, &events).await;
+    let (mut seen, mut before) = (Vec::new(), None);
+    loop {
+        let page = store.list_events(acme, before, 2).await.unwrap();
+        let Some(last) = page.last() else { break };
+        before = Some((last.admitted_at, last.event_id));
+        seen.extend(page.iter().map(|event| event.event_id));
+    }
+    let mut all: Vec<_> = events.iter().map(|event| event.event_id).collect();
+    all.sort();
+    seen.sort();
+    assert_eq!(seen, all);
+}
+
+pub(crate) async fn an_event_is_found_by_its_id_and_by_its_request(store: &SharedStore) {
+    let acme = new_tenant_id();
+    let mut one = messages(acme, 1, "2026-01-10T10:20:00Z");
+    one.request_id = "req-of-one".to_owned();
+    let other = messages(acme, 2, "2026-01-10T10:21:00Z");
+    record(store, &[one.clone(), other.clone()]).await;
+    let found = store.find_event(one.event_id).await;
+    assert_eq!(found, Ok(Some(one.clone())));
+    let missing = EventId::new(new_id());
+    assert_eq!(store.find_event(missing).await, Ok(None));
+    let known = store.list_known_events(&[one.event_id, missing]).await;
+    assert_eq!(
+        known.unwrap().into_iter().collect::<Vec<_>>(),
+        [one.event_id]
+    );
+    let of_request = store.list_events_of_request("req-of-one").await;
+    assert_eq!(of_request, Ok(vec![one]));
+}
+
+pub(crate) async fn corrections_are_summed_by_themselves(store: &SharedStore) {
+    let acme = new_tenant_id();
+    let pages: FeatureKey = "ocr.pages".parse().unwrap();
+    let used = messages(acme, 10, "2026-01-10T10:20:00Z");
+    let correction = UsageEvent {
+        source: Source::Correction,
+        quantities: Quantities::default()
+            .with(FeatureKey::Messages, Quantity::new(-3))
+            .with(pages.clone(), Quantity::new(7)),
+        ..messages(acme, 0, "2026-01-10T10:30:00Z")
+    };
+    let later = UsageEvent {
+        source: Source::Correction,
+        ..messages(acme, 5, "2026-01-11T10:30:00Z")
+    };
+    record(store, &[used, correction, later]).await;
+    let day = window("2026-01-10T00:00:00Z", "2026-01-11T00:00:00Z");
+    let asked = [FeatureKey::Messages, pages];
+    let sums = store.corrections(acme, &asked, day).await;
+    assert_eq!(sums, Ok(vec![Quantity::new(-3), Quantity::new(7)]));
 }
 
 pub(crate) async fn pruning_keeps_rollups_and_widens_bounds(store: &SharedStore) {
@@ -547,7 +613,7 @@ pub(crate) async fn pruning_keeps_rollups_and_widens_bounds(store: &SharedStore)
         "its events are all there from the start on"
     );
     assert_rollups_agree(store).await;
-    assert_eq!(store.list_events(acme, 10).await.unwrap().len(), 1);
+    assert_eq!(store.list_events(acme, None, 10).await.unwrap().len(), 1);
 }
 
 pub(crate) async fn pruning_takes_what_is_old_by_both_times_and_so_much_at_most(
@@ -575,7 +641,7 @@ pub(crate) async fn pruning_takes_what_is_old_by_both_times_and_so_much_at_most(
     for pruned in [2, 1, 0] {
         assert_eq!(store.prune_events(before, 2).await, Ok(pruned));
     }
-    assert_eq!(store.list_events(acme, 10).await.unwrap().len(), 2);
+    assert_eq!(store.list_events(acme, None, 10).await.unwrap().len(), 2);
     assert_eq!(messages_in(store, acme, january()).await, 29);
 }
 

@@ -12,7 +12,7 @@ use crate::{
     domain::administrator::Actor,
     store::{
         StoreResult,
-        audit::{AuditEntry, AuditFilter, AuditStore},
+        audit::{AuditEntry, AuditFilter, AuditStore, NewAudit},
     },
 };
 
@@ -62,6 +62,20 @@ impl AuditStore for SqliteStore {
                 ],
                 read_entry,
             )
+        })
+        .await
+    }
+
+    async fn note(&self, entry: &NewAudit) -> StoreResult<()> {
+        let entry = entry.clone();
+        self.write("audit.note", move |tx| {
+            Change {
+                action: entry.action,
+                target: &entry.target,
+                before: entry.before,
+                after: entry.after,
+            }
+            .note(tx, &entry.by)
         })
         .await
     }

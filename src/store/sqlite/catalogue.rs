@@ -19,6 +19,7 @@ use crate::{
         limit::Override,
         names::{DisplayName, PlanCode, Slug},
         plan::Plan,
+        reset::Reset,
         subscription::Subscription,
         tenant::{Tenant, TenantRef},
         time::Timestamp,
@@ -215,6 +216,19 @@ impl CatalogueStore for SqliteStore {
         .await
     }
 
+    async fn add_reset(&self, tenant: TenantId, reset: &Reset, by: &Actor) -> StoreResult<()> {
+        let (reset, by) = (reset.clone(), by.clone());
+        self.write("catalogue.add_reset", move |tx| {
+            add_reset(tx, tenant, &reset, &by)
+        })
+        .await
+    }
+
+    async fn list_resets(&self, tenant: TenantId) -> StoreResult<Vec<Reset>> {
+        self.read("catalogue.list_resets", move |tx| resets_of(tx, tenant))
+            .await
+    }
+
     async fn changes_since(&self, version: i64) -> StoreResult<Changes> {
         self.read("catalogue.changes_since", move |tx| {
             changes_since(tx, version)
@@ -249,10 +263,66 @@ pub(super) fn find_policy(
     };
     let grants = grants_of(tx, tenant.tenant_id)?;
     Ok(Some(TenantPolicy {
+        resets: resets_of(tx, tenant.tenant_id)?,
         tenant,
         plan,
         grants,
     }))
+}
+
+fn resets_of(tx: &Transaction<'_>, tenant: TenantId) -> Result<Vec<Reset>, Failed> {
+    rows::list(
+        tx,
+        "resets",
+        "SELECT * FROM resets WHERE tenant_id = ?1 ORDER BY at, feature_key",
+        [blob(tenant.uuid())],
+        |cells| {
+            Ok(Reset {
+                feature: cells.parse("feature_key")?,
+                at: cells.time("at")?,
+                reason: cells.get("reason")?,
+            })
+        },
+    )
+}
+
+fn add_reset(
+    tx: &Transaction<'_>,
+    tenant: TenantId,
+    reset: &Reset,
+    by: &Actor,
+) -> Result<(), Failed> {
+    let stored = tenants::get(tx, tenant)?;
+    let is_there = rows::exists(
+        tx,
+        "SELECT 1 FROM resets WHERE tenant_id = ?1 AND feature_key = ?2 AND at = ?3",
+        params![
+            blob(tenant.uuid()),
+            reset.feature.as_str(),
+            reset.at.micros()
+        ],
+    )?;
+    if is_there {
+        return Err(already_exists("reset", reset.at));
+    }
+    Change {
+        action: "tenant.reset",
+        target: stored.slug.as_str(),
+        before: None,
+        after: Some(audited::reset(reset)),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "INSERT INTO resets (tenant_id, feature_key, at, reason) VALUES (?1, ?2, ?3, ?4)",
+        params![
+            blob(tenant.uuid()),
+            reset.feature.as_str(),
+            reset.at.micros(),
+            reset.reason
+        ],
+    )?;
+    Ok(())
 }
 
 fn add_grant(tx: &Transaction<'_>, grant: &Grant, by: &Actor) -> Result<(), Failed> {

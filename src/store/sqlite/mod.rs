@@ -12,6 +12,7 @@ pub mod maintenance;
 mod migrate;
 mod plans;
 mod pool;
+mod reservations;
 mod rows;
 mod sums;
 mod tenant_sums;

@@ -95,6 +95,31 @@ pub(super) fn counters(
         .collect()
 }
 
+/// What corrections add up to.
+pub(super) fn corrections(
+    tx: &Transaction<'_>,
+    tenant: TenantId,
+    features: &[FeatureKey],
+    window: Window,
+) -> Result<Vec<Quantity>, Failed> {
+    let tenant = blob(tenant.uuid());
+    let (start, end) = (window.start().micros(), window.end().micros());
+    let sum = |feature: &FeatureKey| {
+        let used = Used::of(feature);
+        let mut params: Vec<(&str, &dyn ToSql)> =
+            vec![(":tenant", &tenant), (":start", &start), (":end", &end)];
+        used.add_param(&mut params);
+        let sql = format!(
+            "SELECT sum({used} >> 32) AS high, sum({used} & 4294967295) AS low FROM usage_events
+             WHERE tenant_id = :tenant AND admitted_at >= :start AND admitted_at < :end AND source = 'correction'",
+            used = used.expression,
+        );
+        let halves = rows::find(tx, "usage_events", &sql, params.as_slice(), read_halves)?;
+        Ok(quantity_of(halves.unwrap_or(0)))
+    };
+    features.iter().map(sum).collect()
+}
+
 /// What `facet` of `tenant` used of one feature in a window.
 pub(super) fn sum(
     tx: &Transaction<'_>,

@@ -168,7 +168,7 @@ async fn what_was_written_is_there_after_the_store_was_closed() {
     let store = elsewhere.open();
     let found = store.find_tenant(&TenantRef::Id(acme.tenant_id)).await;
     assert_eq!(found, Ok(Some(acme.clone())));
-    let listed = store.list_events(acme.tenant_id, 10).await;
+    let listed = store.list_events(acme.tenant_id, None, 10).await;
     assert_eq!(listed, Ok(vec![event]));
     assert_eq!(store.drained(position(0).journal).await, Ok(Seq(3)));
 }
@@ -329,11 +329,11 @@ async fn a_damaged_row_is_an_error_that_names_it() {
         ),
         "{why}"
     );
-    let why = unavailable(store.list_events(acme.tenant_id, 10).await);
+    let why = unavailable(store.list_events(acme.tenant_id, None, 10).await);
     assert!(why.contains("usage_events is damaged in column"), "{why}");
     hand.execute("UPDATE usage_events SET extra = NULL", [])
         .unwrap();
-    let why = unavailable(store.list_events(acme.tenant_id, 10).await);
+    let why = unavailable(store.list_events(acme.tenant_id, None, 10).await);
     assert!(why.contains("column source: 'moon' is not known"), "{why}");
 }
 

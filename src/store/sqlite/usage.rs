@@ -1,6 +1,6 @@
 //! Usage events: recording them with their rollups, listing and pruning them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use async_trait::async_trait;
 use rusqlite::{Transaction, params};
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     Failed, SqliteStore,
     audit::Change,
-    check,
+    check, reservations,
     rows::{self, Cells, blob},
     sums, tenant_sums, tenants,
 };
@@ -99,15 +99,81 @@ impl UsageStore for SqliteStore {
         .await
     }
 
-    async fn list_events(&self, tenant: TenantId, limit: usize) -> StoreResult<Vec<UsageEvent>> {
+    async fn list_known_events(&self, events: &[EventId]) -> StoreResult<HashSet<EventId>> {
+        let events = events.to_vec();
+        self.read("usage.list_known_events", move |tx| {
+            let mut statement =
+                tx.prepare_cached("SELECT 1 FROM usage_events WHERE event_id = ?1")?;
+            let mut known = HashSet::new();
+            for event in events {
+                if statement.exists(params![blob(event.uuid())])? {
+                    known.insert(event);
+                }
+            }
+            Ok(known)
+        })
+        .await
+    }
+
+    async fn find_event(&self, event: EventId) -> StoreResult<Option<UsageEvent>> {
+        self.read("usage.find_event", move |tx| {
+            rows::find(
+                tx,
+                "usage_events",
+                "SELECT * FROM usage_events WHERE event_id = ?1",
+                [blob(event.uuid())],
+                read_event,
+            )
+        })
+        .await
+    }
+
+    async fn list_events(
+        &self,
+        tenant: TenantId,
+        before: Option<(Timestamp, EventId)>,
+        limit: usize,
+    ) -> StoreResult<Vec<UsageEvent>> {
+        let (at, id) = before.map_or((i64::MAX, [u8::MAX; 16]), |(at, id)| {
+            (at.micros(), blob(id.uuid()))
+        });
         self.read("usage.list_events", move |tx| {
             rows::list(
                 tx,
                 "usage_events",
-                "SELECT * FROM usage_events WHERE tenant_id = ?1 ORDER BY admitted_at DESC, event_id DESC LIMIT ?2",
-                params![blob(tenant.uuid()), rows::limit(limit)],
+                "SELECT * FROM usage_events
+                 WHERE tenant_id = ?1 AND admitted_at <= ?2 AND (admitted_at < ?2 OR event_id < ?3)
+                 ORDER BY admitted_at DESC, event_id DESC LIMIT ?4",
+                params![blob(tenant.uuid()), at, id, rows::limit(limit)],
                 read_event,
             )
+        })
+        .await
+    }
+
+    async fn list_events_of_request(&self, request_id: &str) -> StoreResult<Vec<UsageEvent>> {
+        let request_id = request_id.to_owned();
+        self.read("usage.list_events_of_request", move |tx| {
+            rows::list(
+                tx,
+                "usage_events",
+                "SELECT * FROM usage_events WHERE request_id = ?1 ORDER BY recorded_at, event_id LIMIT 100",
+                [request_id],
+                read_event,
+            )
+        })
+        .await
+    }
+
+    async fn corrections(
+        &self,
+        tenant: TenantId,
+        features: &[FeatureKey],
+        window: Window,
+    ) -> StoreResult<Vec<Quantity>> {
+        let features = features.to_vec();
+        self.read("usage.corrections", move |tx| {
+            sums::corrections(tx, tenant, &features, window)
         })
         .await
     }
@@ -178,6 +244,7 @@ fn forget_user(
         "UPDATE usage_events SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2",
         "UPDATE usage_rollups SET value = ?3 WHERE tenant_id = ?1 AND dimension = 'user' AND value = ?2",
         "UPDATE keys SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2",
+        "UPDATE reservations SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2",
     ] {
         replaced += rows::run(tx, statement, places)?;
     }
@@ -233,6 +300,9 @@ fn record(
         } else {
             recorded.inserted += 1;
             rollups.add(event);
+        }
+        if event.source == Source::Reservation {
+            reservations::note_recorded(tx, event.event_id)?;
         }
     }
     let mut add = tx.prepare_cached(ADD_TO_ROLLUP)?;

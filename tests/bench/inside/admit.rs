@@ -104,6 +104,7 @@ fn admit_on_one_thread(app: &App, tenant_id: TenantId, start: &Barrier) -> Vec<D
         tenant_id,
         key_id: KeyId::new(Uuid::from_u128(1)),
         user: "".into(),
+        keyed: None,
         request_id: "0190b6f2-c1d4-7a3e-8f5b-6c7d8e9f0a1b".into(),
     };
     let ask = Ask {

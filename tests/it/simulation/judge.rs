@@ -65,7 +65,7 @@ impl World {
         for tenant in &TEMPLATE.tenants {
             let found = life
                 .rt
-                .block_on(life.app.store.list_events(*tenant, 100_000));
+                .block_on(life.app.store.list_events(*tenant, None, 100_000));
             events.extend(found.map_err(|error| error.to_string())?);
         }
         Ok(events)

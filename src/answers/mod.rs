@@ -1,0 +1,278 @@
+//! The answers to requests with an `Idempotency-Key`, so that a repeat is replayed and never run twice.
+//!
+//! A file of its own (`answers.redb` in the data dir), opened by the first request that needs it and written by one
+//! thread: requests without the header never come here. A record is durable before its request runs, and its
+//! answer before the last of it leaves. Bounded in time (24 h), in the size of one answer (1 MiB) and of all (1 GiB):
+//! past the last, the oldest answers go, but it stays known that there was one.
+
+mod tables;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock, mpsc},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use self::writer::{Job, Writer};
+use crate::{
+    clock,
+    domain::{
+        ids::{EventId, TenantId},
+        time::Timestamp,
+        usage::{Source, event_id_of},
+    },
+};
+
+/// How long an answer can be repeated, from its request on.
+pub const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
+/// The longest body that is kept.
+pub const LONGEST_BODY: usize = 1 << 20;
+/// What all answers may take together.
+const ALL_BYTES: u64 = 1 << 30;
+
+/// An answer that can be sent again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, Vec<u8>)>,
+    pub body: Vec<u8>,
+}
+
+/// Names a request: the same of the same tenant on the same route is a repeat.
+#[derive(Clone, Copy, Debug)]
+pub struct AskedBy<'a> {
+    pub tenant: TenantId,
+    pub route: &'a str,
+    pub key: &'a str,
+}
+
+/// A SHA-256 hash.
+pub(crate) type Hash = [u8; 32];
+
+/// What is known of a request.
+#[derive(Debug)]
+pub enum Begun {
+    /// Nothing, or that it was cut off by a crash: it is to run, and the claim keeps others from running it.
+    Run(Claim),
+    InFlight,
+    /// Its key was used with another body.
+    OtherBody,
+    Answered(Answer),
+    /// It was answered, but the answer was too large, or had to make room.
+    NotKept,
+}
+
+/// The right to run a request. Dropped without an answer, another may run it.
+#[derive(Debug)]
+pub struct Claim {
+    record: Hash,
+    jobs: mpsc::Sender<Job>,
+    is_ended: bool,
+    /// When its key was first used.
+    pub begun_at: Timestamp,
+    /// An earlier run of it was cut off by a crash, maybe after its usage was recorded.
+    pub is_rerun: bool,
+}
+
+/// Answers can't be kept or looked up: the disk is full or failing, or the server stops.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("answers can't be kept: {0}")]
+pub struct AnswersError(String);
+
+/// The kept answers; clones share them.
+#[derive(Clone)]
+pub struct Answers {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    path: PathBuf,
+    /// Of this process: a request that another one claimed was cut off.
+    process: Uuid,
+    all_bytes: u64,
+    jobs: OnceLock<mpsc::Sender<Job>>,
+}
+
+impl Answers {
+    /// Opens nothing yet.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self::with_room(path, ALL_BYTES)
+    }
+
+    fn with_room(path: &Path, all_bytes: u64) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                path: path.to_owned(),
+                process: clock::new_id(),
+                all_bytes,
+                jobs: OnceLock::new(),
+            }),
+        }
+    }
+
+    fn jobs(&self) -> &mpsc::Sender<Job> {
+        let Shared {
+            path,
+            process,
+            all_bytes,
+            jobs,
+        } = &*self.shared;
+        jobs.get_or_init(|| Writer::start(path.clone(), *process, *all_bytes))
+    }
+
+    /// Looks a request up, and claims it if it is to run. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`AnswersError`]: nothing is claimed.
+    pub async fn begin(
+        &self,
+        asked: AskedBy<'_>,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Result<Begun, AnswersError> {
+        let record = record_of(asked);
+        let (reply, answer) = oneshot::channel();
+        let jobs = self.jobs();
+        let job = Job::Begin {
+            record,
+            body: Sha256::digest(body).into(),
+            now,
+            reply,
+        };
+        jobs.send(job).map_err(|_| closed())?;
+        let begun = answer.await.unwrap_or_else(|_| Err(closed()))?;
+        Ok(match begun {
+            tables::Found::Run { begun_at, is_rerun } => Begun::Run(Claim {
+                record,
+                jobs: jobs.clone(),
+                is_ended: false,
+                begun_at,
+                is_rerun,
+            }),
+            tables::Found::InFlight => Begun::InFlight,
+            tables::Found::OtherBody => Begun::OtherBody,
+            tables::Found::Answered(answer) => Begun::Answered(answer),
+            tables::Found::NotKept => Begun::NotKept,
+        })
+    }
+
+    /// Forgets what is older than it may be repeated.
+    ///
+    /// # Errors
+    /// [`AnswersError`]: the next call makes up for it.
+    pub async fn expire(&self, now: Timestamp) -> Result<(), AnswersError> {
+        if self.shared.jobs.get().is_none() && !self.shared.path.exists() {
+            return Ok(());
+        }
+        let (reply, answer) = oneshot::channel();
+        let before = now.minus(KEPT_FOR);
+        let job = Job::Expire { before, reply };
+        self.jobs().send(job).map_err(|_| closed())?;
+        answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// Writes what waits and closes the file, if it was opened.
+    pub async fn close(&self) {
+        if let Some(jobs) = self.shared.jobs.get() {
+            let (reply, answer) = oneshot::channel();
+            if jobs.send(Job::Close(reply)).is_ok() {
+                drop(answer.await);
+            }
+        }
+    }
+}
+
+impl Claim {
+    /// Keeps the answer, unless its body is too long. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`AnswersError`]: another may run the request.
+    pub async fn keep(self, answer: &Answer) -> Result<(), AnswersError> {
+        if answer.body.len() > LONGEST_BODY {
+            return self.keep_no_answer().await;
+        }
+        let encoded = postcard::to_stdvec(answer).expect("a growing buffer takes any plain struct");
+        self.end(Some(encoded)).await
+    }
+
+    /// Notes that there was an answer, but that it was too large to be kept.
+    ///
+    /// # Errors
+    /// As [`keep`](Self::keep).
+    pub async fn keep_no_answer(self) -> Result<(), AnswersError> {
+        self.end(None).await
+    }
+
+    /// Gives the claim back: a repeat may run from now on.
+    pub async fn forget(mut self) {
+        let (reply, ended) = oneshot::channel();
+        let job = Job::Forget {
+            record: self.record,
+            reply: Some(reply),
+        };
+        if self.jobs.send(job).is_ok() {
+            self.is_ended = matches!(ended.await, Ok(Ok(())));
+        }
+    }
+
+    async fn end(mut self, answer: Option<Vec<u8>>) -> Result<(), AnswersError> {
+        let (reply, ended) = oneshot::channel();
+        let job = Job::End {
+            record: self.record,
+            answer,
+            reply,
+        };
+        self.jobs.send(job).map_err(|_| closed())?;
+        let result = ended.await.unwrap_or_else(|_| Err(closed()));
+        self.is_ended = result.is_ok();
+        result
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if !self.is_ended {
+            // The thread takes jobs in order, so a request that begins after this finds nothing.
+            let job = Job::Forget {
+                record: self.record,
+                reply: None,
+            };
+            drop(self.jobs.send(job));
+        }
+    }
+}
+
+impl AskedBy<'_> {
+    /// The id of the usage event of the run that began at `begun_at`: a run after a crash finds the first one's.
+    /// The time is in it, so that a key that is used again after its 24 h is charged again.
+    #[must_use]
+    pub fn event_id(&self, begun_at: Timestamp) -> EventId {
+        let Self { route, key, .. } = self;
+        let name = format!("{route}\0{key}\0{}", begun_at.micros());
+        event_id_of(self.tenant, Source::Chat, &name)
+    }
+}
+
+fn record_of(asked: AskedBy<'_>) -> Hash {
+    let mut hash = Sha256::new();
+    hash.update(asked.tenant.uuid().as_bytes());
+    for part in [asked.route, asked.key] {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().into()
+}
+
+fn closed() -> AnswersError {
+    AnswersError("the server is stopping".to_owned())
+}

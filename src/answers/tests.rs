@@ -1,0 +1,177 @@
+use tempfile::TempDir;
+
+use super::*;
+
+const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
+
+fn asked(key: &str) -> AskedBy<'_> {
+    AskedBy {
+        tenant: TenantId::new(Uuid::from_u128(7)),
+        route: "/v1/chat/completions",
+        key,
+    }
+}
+
+fn answer(body: &[u8]) -> Answer {
+    Answer {
+        status: 200,
+        headers: vec![("content-type".to_owned(), b"text/plain".to_vec())],
+        body: body.to_vec(),
+    }
+}
+
+fn opened(directory: &TempDir, room: u64) -> Answers {
+    Answers::with_room(&directory.path().join("answers.redb"), room)
+}
+
+async fn claimed(answers: &Answers, key: &str) -> Claim {
+    claimed_at(answers, key, NOW).await
+}
+
+async fn claimed_at(answers: &Answers, key: &str, now: Timestamp) -> Claim {
+    match answers.begin(asked(key), b"body", now).await.unwrap() {
+        Begun::Run(claim) => claim,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_found_by_its_repeat_and_after_a_restart() {
+    let directory = TempDir::new().unwrap();
+    let answers = opened(&directory, ALL_BYTES);
+    let claim = claimed(&answers, "k").await;
+    assert!(!claim.is_rerun);
+    let again = answers.begin(asked("k"), b"body", NOW).await.unwrap();
+    assert!(matches!(again, Begun::InFlight), "{again:?}");
+    claim.keep(&answer(b"hello")).await.unwrap();
+    answers.close().await;
+
+    let answers = opened(&directory, ALL_BYTES);
+    match answers.begin(asked("k"), b"body", NOW).await.unwrap() {
+        Begun::Answered(found) => assert_eq!(found, answer(b"hello")),
+        other => panic!("{other:?}"),
+    }
+    let other = answers.begin(asked("k"), b"another", NOW).await.unwrap();
+    assert!(matches!(other, Begun::OtherBody), "{other:?}");
+    let elsewhere = AskedBy {
+        route: "/v1/responses",
+        ..asked("k")
+    };
+    let elsewhere = answers.begin(elsewhere, b"another", NOW).await.unwrap();
+    assert!(matches!(elsewhere, Begun::Run(_)), "{elsewhere:?}");
+}
+
+#[tokio::test]
+async fn a_request_without_an_answer_may_run_again_as_a_new_one() {
+    let directory = TempDir::new().unwrap();
+    let answers = opened(&directory, ALL_BYTES);
+    drop(claimed(&answers, "k").await);
+    let later = NOW.plus(Duration::from_secs(1));
+    match answers.begin(asked("k"), b"changed", later).await.unwrap() {
+        Begun::Run(claim) => assert_eq!((claim.begun_at, claim.is_rerun), (later, false)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_request_cut_off_by_a_crash_runs_again_as_the_same_one() {
+    let directory = TempDir::new().unwrap();
+    let answers = opened(&directory, ALL_BYTES);
+    let claim = claimed(&answers, "k").await;
+    answers.close().await; // what is dropped after this is never written, as by a crash
+    drop(claim);
+
+    let answers = opened(&directory, ALL_BYTES);
+    let later = NOW.plus(Duration::from_secs(60));
+    let rerun = match answers.begin(asked("k"), b"body", later).await.unwrap() {
+        Begun::Run(claim) => claim,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((rerun.begun_at, rerun.is_rerun), (NOW, true));
+    let other = answers.begin(asked("k"), b"another", later).await.unwrap();
+    assert!(matches!(other, Begun::OtherBody), "{other:?}");
+}
+
+#[tokio::test]
+async fn after_a_day_a_key_is_new_and_its_usage_another() {
+    let directory = TempDir::new().unwrap();
+    let answers = opened(&directory, ALL_BYTES);
+    claimed(&answers, "k")
+        .await
+        .keep(&answer(b"x"))
+        .await
+        .unwrap();
+    let last = NOW.plus(KEPT_FOR).minus(Duration::from_micros(1));
+    let found = answers.begin(asked("k"), b"body", last).await.unwrap();
+    assert!(matches!(found, Begun::Answered(_)), "{found:?}");
+    let next_day = NOW.plus(KEPT_FOR);
+    match answers
+        .begin(asked("k"), b"another", next_day)
+        .await
+        .unwrap()
+    {
+        Begun::Run(claim) => {
+            let first = asked("k").event_id(NOW);
+            assert_ne!(asked("k").event_id(claim.begun_at), first);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_or_had_to_make_room_is_not_run_again() {
+    let directory = TempDir::new().unwrap();
+    let answers = opened(&directory, 3_000);
+    let large = answer(&vec![b'x'; LONGEST_BODY + 1]);
+    claimed(&answers, "large").await.keep(&large).await.unwrap();
+    let found = answers.begin(asked("large"), b"body", NOW).await.unwrap();
+    assert!(matches!(found, Begun::NotKept), "{found:?}");
+
+    for (seconds, key) in [(1, "one"), (2, "two"), (3, "three")] {
+        let now = NOW.plus(Duration::from_secs(seconds));
+        let claim = claimed_at(&answers, key, now).await;
+        claim.keep(&answer(&[b'x'; 1_400])).await.unwrap();
+    }
+    for (key, is_kept) in [("one", false), ("two", true), ("three", true)] {
+        let now = NOW.plus(Duration::from_secs(9));
+        match answers.begin(asked(key), b"body", now).await.unwrap() {
+            Begun::Answered(_) => assert!(is_kept, "{key}"),
+            Begun::NotKept => assert!(!is_kept, "{key}"),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn expiry_forgets_what_is_old_and_nothing_else() {
+    let directory = TempDir::new().unwrap();
+    let answers = opened(&directory, ALL_BYTES);
+    claimed(&answers, "old")
+        .await
+        .keep(&answer(b"x"))
+        .await
+        .unwrap();
+    let later = NOW.plus(Duration::from_secs(3600));
+    let young = match answers.begin(asked("young"), b"body", later).await.unwrap() {
+        Begun::Run(claim) => claim,
+        other => panic!("{other:?}"),
+    };
+    young.keep(&answer(b"y")).await.unwrap();
+    let then = NOW.plus(KEPT_FOR + Duration::from_secs(1));
+    answers.expire(then).await.unwrap();
+    let old = answers.begin(asked("old"), b"another", NOW).await.unwrap();
+    assert!(matches!(old, Begun::Run(_)), "{old:?}");
+    let young = answers.begin(asked("young"), b"body", then).await.unwrap();
+    assert!(matches!(young, Begun::Answered(_)), "{young:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_at_once_one_runs() {
+    let directory = TempDir::new().unwrap();
+    let answers = opened(&directory, ALL_BYTES);
+    let asks = (0..32).map(|_| answers.begin(asked("k"), b"body", NOW));
+    let begun = futures_util::future::join_all(asks).await;
+    let runs = begun.iter().filter(|it| matches!(it, Ok(Begun::Run(_))));
+    let in_flight = begun.iter().filter(|it| matches!(it, Ok(Begun::InFlight)));
+    assert_eq!((runs.count(), in_flight.count()), (1, 31));
+}
