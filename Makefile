@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 # What the build and the tests need from Debian; later parts add theirs here.
-DEBIAN_PACKAGES := ca-certificates curl gcc libc6-dev make openssl pkg-config python3 python3-venv tmux
+DEBIAN_PACKAGES := ca-certificates curl gcc libc6-dev make nginx-light openssl pkg-config python3 python3-venv tmux
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -94,7 +94,7 @@ formats: ## Write the stored files of tests/it/formats (for a new format only: o
 	UPDATE_FORMATS=1 cargo test --locked --test it formats::
 
 .PHONY: bench
-bench: ## Run the benchmarks
+bench: ## Measure what design and docs/reference/performance.md say: BENCH_ROWS=1,5 for some, BENCH_ROUNDS, BENCH_SECONDS
 	cargo bench --locked
 
 .PHONY: dist
