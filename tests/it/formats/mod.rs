@@ -18,7 +18,7 @@ mod embedded {
 }
 
 /// Of the key in the stored files; it opens nothing else.
-const KEY: &str = "tg_00000000000000000000000000000000000000000000000000000000stored";
+const KEY: &str = "tg_0000000000000000000000000000000000000stored";
 
 fn stored(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
