@@ -4,10 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use serde_json::json;
 
-use super::{
-    load_quietly,
-    output::{Output, or_dash},
-};
+use super::{load_quietly, output::Output};
 use crate::{
     app::{
         self,
@@ -59,17 +56,22 @@ fn report(findings: Vec<Finding>) -> Output {
     let count = |severity| findings.iter().filter(|it| it.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let body = json!({ "items": findings, "errors": errors, "warnings": warnings });
+    let remedies: Vec<String> = findings
+        .iter()
+        .filter_map(|finding| Some(format!("{}: {}", finding.check, finding.remedy.as_ref()?)))
+        .collect();
     let rows = findings.into_iter().map(|finding| {
         vec![
             finding.severity.as_str().to_owned(),
             finding.check,
             finding.detail,
-            or_dash(finding.remedy),
         ]
     });
-    let output = Output::of_json(body)
-        .table(&["", "check", "found", "what to do"], rows.collect())
-        .note(format!("{errors} broken, {warnings} to look at."));
+    let mut output = Output::of_json(body).table(&["", "check", "found"], rows.collect());
+    if !remedies.is_empty() {
+        output = output.note(format!("What to do:\n  {}", remedies.join("\n  ")));
+    }
+    let output = output.note(format!("{errors} broken, {warnings} to look at."));
     if errors > 0 {
         output.failing(format!(
             "{errors} of the checks found something broken; see above"

@@ -107,7 +107,7 @@ impl Doctor<'_> {
         }
         let mut findings = self.limits(&plans, &shadows, &subscribers).await?;
         findings.extend(own_limits.findings(Finding::warning));
-        findings.push(Finding::ok("tenants", format!("{count} looked at")));
+        findings.push(Finding::ok("tenants", format!("looked at: {count}")));
         findings.extend(no_plan.findings(Finding::error));
         findings.extend(inactive.findings(Finding::warning));
         findings.extend(expiring.findings(Finding::warning));
@@ -154,7 +154,7 @@ impl Doctor<'_> {
         if findings.is_empty() {
             findings.push(Finding::ok(
                 check,
-                format!("{} plans looked at", plans.len()),
+                format!("plans looked at: {}", plans.len()),
             ));
         }
         Ok(findings)

@@ -82,7 +82,7 @@ async fn a_healthy_server_has_nothing_broken_beside_it_and_without_it() {
             found(&body, "skipped", skipped, "not in use");
         }
         if check == "while it serves" {
-            found(&body, "ok", "ledger", "of 1 tenants");
+            found(&body, "ok", "ledger", "tenants in memory: 1");
             let table = gate.cli(&["doctor", "--output", "table"]).await;
             assert!(
                 table.stdout.ends_with("0 broken, 0 to look at.\n"),
