@@ -3,6 +3,7 @@
 mod admin;
 mod connection;
 mod errors;
+mod hostile;
 mod limits;
 mod streams;
 mod support;

@@ -120,6 +120,20 @@ impl Tollgate {
             .collect()
     }
 
+    /// What the server has logged, as it is.
+    pub(in crate::http) fn log_text(&self) -> String {
+        self.process.as_ref().unwrap().log.lock().unwrap().clone()
+    }
+
+    /// The server's resident memory, by `proc_pid_status(5)`.
+    pub(in crate::http) fn resident_kib(&self) -> u64 {
+        let id = self.process.as_ref().unwrap().child.id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
+        kib.parse().unwrap()
+    }
+
     /// Waits for a log line with this `code`.
     pub(in crate::http) async fn logs(&self, code: &str) -> Value {
         eventually(&format!("a log line with code {code}"), || async {
