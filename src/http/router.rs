@@ -1,7 +1,7 @@
 //! Every route, in one list. What is not here is 404: an unmetered way to the model would be a way round the limits.
 //!
 //! Routes are listed by `routes!`, which takes method and path from the handler's `#[utoipa::path]`, so that what is
-//! served and what `/openapi.json` describes are the same; [`tests`] walks both.
+//! served and what `/openapi.json` describes are the same; `tests` walks both.
 
 use std::sync::Arc;
 
