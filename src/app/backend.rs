@@ -1,6 +1,6 @@
 //! What commands run against, beside a server and without one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -11,7 +11,11 @@ use crate::{
     config::Loaded,
     control::{Backend, Refresh},
     domain::{
-        administrator::Actor, ids::GrantId, quantity::Quantity, tenant::TenantRef, time::Timestamp,
+        administrator::Actor,
+        ids::{GrantId, ReservationId},
+        quantity::Quantity,
+        tenant::TenantRef,
+        time::Timestamp,
     },
     services::{
         AdminError, ManualRecord, TotalsAsk, UsageOperations,
@@ -19,6 +23,7 @@ use crate::{
         report::{ReportAsk, ReportFailed, ReportFiles, ReportSummary},
         reporting::Correction,
         reports::ReportError,
+        statement::StatementAsk,
         usage_view::{TotalsBody, UsageBody},
     },
 };
@@ -107,6 +112,28 @@ impl UsageOperations for Parts {
         let policy = self.reports.policy(tenant).await?;
         let reported = self.reporting.correct(&policy, correction, by).await?;
         Ok(json!({ "event_id": reported.event_id, "duplicate": reported.is_duplicate }))
+    }
+
+    async fn in_flight(
+        &self,
+        tenant: Option<&TenantRef>,
+        older_than: Duration,
+    ) -> Result<Value, AdminError> {
+        let items = self.in_flight.list(tenant, older_than).await?;
+        Ok(json!({ "items": items }))
+    }
+
+    async fn release(&self, id: ReservationId, by: &Actor) -> Result<(), AdminError> {
+        self.in_flight.release(id, by).await
+    }
+
+    async fn explain(&self, request_id: &str) -> Result<Value, AdminError> {
+        let explained = self.explanations.of(request_id).await?;
+        explained.ok_or_else(|| AdminError::not_found("request", request_id))
+    }
+
+    async fn statement(&self, ask: &StatementAsk) -> Result<Value, AdminError> {
+        Ok(json!(self.statements.of(ask).await?))
     }
 
     async fn grants_left(

@@ -27,11 +27,14 @@ use crate::{
         administrators::Administrators,
         catalogue::Catalogue,
         chat::Chat,
+        explain::Explanations,
         guard::Guard,
+        in_flight::InFlight,
         recorder::{KeepTotals, Recorder},
         reporting::Reporting,
         reports::Reports,
         reservations::{ReservationParts, Reservations},
+        statement::Statements,
     },
     store::{SharedStore, sqlite::SqliteStore},
     telemetry::metrics::Metrics,
@@ -65,6 +68,9 @@ pub struct Parts {
     pub reports: Reports,
     pub reporting: Reporting,
     pub reservations: Arc<Reservations>,
+    pub in_flight: InFlight,
+    pub explanations: Explanations,
+    pub statements: Statements,
     pub answers: Answers,
     pub provider: Arc<dyn Provider>,
     pub tasks: tasks::Tasks,
@@ -171,6 +177,24 @@ impl App {
         })
         .await
         .context("reservations can't be read")?;
+        let in_flight = InFlight {
+            store: Arc::clone(&store),
+            recorder: Arc::clone(&recorder),
+            reservations: Arc::clone(&reservations),
+            clock: clock.clone(),
+        };
+        let explanations = Explanations {
+            store: Arc::clone(&store),
+            catalogue: Arc::clone(&catalogue),
+            recorder: Arc::clone(&recorder),
+            guard: Arc::clone(&guard),
+        };
+        let statements = Statements {
+            store: Arc::clone(&store),
+            reports: reports.clone(),
+            recorder: Arc::clone(&recorder),
+            clock: clock.clone(),
+        };
         let answers = Answers::new(&config.data_dir.join(ANSWERS_FILE));
         Ok(Self(Arc::new(Parts {
             config,
@@ -186,6 +210,9 @@ impl App {
             reports,
             reporting,
             reservations,
+            in_flight,
+            explanations,
+            statements,
             answers,
             provider,
             tasks,

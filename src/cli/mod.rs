@@ -16,6 +16,7 @@ mod migrate;
 pub mod output;
 mod plan;
 mod progress;
+mod reservation;
 mod restore;
 mod serve;
 mod setup;
@@ -113,6 +114,9 @@ enum Stored {
     /// Shows and records usage
     #[command(subcommand, after_help = "Example: tollgate usage show --tenant acme")]
     Usage(usage::UsageCommand),
+    /// Shows and ends requests in flight
+    #[command(subcommand, after_help = "Example: tollgate reservation list")]
+    Reservation(reservation::ReservationCommand),
     Backup(backup::Backup),
     Doctor(doctor::Examine),
 }
@@ -124,6 +128,7 @@ impl Stored {
             Self::Plan(command) => command.question(),
             Self::Tenant(command) => command.question(),
             Self::Key(command) => command.question(),
+            Self::Reservation(command) => command.question(),
             Self::AdminToken(command) => command.question(),
             Self::Usage(_) | Self::Doctor(_) => None,
             Self::Backup(command) => command.question(),
@@ -142,6 +147,7 @@ impl Stored {
             Self::Plan(_)
             | Self::Tenant(_)
             | Self::Key(_)
+            | Self::Reservation(_)
             | Self::AdminToken(_)
             | Self::Backup(_)
             | Self::Doctor(_) => Ok(None),
@@ -160,6 +166,7 @@ impl Stored {
             Self::Key(command) => Box::pin(command.run(backend)).await,
             Self::AdminToken(command) => Box::pin(command.run(backend)).await,
             Self::Usage(command) => Box::pin(command.run(backend, typed, progress)).await,
+            Self::Reservation(command) => Box::pin(command.run(backend)).await,
             Self::Backup(command) => Box::pin(command.run(backend)).await,
             Self::Doctor(command) => Box::pin(command.run(backend)).await,
         };

@@ -12,6 +12,8 @@ use serde_json::Value;
 pub enum OutputMode {
     Table,
     Json,
+    /// The first table, as RFC 4180
+    Csv,
 }
 
 impl OutputMode {
@@ -166,11 +168,33 @@ impl Output {
     pub fn render(&self, mode: OutputMode, look: Look) -> String {
         match mode {
             OutputMode::Json => format!("{:#}\n", self.json),
+            OutputMode::Csv => self.csv(),
             OutputMode::Table => {
                 let parts: Vec<_> = self.parts.iter().map(|part| part.render(look)).collect();
                 parts.join("\n")
             }
         }
+    }
+
+    /// The first table, or the facts, as RFC 4180; a cell that a spreadsheet would run as a formula gets a leading `'`.
+    fn csv(&self) -> String {
+        let table = self.parts.iter().find_map(|part| match part {
+            Part::Table { columns, rows } => Some((columns.clone(), rows.clone())),
+            Part::Facts(facts) => {
+                let row = facts.iter().map(|(_, value)| value.clone()).collect();
+                Some((
+                    facts.iter().map(|(name, _)| name.clone()).collect(),
+                    vec![row],
+                ))
+            }
+            Part::Lines(_) | Part::Note(_) => None,
+        });
+        let (columns, rows) = table.unwrap_or_default();
+        let line = |cells: &Vec<String>| {
+            let cells: Vec<String> = cells.iter().map(|cell| csv_cell(cell)).collect();
+            format!("{}\r\n", cells.join(","))
+        };
+        std::iter::once(&columns).chain(&rows).map(line).collect()
     }
 
     /// Prints it as asked, or as suits stdout.
@@ -183,6 +207,24 @@ impl Output {
         }
         let mode = mode.or(self.usual).unwrap_or_else(OutputMode::of_stdout);
         print(&self.render(mode, Look::of_stdout()))
+    }
+}
+
+fn csv_cell(cell: &str) -> String {
+    if cell == NOTHING {
+        return String::new();
+    }
+    let is_number = cell.parse::<f64>().is_ok();
+    let is_formula = cell.starts_with(['=', '+', '-', '@', '\t', '\r']) && !is_number;
+    let cell = if is_formula {
+        format!("'{cell}")
+    } else {
+        cell.to_owned()
+    };
+    if cell.contains([',', '"', '\r', '\n']) {
+        format!("\"{}\"", cell.replace('"', "\"\""))
+    } else {
+        cell
     }
 }
 

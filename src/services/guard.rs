@@ -27,6 +27,7 @@ use crate::{
         admitted::{Admitted, OutputGrant},
         catalogue::{Catalogue, Policy},
         recorder::Recorder,
+        refusals::{Refusals, Refused},
         repeats::Keyed,
     },
     store::StoreError,
@@ -126,6 +127,7 @@ pub struct Guard {
     pub(super) recorder: Arc<Recorder>,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
+    refusals: Refusals,
 }
 
 impl Guard {
@@ -143,12 +145,19 @@ impl Guard {
             recorder,
             clock,
             metrics,
+            refusals: Refusals::default(),
         })
     }
 
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.config.guardrails == Guardrails::On
+    }
+
+    /// The last refusals, for whoever asks why.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     fn enforces(&self) -> bool {
@@ -401,13 +410,19 @@ impl Guard {
             violations: &violations,
         }
         .emit(&self.metrics);
-        AdmitError::Refused(Box::new(Refusal {
+        let refusal = Refusal {
             tenant_id: ask.caller.tenant_id,
             plan_code: policy.plan_code().to_owned(),
             violations,
             states,
             now,
-        }))
+        };
+        self.refusals.keep(Refused {
+            caller: ask.caller.clone(),
+            model: Some(ask.model.to_owned()),
+            refusal: refusal.clone(),
+        });
+        AdmitError::Refused(Box::new(refusal))
     }
 
     /// No decision could be made: what now is the fail mode's to say. Usage is recorded all the same.

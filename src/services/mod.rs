@@ -9,8 +9,10 @@ pub mod chat;
 pub mod doctor;
 pub mod entitlements;
 pub mod error;
+pub mod explain;
 mod grants;
 pub mod guard;
+pub mod in_flight;
 pub mod keys;
 pub mod meter;
 pub mod objects;
@@ -18,6 +20,7 @@ pub mod operation;
 pub mod plans;
 pub mod presets;
 pub mod recorder;
+pub mod refusals;
 pub mod repeats;
 pub mod report;
 pub mod reporting;
@@ -25,18 +28,27 @@ pub mod reports;
 pub mod reservations;
 pub mod run;
 pub mod secrets;
+pub mod statement;
 pub mod tenants;
 pub mod usage_view;
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 pub use error::AdminError;
 use reporting::Correction;
+use statement::StatementAsk;
 
 use crate::{
     domain::{
-        administrator::Actor, feature::FeatureKey, ids::GrantId, quantity::Quantity,
-        tenant::TenantRef, time::Timestamp, window::Window,
+        administrator::Actor,
+        feature::FeatureKey,
+        ids::{GrantId, ReservationId},
+        quantity::Quantity,
+        tenant::TenantRef,
+        time::Timestamp,
+        window::Window,
     },
     store::usage::Dimension,
 };
@@ -98,6 +110,18 @@ pub trait UsageOperations: Send + Sync {
         correction: &Correction,
         by: &Actor,
     ) -> Result<serde_json::Value, AdminError>;
+    /// `{"items":[…]}` of what is in flight, the oldest first; only what is at least as old as `older_than`.
+    async fn in_flight(
+        &self,
+        tenant: Option<&TenantRef>,
+        older_than: Duration,
+    ) -> Result<serde_json::Value, AdminError>;
+    /// Gives back what a request or reservation in flight holds.
+    async fn release(&self, id: ReservationId, by: &Actor) -> Result<(), AdminError>;
+    /// What became of a request; `NotFound` if that is not kept.
+    async fn explain(&self, request_id: &str) -> Result<serde_json::Value, AdminError>;
+    /// Interface.md §8.
+    async fn statement(&self, ask: &StatementAsk) -> Result<serde_json::Value, AdminError>;
     /// What is left of each of the tenant's grants that are not over.
     async fn grants_left(
         &self,

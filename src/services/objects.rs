@@ -2,6 +2,8 @@
 //!
 //! When something was made or ended is shown in whole seconds.
 
+use std::collections::BTreeMap;
+
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
@@ -10,7 +12,7 @@ use crate::domain::{
     administrator::{AdminToken, Role},
     feature::FeatureKey,
     grant::Grant,
-    ids::{AdminTokenId, GrantId, KeyId, TenantId},
+    ids::{AdminTokenId, EventId, GrantId, KeyId, TenantId},
     limit::{Limit, Override, Scope},
     names::{DisplayName, PlanCode, Slug},
     plan::{AllowedModels, Plan, PlanFeature},
@@ -19,12 +21,54 @@ use crate::domain::{
     subscription::SubscriptionStatus,
     tenant::{ApiKey, Tenant},
     time::Timestamp,
+    usage::{Source, UsageEvent},
     window::WindowKind,
 };
 use crate::store::audit::AuditEntry;
 
+/// A usage event.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct EventObject {
+    pub event_id: EventId,
+    pub request_id: String,
+    /// `chat`, `reservation`, `cloudevent`, `manual` or `correction`.
+    #[schema(value_type = String)]
+    pub source: Source,
+    pub admitted_at: Timestamp,
+    pub recorded_at: Timestamp,
+    pub key_id: Option<KeyId>,
+    pub user: String,
+    pub model: Option<String>,
+    #[schema(value_type = Object)]
+    pub quantities: BTreeMap<FeatureKey, Quantity>,
+    pub estimated: bool,
+    pub reason: Option<String>,
+}
+
+impl EventObject {
+    #[must_use]
+    pub fn of(event: &UsageEvent) -> Self {
+        let quantities = event.quantities.iter();
+        Self {
+            event_id: event.event_id,
+            request_id: event.request_id.clone(),
+            source: event.source,
+            admitted_at: event.admitted_at,
+            recorded_at: event.recorded_at,
+            key_id: event.key_id,
+            user: event.user.clone(),
+            model: event.model.clone(),
+            quantities: quantities
+                .map(|(feature, quantity)| (feature.clone(), quantity))
+                .collect(),
+            estimated: event.estimated,
+            reason: event.reason.clone(),
+        }
+    }
+}
+
 /// A reset.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ResetObject {
     pub tenant_slug: Slug,
     pub feature_key: FeatureKey,

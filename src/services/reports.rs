@@ -51,6 +51,7 @@ pub struct CurrentPage {
 }
 
 /// Reads usage; changes nothing.
+#[derive(Clone)]
 pub struct Reports {
     pub store: SharedStore,
     pub catalogue: Arc<Catalogue>,

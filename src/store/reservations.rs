@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::StoreResult;
 use crate::domain::{
-    ids::{ReservationId, TenantId},
+    ids::{EventId, ReservationId, TenantId},
     reservation::{Reservation, Settlement},
     time::Timestamp,
 };
@@ -42,6 +42,9 @@ pub trait ReservationStore: Send + Sync {
         &self,
         reservation: ReservationId,
     ) -> StoreResult<Option<Reservation>>;
+
+    /// The one that an event records.
+    async fn find_reservation_of_event(&self, event: EventId) -> StoreResult<Option<Reservation>>;
 
     /// Those that hold something at `now`, the oldest first.
     async fn list_open_reservations(&self, now: Timestamp) -> StoreResult<Vec<Reservation>>;

@@ -1,9 +1,11 @@
 //! `tollgate usage …`.
 
 mod correct;
+mod explain;
 mod export;
 mod record;
 mod show;
+mod statement;
 mod sync;
 mod totals;
 
@@ -32,6 +34,8 @@ pub(in crate::cli) enum UsageCommand {
     Sync(sync::Sync),
     ExportReport(export::ExportReport),
     Correct(correct::Correct),
+    Statement(statement::Statement),
+    Explain(explain::Explain),
 }
 
 impl UsageCommand {
@@ -46,6 +50,8 @@ impl UsageCommand {
             Self::Show(_)
             | Self::Totals(_)
             | Self::Record(_)
+            | Self::Statement(_)
+            | Self::Explain(_)
             | Self::Correct(_)
             | Self::ExportReport(_) => Ok(None),
         }
@@ -68,6 +74,8 @@ impl UsageCommand {
             Self::Record(command) => command.run(usage.as_ref(), now).await,
             Self::Sync(command) => command.run(backend, typed).await,
             Self::ExportReport(command) => command.run(usage.as_ref(), backend, progress).await,
+            Self::Statement(command) => command.run(usage.as_ref()).await,
+            Self::Explain(command) => command.run(usage.as_ref()).await,
             Self::Correct(command) => command.run(usage.as_ref(), &backend.actor()).await,
         }
     }

@@ -12,6 +12,8 @@ mod grants;
 mod keys;
 mod limits;
 mod plans;
+mod records;
+mod reservations;
 mod status;
 mod tenants;
 mod usage;
@@ -31,6 +33,13 @@ pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .routes(routes!(admin_tokens::list, admin_tokens::create))
         .routes(routes!(admin_tokens::revoke))
+        .routes(routes!(records::events))
+        .routes(routes!(records::statement))
+        .routes(routes!(records::correct))
+        .routes(routes!(records::reset))
+        .routes(routes!(records::explain))
+        .routes(routes!(reservations::list))
+        .routes(routes!(reservations::release))
         .routes(routes!(plans::list, plans::create))
         .routes(routes!(plans::show, plans::change, plans::delete))
         .routes(routes!(plans::put_feature, plans::delete_feature))

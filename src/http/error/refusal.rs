@@ -69,7 +69,7 @@ impl Refusal {
             .map_or_else(String::new, |top| self.message_of(top))
     }
 
-    pub(super) fn message_of(&self, violation: &Violation) -> String {
+    pub(crate) fn message_of(&self, violation: &Violation) -> String {
         let limit = &violation.limit;
         let mut text = format!(
             "Plan '{}' allows {} {}",

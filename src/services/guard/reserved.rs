@@ -7,7 +7,7 @@ use crate::{
     config::FailMode,
     domain::{limit::LimitStates, quantity::Quantity, time::Timestamp, usage::Quantities},
     ledger::{Amount, Hold, LedgerAsk, OnViolation, Reserved, Want},
-    services::catalogue::Policy,
+    services::{catalogue::Policy, refusals::Refused},
     telemetry::events::{self, Decision},
 };
 
@@ -90,13 +90,19 @@ impl Guard {
             Ok(Reserved::Held(hold)) => Ok(self.allowed(ask, &policy, hold, would_refuse)),
             Ok(Reserved::Over { violations, states }) => {
                 self.tell(ask, &policy, Decision::HardLimit, &states, &violations);
-                Err(AdmitError::Refused(Box::new(Refusal {
+                let refusal = Refusal {
                     tenant_id: ask.caller.tenant_id,
                     plan_code: policy.plan_code().to_owned(),
                     violations,
                     states,
                     now,
-                })))
+                };
+                self.refusals.keep(Refused {
+                    caller: ask.caller.clone(),
+                    model: ask.model.map(str::to_owned),
+                    refusal: refusal.clone(),
+                });
+                Err(AdmitError::Refused(Box::new(refusal)))
             }
             Err(error) => {
                 let plan_code = policy.plan_code();

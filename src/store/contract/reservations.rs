@@ -176,6 +176,11 @@ pub(crate) async fn a_settlement_waits_until_its_event_is_recorded(store: &Share
     assert_eq!(store.list_unrecorded_reservations().await, Ok(vec![]));
     let found = store.find_reservation(made.reservation_id).await.unwrap();
     assert!(found.unwrap().settlement.unwrap().is_recorded);
+    let of_event = store.find_reservation_of_event(settled.event_id).await;
+    assert_eq!(
+        of_event.unwrap().unwrap().reservation_id,
+        made.reservation_id
+    );
 }
 
 pub(crate) async fn pruning_deletes_what_expired_long_ago(store: &SharedStore) {

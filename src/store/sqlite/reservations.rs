@@ -42,6 +42,19 @@ impl ReservationStore for SqliteStore {
             .await
     }
 
+    async fn find_reservation_of_event(&self, event: EventId) -> StoreResult<Option<Reservation>> {
+        self.read("reservations.find_of_event", move |tx| {
+            rows::find(
+                tx,
+                TABLE,
+                "SELECT * FROM reservations WHERE event_id = ?1",
+                [blob(event.uuid())],
+                read,
+            )
+        })
+        .await
+    }
+
     async fn list_open_reservations(&self, now: Timestamp) -> StoreResult<Vec<Reservation>> {
         self.read("reservations.list_open", move |tx| {
             rows::list(

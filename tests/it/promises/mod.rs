@@ -7,6 +7,7 @@ mod every_run_is_paid_for;
 mod exact;
 mod fail_modes;
 mod guarantees;
+mod in_sight;
 mod repeats;
 mod reported;
 mod reservations;

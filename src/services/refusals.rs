@@ -1,0 +1,42 @@
+//! The node's last refusals, for whoever asks why.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::guard::{Caller, Refusal};
+
+const KEPT: usize = 10_000;
+
+/// A refused request.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    pub caller: Caller,
+    pub model: Option<String>,
+    pub refusal: Refusal,
+}
+
+#[derive(Default)]
+pub struct Refusals(Mutex<VecDeque<Arc<Refused>>>);
+
+impl Refusals {
+    pub fn keep(&self, refused: Refused) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(Arc::new(refused));
+    }
+
+    /// The last one of a request.
+    #[must_use]
+    pub fn find(&self, request_id: &str) -> Option<Arc<Refused>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = kept
+            .iter()
+            .rev()
+            .find(|it| &*it.caller.request_id == request_id);
+        found.cloned()
+    }
+}
