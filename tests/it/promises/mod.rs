@@ -11,6 +11,7 @@ mod in_sight;
 mod repeats;
 mod reported;
 mod reservations;
+mod scopes;
 mod stays_up;
 mod time_is_right;
 mod torture;
