@@ -56,6 +56,18 @@ impl<K: FieldType> Page<K> {
     }
 }
 
+impl<K: PartialEq> Page<K> {
+    /// What comes after the page before, of a whole list off which nothing is ever taken.
+    #[must_use]
+    pub fn rest_of<R>(&self, mut rows: Vec<R>, key: impl Fn(&R) -> K) -> Vec<R> {
+        if let Some(after) = &self.after {
+            let seen = rows.iter().position(|row| key(row) == *after);
+            rows.drain(..seen.map_or(0, |index| index + 1));
+        }
+        rows
+    }
+}
+
 impl<K: Display> Page<K> {
     /// How many to read: one more than is shown tells whether there is another page.
     #[must_use]

@@ -71,12 +71,10 @@ pub(super) async fn list(
     let page = Page::<GrantId>::of(&mut query)?;
     query.finish()?;
     let (grants, tenant) = tenants(&app).list_grants(&tenant).await?;
-    let mut rows = with_left(&app, grants, &tenant).await?;
-    if let Some(after) = page.after {
-        // Grants are never taken off the list, only ended.
-        let seen = rows.iter().position(|grant| grant.grant_id == after);
-        rows.drain(..seen.map_or(0, |index| index + 1));
-    }
+    // Grants are never taken off the list, only ended.
+    let rows = page.rest_of(with_left(&app, grants, &tenant).await?, |grant| {
+        grant.grant_id
+    });
     Ok(Json(page.show(rows, |grant| grant.grant_id, |grant| grant)))
 }
 

@@ -80,12 +80,9 @@ pub(super) async fn list(
 ) -> ApiResult<Json<Listed<KeyObject>>> {
     let page = Page::<KeyId>::of(&mut query)?;
     query.finish()?;
-    let (mut rows, tenant) = keys(&app).list(&tenant).await?;
-    if let Some(after) = page.after {
-        // Keys are never taken off the list, only ended.
-        let seen = rows.iter().position(|key| key.key_id == after);
-        rows.drain(..seen.map_or(0, |index| index + 1));
-    }
+    let (rows, tenant) = keys(&app).list(&tenant).await?;
+    // Keys are never taken off the list, only ended.
+    let rows = page.rest_of(rows, |key| key.key_id);
     Ok(Json(page.show(
         rows,
         |key| key.key_id,
