@@ -96,6 +96,7 @@ read_as_json! {
     bool => "true or false",
     i64 => "a whole number",
     u64 => "a whole number of at least 0",
+    Vec<String> => "a list of texts",
     Vec<u16> => "a list of whole percentages from 1 to 1000, such as [80, 100], or null",
     AllowedModels => "a list of model names or patterns, such as [\"gpt-5.1*\"]",
 }

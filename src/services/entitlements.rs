@@ -3,7 +3,7 @@
 pub mod artifact;
 mod changes;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{
     AdminError,
@@ -24,11 +24,9 @@ pub use changes::ChangeLine;
 const ATTEMPTS: usize = 5;
 
 /// How an artifact is brought in.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default)]
 pub struct SyncOptions {
     /// Only these plans of the artifact, by their codes in any case; none: all.
-    #[serde(rename = "plan_filters")]
     pub plans: Vec<String>,
     /// Features that the artifact leaves out go.
     pub prune_missing: bool,
@@ -51,7 +49,7 @@ impl SyncOptions {
 }
 
 /// What a sync did, or would do.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Synced {
     pub enabled: bool,
     pub dry_run: bool,
@@ -61,7 +59,7 @@ pub struct Synced {
 }
 
 /// What became of one plan; the numbers count features, `unchanged` those of the artifact.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct SyncedPlan {
     pub plan_code: PlanCode,
     pub created: bool,

@@ -8,11 +8,13 @@ pub mod access;
 mod admin_tokens;
 mod audit;
 mod bodies;
+mod entitlements;
 mod grants;
 mod keys;
 mod limits;
 mod plans;
 mod records;
+mod report;
 mod reservations;
 mod status;
 mod tenants;
@@ -56,6 +58,9 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(usage::of_tenant))
         .routes(routes!(usage::totals))
         .routes(routes!(usage::of_all))
+        .routes(routes!(entitlements::sync))
+        .routes(routes!(report::json))
+        .routes(routes!(report::csv))
         .routes(routes!(audit::list))
         .routes(routes!(status::show))
 }

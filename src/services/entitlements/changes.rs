@@ -11,7 +11,7 @@ use crate::domain::{
 };
 
 /// One difference; `None` is what is not there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ChangeLine {
     /// `None`: of the plan itself.
     pub feature_key: Option<FeatureKey>,

@@ -1,6 +1,7 @@
 //! The administration API (interface.md §4).
 
 mod administrators;
+mod entitlements;
 mod keys;
 mod plans;
 mod tenants;
