@@ -57,16 +57,9 @@ struct ChatRequest {
 /// Answer a message.
 #[utoipa::path(
     post, path = "/api/v1/chat", tag = "chat", security(("tenant_key" = [])),
-    params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
     request_body = ChatRequestBody,
     responses(
-        (status = 200, description = "The answer", body = ChatAnswerBody, headers(
-            ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
-            ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
-            ("RateLimit" = String, description = "What is left of them"),
-            ("X-Usage-Warning" = String, description = "A feature whose soft limit is passed; one header each"),
-            ("X-Usage-Output-Capped" = i64, description = "The output maximum, where it was lowered"),
-        )),
+        (status = 200, description = "The answer", body = ChatAnswerBody),
         errors::Guarded,
         (status = 404, description = "`conversation_not_found`", body = errors::ErrorBody),
     ),
@@ -96,16 +89,9 @@ async fn answer(app: &App, ask: ChatAsk) -> ApiResult<Response> {
 /// Answer a message as a stream of events.
 #[utoipa::path(
     post, path = "/api/v1/chat/stream", tag = "chat", security(("tenant_key" = [])),
-    params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
     request_body = ChatRequestBody,
     responses(
-        (status = 200, description = "Events, each `data: {…}`", body = StreamEvent, content_type = "text/event-stream", headers(
-            ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
-            ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
-            ("RateLimit" = String, description = "What is left of them"),
-            ("X-Usage-Warning" = String, description = "A feature whose soft limit is passed; one header each"),
-            ("X-Usage-Output-Capped" = i64, description = "The output maximum, where it was lowered"),
-        )),
+        (status = 200, description = "Events, each `data: {…}`", body = StreamEvent, content_type = "text/event-stream"),
         errors::Guarded,
         (status = 404, description = "`conversation_not_found`", body = errors::ErrorBody),
     ),

@@ -52,16 +52,9 @@ const LONGEST_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Answer as OpenAI's chat completions.
 #[utoipa::path(
     post, path = "/v1/chat/completions", tag = "openai", security(("tenant_key" = [])),
-    params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
     request_body = OpenAiRequest,
     responses(
-        (status = 200, description = "The upstream's answer, or its events with `stream`", content((OpenAiAnswer = "application/json"), (StreamEvent = "text/event-stream")), headers(
-            ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
-            ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
-            ("RateLimit" = String, description = "What is left of them"),
-            ("X-Usage-Warning" = String, description = "A feature whose soft limit is passed; one header each"),
-            ("X-Usage-Output-Capped" = i64, description = "The output maximum, where it was lowered"),
-        )),
+        (status = 200, description = "The upstream's answer, or its events with `stream`", content((OpenAiAnswer = "application/json"), (StreamEvent = "text/event-stream"))),
         errors::Guarded,
         (status = "4XX", description = "The upstream's own errors pass through"),
         (status = "5XX", description = "The upstream's own errors pass through"),
@@ -79,16 +72,9 @@ pub async fn chat_completions(
 /// Answer as OpenAI's responses.
 #[utoipa::path(
     post, path = "/v1/responses", tag = "openai", security(("tenant_key" = [])),
-    params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
     request_body = OpenAiRequest,
     responses(
-        (status = 200, description = "The upstream's answer, or its events with `stream`", content((OpenAiAnswer = "application/json"), (StreamEvent = "text/event-stream")), headers(
-            ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
-            ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
-            ("RateLimit" = String, description = "What is left of them"),
-            ("X-Usage-Warning" = String, description = "A feature whose soft limit is passed; one header each"),
-            ("X-Usage-Output-Capped" = i64, description = "The output maximum, where it was lowered"),
-        )),
+        (status = 200, description = "The upstream's answer, or its events with `stream`", content((OpenAiAnswer = "application/json"), (StreamEvent = "text/event-stream"))),
         errors::Guarded,
         (status = "4XX", description = "The upstream's own errors pass through"),
         (status = "5XX", description = "The upstream's own errors pass through"),
@@ -106,16 +92,9 @@ pub async fn responses(
 /// Answer as OpenAI's embeddings.
 #[utoipa::path(
     post, path = "/v1/embeddings", tag = "openai", security(("tenant_key" = [])),
-    params(("X-Tollgate-User" = Option<String>, Header, description = "The end user; at most 128 bytes")),
     request_body = OpenAiRequest,
     responses(
-        (status = 200, description = "The upstream's answer, or its events with `stream`", content((OpenAiAnswer = "application/json"), (StreamEvent = "text/event-stream")), headers(
-            ("X-Usage-Decision" = String, description = "`allow`, `soft_limit` or `hard_limit`"),
-            ("RateLimit-Policy" = String, description = "The hard limits (IETF draft-11)"),
-            ("RateLimit" = String, description = "What is left of them"),
-            ("X-Usage-Warning" = String, description = "A feature whose soft limit is passed; one header each"),
-            ("X-Usage-Output-Capped" = i64, description = "The output maximum, where it was lowered"),
-        )),
+        (status = 200, description = "The upstream's answer, or its events with `stream`", content((OpenAiAnswer = "application/json"), (StreamEvent = "text/event-stream"))),
         errors::Guarded,
         (status = "4XX", description = "The upstream's own errors pass through"),
         (status = "5XX", description = "The upstream's own errors pass through"),

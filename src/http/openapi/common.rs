@@ -1,4 +1,4 @@
-//! What is said of every endpoint, by what it has: parameters in its path, a body, a query, a token.
+//! What is said of every endpoint, by what it has: parameters in its path, a body, a query, a token, a model that is run.
 
 use utoipa::openapi::{
     Header, HttpMethod, ObjectBuilder, OpenApi, Ref, RefOr, Required, Type,
@@ -35,6 +35,9 @@ pub(super) fn add_to_all(document: &mut OpenApi) {
             }
             add_operation_id(operation, &method, path);
             add_errors(operation);
+            if runs_a_model(operation) {
+                add_guard(operation);
+            }
             add_request_id(operation);
             if path.starts_with("/v1/") {
                 speak_openai(operation);
@@ -182,6 +185,62 @@ fn speak_openai(operation: &mut Operation) {
             response
                 .content
                 .insert("application/json".to_owned(), content);
+        }
+    }
+}
+
+/// What a client may say beside the body of a request that runs a model.
+const GUARDED_PARAMETERS: [(&str, &str); 2] = [
+    ("X-Tollgate-User", "The end user; at most 128 bytes"),
+    (
+        "Idempotency-Key",
+        "1-255 visible ASCII characters; the same key and body again gets the first answer, for 24 hours",
+    ),
+];
+/// What its answer tells beside the body.
+const GUARDED_HEADERS: [(&str, &str); 6] = [
+    ("X-Usage-Decision", "`allow`, `soft_limit` or `hard_limit`"),
+    ("RateLimit-Policy", "The hard limits (IETF draft-11)"),
+    ("RateLimit", "What is left of them"),
+    (
+        "X-Usage-Warning",
+        "A feature whose soft limit is passed; one header each",
+    ),
+    (
+        "X-Usage-Output-Capped",
+        "The output maximum, where it was lowered",
+    ),
+    (
+        "Idempotent-Replayed",
+        "`true`: the first answer to this key, charged once",
+    ),
+];
+
+/// Whether the guard lets it through to a model: it has a body, and an answer for a model that fails.
+fn runs_a_model(operation: &Operation) -> bool {
+    operation.request_body.is_some() && operation.responses.responses.contains_key("502")
+}
+
+fn add_guard(operation: &mut Operation) {
+    let parameters = operation.parameters.get_or_insert_default();
+    parameters.extend(GUARDED_PARAMETERS.map(|(name, description)| {
+        ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Header)
+            .description(Some(description))
+            .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+            .build()
+    }));
+    let responses = &mut operation.responses.responses;
+    let repeats = "`idempotency_key_in_use` or `idempotency_answer_too_large`";
+    responses.insert("409".to_owned(), answer(repeats));
+    let reused = "`invalid_request`, `open_input_not_allowed` or `idempotency_key_reused`";
+    responses.insert("422".to_owned(), answer(reused));
+    if let Some(RefOr::T(response)) = responses.get_mut("200") {
+        for (name, description) in GUARDED_HEADERS {
+            let mut header = Header::new(ObjectBuilder::new().schema_type(Type::String));
+            header.description = Some(description.to_owned());
+            response.headers.insert(name.to_owned(), header);
         }
     }
 }
