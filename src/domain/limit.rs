@@ -1,5 +1,7 @@
 //! Limits, and the one decision of tollgate: does this request fit?
 
+mod message;
+
 use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};

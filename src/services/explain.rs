@@ -168,7 +168,7 @@ impl Explanations {
                 None if state.is_warned() => "warned",
                 None => "allowed",
             });
-            row["message"] = json!(broken.map(|it| refusal.message_of(it)));
+            row["message"] = json!(broken.map(|it| it.message(&refusal.plan_code)));
             row
         });
         Ok(json!({

@@ -144,7 +144,7 @@ fn limits(refusal: &Refusal) -> Details<'_> {
         .iter()
         .map(|violation| ViolationObject {
             code: Refusal::code_of(violation),
-            message: refusal.message_of(violation),
+            message: violation.message(&refusal.plan_code),
             limit: limit_object(refusal, violation),
         })
         .collect();
