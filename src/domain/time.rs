@@ -41,6 +41,16 @@ impl Timestamp {
         Self(self.0 - self.0.rem_euclid(MICROS_PER_SECOND))
     }
 
+    /// The first whole second that is not before this instant.
+    #[must_use]
+    pub const fn up_to_whole_second(self) -> Self {
+        let part = self.0.rem_euclid(MICROS_PER_SECOND);
+        if part == 0 {
+            return self;
+        }
+        Self(self.0.saturating_add(MICROS_PER_SECOND - part))
+    }
+
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
@@ -140,6 +150,14 @@ mod tests {
             "2026-11-24T14:40:09.5Z"
         );
         assert_eq!("2026-11-24T15:40:09+01:00".parse(), Ok(at));
+    }
+
+    #[test]
+    fn a_whole_second_is_reached_upwards_from_within_it() {
+        for (micros, expected) in [(0, 0), (1, 1), (999_999, 1), (1_000_000, 1), (-1, 0)] {
+            let up = Timestamp::from_micros(micros).up_to_whole_second();
+            assert_eq!(up, Timestamp::from_seconds(expected), "{micros}");
+        }
     }
 
     #[test]

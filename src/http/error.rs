@@ -319,7 +319,7 @@ impl ApiError {
             }
             Self::ReservationSettled { reservation_id } => {
                 format!(
-                    "Reservation '{reservation_id}' is settled already, with another idempotency key."
+                    "Reservation '{reservation_id}' is settled already; only a settle with the same idempotency key may be repeated."
                 )
             }
             Self::AlreadyExists { what, name } => format!("There is a {what} '{name}' already."),

@@ -268,7 +268,7 @@ impl Reservations {
             node: self.node.clone(),
             quantities: ask.quantities,
             admitted_at: allowed.admitted_at,
-            expires_at: allowed.admitted_at.plus(ask.ttl),
+            expires_at: allowed.admitted_at.plus(ask.ttl).up_to_whole_second(),
             released_at: None,
             settlement: None,
         };

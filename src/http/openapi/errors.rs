@@ -72,7 +72,7 @@ answers! {
     /// Something of that name is there.
     AlreadyExists = "409": "`already_exists`: there is one of that name, or was";
     /// It was settled before.
-    ReservationSettled = "409": "`reservation_settled`: it is settled already, with another idempotency key";
+    ReservationSettled = "409": "`reservation_settled`: it is settled already; only a settle with the same idempotency key may be repeated";
     /// Limits, and what keeps a tenant from being served, where no model is called.
     Reserving = "402": "`usage_policy_configuration_error` or `subscription_inactive`: the tenant has no plan that is in force",
         "403": "`model_not_allowed`: the plan leaves the model out",

@@ -15,6 +15,12 @@ async fn reserve(acme: &Tenant, quantities: Value, ttl_seconds: u64) -> Answer {
 
 fn id_of(reserved: &Answer) -> String {
     assert_eq!(reserved.status, 201, "{}", reserved.text);
+    let expires_at = reserved.json()["expires_at"].as_str().unwrap().to_owned();
+    assert_eq!(
+        expires_at.len(),
+        "2026-01-01T00:00:00Z".len(),
+        "{expires_at}"
+    );
     reserved.json()["reservation_id"]
         .as_str()
         .unwrap()
@@ -184,9 +190,11 @@ async fn only_its_own_tenant_can_end_a_reservation_and_only_once() {
     settle(&acme, &one, "b", json!({"messages": 1}))
         .await
         .expect(409, "reservation_settled");
-    release(&acme, &one)
+    let refused = release(&acme, &one)
         .await
         .expect(409, "reservation_settled");
+    let message = refused.json()["error"]["message"].to_string();
+    assert!(message.contains("is settled already; only"), "{message}");
     assert_eq!(release(&acme, &two).await.status, 204);
     release(&acme, &two).await.expect(404, "not_found");
     assert_eq!(
