@@ -15,11 +15,11 @@ use crate::domain::{
 const HOUR_MICROS: i64 = 3_600_000_000;
 
 /// The start of the UTC hour around `micros`, saturating at the ends of time.
-fn hour_before(micros: i64) -> i64 {
+pub(super) fn hour_before(micros: i64) -> i64 {
     micros.div_euclid(HOUR_MICROS).saturating_mul(HOUR_MICROS)
 }
 
-fn hour_after(micros: i64) -> i64 {
+pub(super) fn hour_after(micros: i64) -> i64 {
     let start = hour_before(micros);
     if start == micros {
         micros

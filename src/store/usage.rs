@@ -170,6 +170,9 @@ pub trait UsageStore: Send + Sync {
 
     /// Puts `replacement`, a name that nobody had, in place of an end user in events, rollups and keys. Sums stay as
     /// they are. The audit log says that it was done, and not to whom. How many events and rollups it was.
+    ///
+    /// Not one transaction but many short ones, between which others write. What is recorded of the user meanwhile
+    /// may keep its name; an error leaves it half done, and calling it again does the rest.
     async fn forget_user(
         &self,
         tenant: TenantId,

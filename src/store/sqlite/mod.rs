@@ -7,6 +7,7 @@ mod audit;
 mod catalogue;
 mod check;
 mod conversations;
+mod forget;
 mod keys;
 pub mod maintenance;
 mod migrate;

@@ -58,6 +58,15 @@ fn of_tenant(
     Ok(found)
 }
 
+/// Every feature that the tenant ever used, in order.
+pub(super) fn features(tx: &Transaction<'_>, tenant: TenantId) -> Result<Vec<FeatureKey>, Failed> {
+    let mut found: Vec<FeatureKey> = Vec::new();
+    while let Some(next) = next_feature(tx, tenant, found.last().map_or("", FeatureKey::as_str))? {
+        found.push(next);
+    }
+    Ok(found)
+}
+
 /// The first feature after `last` that the tenant ever used: one step through the primary key.
 fn next_feature(
     tx: &Transaction<'_>,

@@ -7,11 +7,11 @@ use rusqlite::{Transaction, params};
 use uuid::Uuid;
 
 use super::{
-    Failed, SqliteStore,
-    audit::Change,
-    check, reservations,
+    Failed, SqliteStore, check,
+    forget::Forgetting,
+    reservations,
     rows::{self, Cells, blob},
-    sums, tenant_sums, tenants,
+    sums, tenant_sums,
 };
 use crate::{
     domain::{
@@ -192,11 +192,12 @@ impl UsageStore for SqliteStore {
         replacement: &str,
         by: &Actor,
     ) -> StoreResult<u64> {
-        let (user, replacement, by) = (user.to_owned(), replacement.to_owned(), by.clone());
-        self.write("usage.forget_user", move |tx| {
-            forget_user(tx, tenant, &user, &replacement, &by)
-        })
-        .await
+        let what = Forgetting {
+            tenant,
+            user: user.to_owned(),
+            replacement: replacement.to_owned(),
+        };
+        self.forget(what, by.clone()).await
     }
 
     async fn check_rollups(&self) -> StoreResult<Vec<String>> {
@@ -207,48 +208,6 @@ impl UsageStore for SqliteStore {
         self.read("usage.ping", |tx| sums::horizon(tx).map(|_| ()))
             .await
     }
-}
-
-/// The one write that touches events after they were made: not what was used, only by whom.
-fn forget_user(
-    tx: &Transaction<'_>,
-    tenant: TenantId,
-    user: &str,
-    replacement: &str,
-    by: &Actor,
-) -> Result<u64, Failed> {
-    let stored = tenants::get(tx, tenant)?;
-    let places = params![blob(tenant.uuid()), user];
-    let is_named = rows::exists(
-        tx,
-        "SELECT 1 FROM usage_rollups WHERE tenant_id = ?1 AND dimension = 'user' AND value = ?2",
-        places,
-    )? || rows::exists(
-        tx,
-        "SELECT 1 FROM keys WHERE tenant_id = ?1 AND end_user = ?2",
-        places,
-    )?;
-    if !is_named {
-        return Ok(0);
-    }
-    Change {
-        action: "user.forget",
-        target: stored.slug.as_str(),
-        before: None,
-        after: Some(serde_json::json!({ "replaced_by": replacement })),
-    }
-    .note(tx, by)?;
-    let places = params![blob(tenant.uuid()), user, replacement];
-    let mut replaced = 0;
-    for statement in [
-        "UPDATE usage_events SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2",
-        "UPDATE usage_rollups SET value = ?3 WHERE tenant_id = ?1 AND dimension = 'user' AND value = ?2",
-        "UPDATE keys SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2",
-        "UPDATE reservations SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2",
-    ] {
-        replaced += rows::run(tx, statement, places)?;
-    }
-    Ok(replaced)
 }
 
 /// `ON CONFLICT DO NOTHING` forgives a repeated id and nothing else, where `OR IGNORE` would also lose an event that
