@@ -1,6 +1,6 @@
 //! What tenants used.
 
-use std::{cmp::Reverse, fmt, str::FromStr};
+use std::{cmp::Reverse, collections::BTreeMap, fmt, str::FromStr};
 
 use axum::{
     Json,
@@ -249,20 +249,32 @@ async fn by_percent(
     filter: &Filter,
     page: &Page<ByPercent>,
 ) -> ApiResult<Json<Listed<UsageBody>>> {
-    let all = app.reports.current_of_all().await?;
-    let shown = all.iter().map(|current| (current, UsageBody::of(current)));
-    let kept = shown.filter(|(current, body)| filter.keeps(current, body));
-    let key = |body: &UsageBody| ByPercent {
-        percent: Reverse(highest_percent(body)),
-        slug: body.tenant_slug.clone(),
-    };
-    let mut rows: Vec<(ByPercent, UsageBody)> = kept.map(|(_, body)| (key(&body), body)).collect();
-    rows.sort_unstable_by(|one, other| one.0.cmp(&other.0));
-    if let Some(after) = &page.after {
-        rows.retain(|(key, _)| key > after);
+    // Whoever is highest may be anywhere, so all are looked at; no more are kept than the page has.
+    let mut first: BTreeMap<ByPercent, UsageBody> = BTreeMap::new();
+    let mut slug: Option<Slug> = None;
+    loop {
+        let chunk = app.reports.current_page(slug.as_ref(), CHUNK).await?;
+        for current in chunk.tenants {
+            let body = UsageBody::of(&current);
+            let key = ByPercent {
+                percent: Reverse(highest_percent(&body)),
+                slug: body.tenant_slug.clone(),
+            };
+            let is_later = page.after.as_ref().is_none_or(|after| key > *after);
+            if is_later && filter.keeps(&current, &body) {
+                first.insert(key, body);
+            }
+            if first.len() > page.to_read() {
+                first.pop_last();
+            }
+        }
+        slug = chunk.last;
+        if slug.is_none() {
+            break;
+        }
     }
     Ok(Json(page.show(
-        rows,
+        first.into_iter().collect(),
         |(key, _)| key.clone(),
         |(_, body)| body,
     )))
