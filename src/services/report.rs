@@ -7,6 +7,7 @@ mod write;
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 use super::{
     AdminError,
@@ -175,17 +176,32 @@ impl Reports {
         let now = self.clock.now();
         let writer = Writer::start(ask.clone(), files, now);
         let (mut done, total) = (0, tenants.count);
-        while let Some(page) = tenants.next(self).await? {
-            done += page.len() as u64;
-            let page: Vec<Tenant> = page.into_iter().filter(|it| ask.takes(it)).collect();
-            let rows = self
-                .rows(ask, page, &plans, ask.as_of.unwrap_or(now))
-                .await?;
-            if !writer.send(rows).await {
-                break; // it has failed, and says why
+        // While one page is summed, the next is listed, and the one before is written.
+        let (listed, mut waiting) = mpsc::channel(1);
+        let listing = async move {
+            while let Some(page) = tenants.next(self).await? {
+                let count = page.len() as u64;
+                let page = page.into_iter().filter(|it| ask.takes(it)).collect();
+                let at = ask.as_of.unwrap_or(now);
+                let placed = self.placed(ask, page, &plans, at).await?;
+                if listed.send((count, placed)).await.is_err() {
+                    break;
+                }
             }
-            progress(done, total.max(done));
-        }
+            Ok(())
+        };
+        let summing = async {
+            while let Some((count, placed)) = waiting.recv().await {
+                done += count;
+                if !writer.send(self.rows(ask, placed).await?).await {
+                    break; // it has failed, and says why
+                }
+                progress(done, total.max(done));
+            }
+            waiting.close();
+            Ok::<_, ReportFailed>(())
+        };
+        tokio::try_join!(listing, summing)?;
         writer.finish().await
     }
 
@@ -206,13 +222,14 @@ impl Reports {
             .collect())
     }
 
-    async fn rows(
+    /// The tenants with their windows and limits.
+    async fn placed(
         &self,
         ask: &ReportAsk,
         tenants: Vec<Tenant>,
         plans: &HashMap<PlanCode, Arc<Plan>>,
         now: Timestamp,
-    ) -> Result<Vec<TenantRow>, ReportFailed> {
+    ) -> Result<Vec<Placed>, ReportFailed> {
         let ids = tenants.iter().map(|tenant| tenant.tenant_id).collect();
         let grants = self.store.list_grants_of(ids).await?;
         let mut placed = Vec::with_capacity(tenants.len());
@@ -224,6 +241,14 @@ impl Reports {
             let limits = self.catalogue.limits(&policy, now).await?;
             placed.push(Placed::new(policy, &limits.limits, ask, now));
         }
+        Ok(placed)
+    }
+
+    async fn rows(
+        &self,
+        ask: &ReportAsk,
+        placed: Vec<Placed>,
+    ) -> Result<Vec<TenantRow>, ReportFailed> {
         let mut asks: Vec<_> = placed.iter().map(|placed| placed.ask(ask)).collect();
         // Two readers: each takes half, since the machine has more than one core and the store more than one reader.
         let second = asks.split_off(asks.len() / 2);

@@ -20,7 +20,7 @@ use crate::{
         usage::{Quantities, Source, UsageEvent},
         window::Window,
     },
-    store::usage::{CounterOf, Dimension, Recorded, Seq, Total},
+    store::usage::{CounterOf, Dimension, FeatureSum, Recorded, Seq, TenantAsk, Total},
 };
 
 macro_rules! cases {
@@ -43,6 +43,8 @@ macro_rules! cases {
             corrections_subtract,
             sums_beyond_the_scale_stop_there_and_break_nothing,
             a_forgotten_user_is_replaced_and_sums_stay,
+            sums_of_many_tenants_come_in_the_order_asked_with_what_else_was_used,
+            sums_of_many_tenants_are_those_of_each,
             used_features_are_listed_in_order,
             events_are_listed_newest_first,
             events_of_one_instant_are_paged_without_a_gap,
@@ -456,6 +458,115 @@ pub(crate) async fn a_forgotten_user_is_replaced_and_sums_stay(store: &SharedSto
     assert!(events.iter().all(|event| event.user != "bob"));
     assert_eq!(messages_in(store, acme, january()).await, 4);
     assert_rollups_agree(store).await;
+}
+
+fn sum_of(feature: FeatureKey, quantity: i64, window: Window) -> FeatureSum {
+    FeatureSum {
+        feature,
+        quantity: Quantity::new(quantity),
+        window,
+    }
+}
+
+pub(crate) async fn sums_of_many_tenants_come_in_the_order_asked_with_what_else_was_used(
+    store: &SharedStore,
+) {
+    let (acme, other, idle) = (new_tenant_id(), new_tenant_id(), new_tenant_id());
+    let of = |tenant, feature: FeatureKey, quantity, when: &str| UsageEvent {
+        quantities: Quantities::default().with(feature, Quantity::new(quantity)),
+        ..event(tenant, at(when))
+    };
+    let pages: FeatureKey = "pages".parse().unwrap();
+    record(
+        store,
+        &[
+            of(acme, FeatureKey::Messages, 2, "2026-01-05T10:20:00Z"),
+            of(acme, FeatureKey::Messages, 3, "2026-01-20T00:00:00Z"),
+            of(acme, FeatureKey::OutputTokens, 70, "2026-01-05T10:40:00Z"),
+            of(acme, seats(), 4, "2026-01-05T10:50:00Z"),
+            of(acme, seats(), 5, "2026-01-25T00:00:00Z"),
+            of(acme, pages.clone(), 6, "2026-01-06T00:00:00Z"),
+            of(acme, FeatureKey::Cost, 9, "2026-02-01T00:00:00Z"),
+            of(other, FeatureKey::Messages, 11, "2026-01-31T23:59:59Z"),
+        ],
+    )
+    .await;
+    // Cuts an hour at either end.
+    let cut = window("2026-01-05T10:30:00Z", "2026-01-24T10:30:00Z");
+    let asked = |tenant, features, others| TenantAsk {
+        tenant,
+        features,
+        others,
+    };
+    let asks = vec![
+        asked(other, vec![(FeatureKey::Messages, january())], None),
+        asked(
+            acme,
+            vec![
+                (FeatureKey::OutputTokens, cut),
+                (FeatureKey::Messages, january()),
+                (FeatureKey::InputTokens, january()),
+            ],
+            Some(cut),
+        ),
+        asked(idle, vec![(seats(), cut)], Some(january())),
+    ];
+    let expected = vec![
+        vec![sum_of(FeatureKey::Messages, 11, january())],
+        vec![
+            sum_of(FeatureKey::OutputTokens, 70, cut),
+            sum_of(FeatureKey::Messages, 5, january()),
+            sum_of(FeatureKey::InputTokens, 0, january()),
+            // Of the cost, which was not used in this window, there is nothing to say.
+            sum_of(pages, 6, cut),
+            sum_of(seats(), 4, cut),
+        ],
+        vec![sum_of(seats(), 0, cut)],
+    ];
+    assert_eq!(store.tenant_sums(asks).await, Ok(expected));
+}
+
+/// Whatever the windows and however absurd the quantities.
+pub(crate) async fn sums_of_many_tenants_are_those_of_each(store: &SharedStore) {
+    let acme = new_tenant_id();
+    let absurd = |feature: FeatureKey, hour: u32| UsageEvent {
+        quantities: Quantities::default().with(feature, Quantity::new(i64::MAX)),
+        ..event(acme, at(&format!("2026-01-05T{hour:02}:10:00Z")))
+    };
+    let mut events: Vec<UsageEvent> = (0..6).map(|hour| absurd(FeatureKey::Cost, hour)).collect();
+    events.extend((0..6).map(|hour| absurd(seats(), hour)));
+    events.push(messages(acme, 7, "2026-01-05T03:59:59Z"));
+    record(store, &events).await;
+    let features = [FeatureKey::Messages, FeatureKey::Cost, seats()];
+    for window in [
+        january(),
+        window("2026-01-05T00:05:00Z", "2026-01-05T05:59:00Z"),
+        window("2026-01-05T03:00:00Z", "2026-01-05T03:30:00Z"),
+        Window::new(at("2026-01-05T00:00:00Z"), Timestamp::NEVER).unwrap(),
+    ] {
+        let each = store.totals(acme, &features, window, None).await.unwrap();
+        let each: Vec<FeatureSum> = each
+            .totals
+            .into_iter()
+            .map(|total| sum_of(total.feature, total.quantity.get(), each.window))
+            .collect();
+        let ask = TenantAsk {
+            tenant: acme,
+            features: features.iter().map(|key| (key.clone(), window)).collect(),
+            others: Some(window),
+        };
+        assert_eq!(store.tenant_sums(vec![ask]).await, Ok(vec![each.clone()]));
+        // The same where nothing is asked by name.
+        let ask = TenantAsk {
+            tenant: acme,
+            features: vec![],
+            others: Some(window),
+        };
+        let mut used: Vec<FeatureSum> = each;
+        used.retain(|sum| sum.quantity != Quantity::ZERO);
+        used.sort_by(|one, other| one.feature.cmp(&other.feature));
+        assert_eq!(store.tenant_sums(vec![ask]).await, Ok(vec![used]));
+    }
 }
 
 pub(crate) async fn used_features_are_listed_in_order(store: &SharedStore) {

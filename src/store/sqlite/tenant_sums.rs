@@ -18,7 +18,14 @@ use crate::{
 pub(super) fn of(tx: &Transaction<'_>, asks: &[TenantAsk]) -> Result<Vec<Vec<FeatureSum>>, Failed> {
     let horizon = sums::horizon(tx)?;
     let cut = |window: Window| CutWindow::new(window, horizon);
-    asks.iter().map(|ask| of_tenant(tx, ask, cut)).collect()
+    // In the order of the table, in which neighbours share pages.
+    let mut order: Vec<usize> = (0..asks.len()).collect();
+    order.sort_by_key(|&index| asks[index].tenant);
+    let mut found = vec![Vec::new(); asks.len()];
+    for index in order {
+        found[index] = of_tenant(tx, &asks[index], cut)?;
+    }
+    Ok(found)
 }
 
 fn of_tenant(
