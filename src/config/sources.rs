@@ -38,8 +38,15 @@ impl fmt::Display for Origin {
 }
 
 /// The flags that stand for settings; global to all commands, hidden from their help (`tollgate config` lists them).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct SettingFlags(HashMap<&'static str, String>);
+
+/// Names only: the wizard gives secrets this way.
+impl fmt::Debug for SettingFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 impl clap::Args for SettingFlags {
     fn augment_args(command: Command) -> Command {
@@ -94,13 +101,24 @@ fn argument(setting: &'static Setting) -> Option<Arg> {
 }
 
 /// All that was given, before any of it is judged.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Sources {
     pub flags: SettingFlags,
     pub environment: HashMap<String, OsString>,
     pub dot_env: HashMap<String, String>,
     /// The form of the log unless `LOG_FORMAT` says: it depends on whether stderr is a terminal.
     pub log_format: LogFormat,
+}
+
+/// Names only: before they are judged, secrets are among the values.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources")
+            .field("flags", &self.flags)
+            .field("environment", &self.environment.keys())
+            .field("dot_env", &self.dot_env.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why `.env` can't be read.

@@ -2,7 +2,11 @@ use std::collections::HashMap;
 
 use secrecy::ExposeSecret;
 
-use super::{settings::SETTINGS, sources::SettingFlags, *};
+use super::{
+    settings::{Kind, SETTINGS},
+    sources::SettingFlags,
+    *,
+};
 
 fn given(pairs: &[(&str, &str)]) -> Sources {
     Sources {
@@ -360,4 +364,34 @@ fn a_variable_that_is_not_utf8_is_named() {
         refusal.starts_with("TOLLGATE_LISTEN in the environment is not UTF-8; write an address"),
         "{refusal}"
     );
+}
+
+#[test]
+fn debug_output_of_a_configuration_and_of_its_sources_holds_no_secret() {
+    let secret = "example-aardvark-0123456789abcdef0123";
+    let mut sources = given(&[]);
+    for setting in SETTINGS.iter().filter(|it| it.kind == Kind::Secret) {
+        let (name, given) = (setting.name.to_owned(), secret.to_owned());
+        sources.environment.insert(name.clone(), given.into());
+        sources.dot_env.insert(name, secret.to_owned());
+    }
+    let sources = sources.with_flag("OPENAI_API_KEY", secret.to_owned());
+    let loaded = Config::load(&sources).unwrap();
+    assert!(loaded.config.openai_api_key.is_some() && loaded.config.admin_token.is_some());
+    let upstream = crate::provider::openai::Settings {
+        base_url: loaded.config.openai_base_url.clone(),
+        api_key: loaded.config.openai_api_key.clone(),
+        stream_usage: loaded.config.stream_usage,
+        timeout: loaded.config.upstream_timeout,
+        roots: crate::provider::tls::Roots::Environment,
+    };
+    for shown in [
+        format!("{sources:?}"),
+        format!("{:?}", sources.flags),
+        format!("{loaded:?}"),
+        format!("{upstream:?}"),
+    ] {
+        assert!(!shown.contains("aardvark"), "{shown}");
+    }
+    assert!(format!("{sources:?}").contains("TOLLGATE_ADMIN_TOKEN"));
 }

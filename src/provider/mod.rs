@@ -166,8 +166,8 @@ impl Patience {
     }
 }
 
-/// A request to pass on.
-#[derive(Clone, Debug)]
+/// A request to pass on; without `Debug`, since it holds a prompt.
+#[derive(Clone)]
 pub struct Forward {
     pub endpoint: Endpoint,
     /// Without hop-by-hop headers, cookies and the tenant's key. `Host`, `Authorization`, `Content-Type`,
@@ -178,8 +178,8 @@ pub struct Forward {
     pub patience: Patience,
 }
 
-/// A conversation to answer.
-#[derive(Clone, Debug)]
+/// A conversation to answer; without `Debug`, since it holds prompts.
+#[derive(Clone)]
 pub struct ChatCall {
     pub model: String,
     /// Oldest first; the last is what is to be answered.

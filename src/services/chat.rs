@@ -36,8 +36,8 @@ const TOKENS_PER_PROMPT: i64 = 64;
 /// How far a stream may run ahead of a slow client.
 const EVENTS_AHEAD: usize = 64;
 
-/// A message to answer.
-#[derive(Clone, Debug)]
+/// A message to answer; without `Debug`, since prompts are nobody's but the tenant's.
+#[derive(Clone)]
 pub struct ChatAsk {
     pub caller: Caller,
     pub message: String,

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde::Serialize;
 
-use super::administrators::IssuedToken;
+use super::{administrators::IssuedToken, secrets::Told};
 use crate::domain::{
     administrator::{AdminToken, Role},
     feature::FeatureKey,
@@ -219,7 +219,8 @@ impl TenantObject {
 pub struct KeyObject {
     pub key_id: KeyId,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub key: Option<Told>,
     pub name: DisplayName,
     pub tenant_id: TenantId,
     pub tenant_slug: Slug,
@@ -247,7 +248,7 @@ impl KeyObject {
 
     #[must_use]
     pub fn with_secret(mut self, secret: &SecretString) -> Self {
-        self.key = Some(secret.expose_secret().to_owned());
+        self.key = Some(Told::new(secret));
         self
     }
 }
@@ -257,7 +258,8 @@ impl KeyObject {
 pub struct AdministratorObject {
     pub admin_token_id: AdminTokenId,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub token: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub token: Option<Told>,
     pub name: DisplayName,
     pub role: Role,
     pub created_at: Timestamp,
@@ -278,7 +280,7 @@ impl From<AdminToken> for AdministratorObject {
 impl From<IssuedToken> for AdministratorObject {
     fn from(issued: IssuedToken) -> Self {
         Self {
-            token: Some(issued.secret.expose_secret().to_owned()),
+            token: Some(Told::new(&issued.secret)),
             ..issued.token.into()
         }
     }

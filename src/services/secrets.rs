@@ -1,7 +1,8 @@
 //! Secrets of tenants' keys and of administrators: made here, kept only as hashes.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::store::keys::SecretHash;
@@ -42,6 +43,28 @@ pub fn has_form(kind: SecretKind, secret: &str) -> bool {
         .is_some_and(|random| random.len() == RANDOM_LETTERS && random.bytes().all(is_letter))
 }
 
+/// A secret in the one answer that tells it: written out as it is, and left out of debug output.
+#[derive(Clone, Debug)]
+pub struct Told(SecretString);
+
+impl Told {
+    #[must_use]
+    pub fn new(secret: &SecretString) -> Self {
+        Self(secret.clone())
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl Serialize for Told {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
 /// What a store keeps of a secret.
 #[must_use]
 pub fn hash(secret: &str) -> SecretHash {
@@ -50,9 +73,18 @@ pub fn hash(secret: &str) -> SecretHash {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret as _;
-
     use super::*;
+
+    #[test]
+    fn a_secret_that_is_told_is_written_out_and_not_debugged() {
+        let secret = SecretString::from("tg_live_EXAMPLE");
+        let told = Told::new(&secret);
+        assert_eq!(
+            serde_json::to_string(&told).unwrap(),
+            r#""tg_live_EXAMPLE""#
+        );
+        assert!(!format!("{told:?}").contains("EXAMPLE"));
+    }
 
     #[test]
     fn a_secret_is_a_prefix_and_43_letters_and_never_the_same() {

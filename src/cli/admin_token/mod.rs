@@ -47,7 +47,7 @@ fn shown(administrator: &AdministratorObject) -> Output {
         ("created", administrator.created_at.to_string()),
     ];
     if let Some(token) = &administrator.token {
-        facts.insert(0, ("token", token.clone()));
+        facts.insert(0, ("token", token.as_str().to_owned()));
     }
     Output::object(administrator, facts)
 }

@@ -62,7 +62,7 @@ fn shown(key: &KeyObject) -> Output {
         ("revoked", or_dash(key.revoked_at)),
     ];
     if let Some(secret) = &key.key {
-        facts.insert(0, ("key", secret.clone()));
+        facts.insert(0, ("key", secret.as_str().to_owned()));
     }
     Output::object(key, facts)
 }

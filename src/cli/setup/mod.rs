@@ -123,7 +123,7 @@ impl Section {
 }
 
 /// What is there before anything is asked.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct There {
     directory: PathBuf,
     data_dir: PathBuf,

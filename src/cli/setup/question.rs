@@ -102,7 +102,7 @@ fn switch(text: &str) -> Result<String, String> {
 }
 
 /// What was answered so far, and what is known to come.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Answers {
     answered: BTreeMap<String, String>,
     /// Of answers files: a question can look ahead.
