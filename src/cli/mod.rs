@@ -63,7 +63,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 pub struct Cli {
     #[command(flatten)]
     settings: SettingFlags,
-    /// Print a table or JSON [default: table on a terminal, else json]
+    /// Form of what is printed [default: table on a terminal, else json]
     #[arg(long, global = true, value_name = "FORM")]
     output: Option<OutputMode>,
     /// Do destructive things without asking
@@ -369,13 +369,12 @@ async fn run_stored(
         // A watched command is read anew each time, since running it takes it.
         let again = command.take().map_or_else(|| stored_of(&typed.argv), Ok)?;
         let output = run_somewhere(again, &typed, loaded).await?;
-        if is_watching && io::stdout().is_terminal() {
-            output::print("\u{1b}[2J\u{1b}[H")?;
-        }
         if !is_watching {
             return ended(&output, mode);
         }
-        output.print(mode).context("can't write to stdout")?;
+        output
+            .print_in_place(mode)
+            .context("can't write to stdout")?;
         tokio::select! {
             _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
             () = tokio::time::sleep(usage::WATCH_INTERVAL) => {}

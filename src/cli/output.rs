@@ -2,17 +2,16 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
-use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// `--output`.
+/// `--output`; CSV is the first table, as RFC 4180.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputMode {
     Table,
     Json,
-    /// The first table, as RFC 4180
     Csv,
 }
 
@@ -51,10 +50,45 @@ enum Part {
     Table {
         columns: Vec<String>,
         rows: Vec<Vec<String>>,
+        #[serde(default)]
+        marks: Marks,
     },
     Facts(Vec<(String, String)>),
     Note(String),
     Lines(Vec<String>),
+}
+
+/// What makes a table quicker to read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Marks {
+    /// Columns of percentages that get a bar.
+    #[serde(default)]
+    pub bars: Vec<String>,
+    /// Columns that are coloured where colours are allowed.
+    #[serde(default)]
+    pub coloured: Vec<String>,
+    /// The colours, one a row.
+    #[serde(default)]
+    pub tones: Vec<Tone>,
+}
+
+/// How a row is to be taken; never the only sign of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tone {
+    Good,
+    Caution,
+    Bad,
+}
+
+impl Tone {
+    const fn colour(self) -> Color {
+        match self {
+            Self::Good => Color::Green,
+            Self::Caution => Color::Yellow,
+            Self::Bad => Color::Red,
+        }
+    }
 }
 
 /// Shown where a value is not there.
@@ -108,9 +142,19 @@ impl Output {
 
     /// Adds a table to what people see.
     #[must_use]
-    pub fn table(mut self, columns: &[&str], rows: Vec<Vec<String>>) -> Self {
+    pub fn table(self, columns: &[&str], rows: Vec<Vec<String>>) -> Self {
+        self.marked_table(columns, rows, Marks::default())
+    }
+
+    /// Adds a table with bars and colours.
+    #[must_use]
+    pub fn marked_table(mut self, columns: &[&str], rows: Vec<Vec<String>>, marks: Marks) -> Self {
         let columns = columns.iter().map(|column| (*column).to_owned()).collect();
-        self.parts.push(Part::Table { columns, rows });
+        self.parts.push(Part::Table {
+            columns,
+            rows,
+            marks,
+        });
         self
     }
 
@@ -179,7 +223,7 @@ impl Output {
     /// The first table, or the facts, as RFC 4180; a cell that a spreadsheet would run as a formula gets a leading `'`.
     fn csv(&self) -> String {
         let table = self.parts.iter().find_map(|part| match part {
-            Part::Table { columns, rows } => Some((columns.clone(), rows.clone())),
+            Part::Table { columns, rows, .. } => Some((columns.clone(), rows.clone())),
             Part::Facts(facts) => {
                 let row = facts.iter().map(|(_, value)| value.clone()).collect();
                 Some((
@@ -208,6 +252,24 @@ impl Output {
         let mode = mode.or(self.usual).unwrap_or_else(OutputMode::of_stdout);
         print(&self.render(mode, Look::of_stdout()))
     }
+
+    /// As [`print`](Self::print), on a terminal over what was printed before: line by line, so that nothing flickers.
+    ///
+    /// # Errors
+    /// Of stdout.
+    pub fn print_in_place(&self, mode: Option<OutputMode>) -> io::Result<()> {
+        if !io::stdout().is_terminal() {
+            return self.print(mode);
+        }
+        let mode = mode.or(self.usual).unwrap_or(OutputMode::Table);
+        print(&in_place(&self.render(mode, Look::of_stdout())))
+    }
+}
+
+/// From the screen's first line on, clearing the rest of each line and what is left below (ECMA-48: CUP, EL, ED).
+fn in_place(text: &str) -> String {
+    let lines = text.lines().map(|line| format!("{line}\u{1b}[K\n"));
+    format!("\u{1b}[H{}\u{1b}[J", lines.collect::<String>())
 }
 
 fn csv_cell(cell: &str) -> String {
@@ -239,7 +301,7 @@ pub enum Look {
     Plain,
     /// Fits the terminal.
     Fitted,
-    /// Fits the terminal, with bold headings.
+    /// Fits the terminal, with bold headings, and colours where they help.
     Coloured,
 }
 
@@ -268,22 +330,53 @@ impl Part {
                 for (name, value) in facts {
                     table.add_row([heading(name, look), Cell::new(visible(value))]);
                 }
-                trimmed(&table)
+                trimmed(table)
             }
-            Self::Table { columns, rows } if rows.is_empty() => {
+            Self::Table { columns, rows, .. } if rows.is_empty() => {
                 format!("{}\nnone\n", columns.join("  "))
             }
-            Self::Table { columns, rows } => {
+            Self::Table {
+                columns,
+                rows,
+                marks,
+            } => {
                 let mut table = bare(look);
                 table.set_header(columns.iter().map(|column| heading(column, look)));
-                for row in rows {
-                    table.add_row(row.iter().map(|cell| visible(cell)));
+                for (index, row) in rows.iter().enumerate() {
+                    let tone = marks.tones.get(index).filter(|_| look == Look::Coloured);
+                    let cells = columns.iter().zip(row).map(|(column, text)| {
+                        let cell = Cell::new(marks.shown(column, text));
+                        match tone.filter(|_| marks.coloured.contains(column)) {
+                            Some(tone) => cell.fg(tone.colour()),
+                            None => cell,
+                        }
+                    });
+                    table.add_row(cells);
                 }
                 align_numbers(&mut table, rows);
-                trimmed(&table)
+                trimmed(table)
             }
         }
     }
+}
+
+impl Marks {
+    fn shown(&self, column: &String, cell: &str) -> String {
+        let percent = cell.parse().ok().filter(|_| self.bars.contains(column));
+        percent.map_or_else(|| visible(cell), bar)
+    }
+}
+
+/// `██████░░░░ 62.00 %`: a block begins with each tenth that is passed.
+fn bar(percent: f64) -> String {
+    let blocks = (0..10).map(|tenth| {
+        if percent > f64::from(tenth * 10) {
+            '█'
+        } else {
+            '░'
+        }
+    });
+    format!("{} {percent:6.2} %", blocks.collect::<String>())
 }
 
 fn bare(look: Look) -> Table {
@@ -293,7 +386,10 @@ fn bare(look: Look) -> Table {
         Look::Plain => table
             .force_no_tty()
             .set_content_arrangement(ContentArrangement::Disabled),
-        Look::Fitted | Look::Coloured => table.set_content_arrangement(ContentArrangement::Dynamic),
+        Look::Fitted => table.set_content_arrangement(ContentArrangement::Dynamic),
+        Look::Coloured => table
+            .enforce_styling()
+            .set_content_arrangement(ContentArrangement::Dynamic),
     };
     table
 }
@@ -330,13 +426,14 @@ fn align_numbers(table: &mut Table, rows: &[Vec<String>]) {
     }
 }
 
-/// Without the spaces that cells are padded with at both ends of a line.
-fn trimmed(table: &Table) -> String {
-    let lines = table.lines().map(|line| {
-        let line = line.trim_end();
-        format!("{}\n", line.strip_prefix(' ').unwrap_or(line))
-    });
-    lines.collect()
+/// Columns are two spaces apart, and nothing stands before the first: trimmed off afterwards, a space that is coloured
+/// would stay.
+fn trimmed(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let lines = table.lines();
+    lines.map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 /// Writes text to stdout. A reader that has gone (`| head`) is no failure.
@@ -424,9 +521,62 @@ mod tests {
         );
     }
 
+    fn marked() -> Output {
+        let marks = Marks {
+            bars: vec!["percent".to_owned()],
+            coloured: vec!["status".to_owned()],
+            tones: vec![Tone::Good, Tone::Bad],
+        };
+        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+        let rows = vec![row(["a", "62.00", "ok"]), row(["b", NOTHING, "spent"])];
+        Output::of_json(Value::Null).marked_table(&["name", "percent", "status"], rows, marks)
+    }
+
+    #[test]
+    fn a_bar_is_empty_at_nothing_and_full_at_all() {
+        for (percent, expected) in [
+            (0.0, "░░░░░░░░░░   0.00 %"),
+            (0.5, "█░░░░░░░░░   0.50 %"),
+            (62.0, "███████░░░  62.00 %"),
+            (100.0, "██████████ 100.00 %"),
+            (250.0, "██████████ 250.00 %"),
+        ] {
+            assert_eq!(bar(percent), expected);
+        }
+    }
+
+    #[test]
+    fn bars_are_for_people_and_colours_for_terminals_that_allow_them() {
+        let plain = marked().render(OutputMode::Table, Look::Plain);
+        assert_eq!(
+            plain,
+            "name  percent              status\na     ███████░░░  62.00 %  ok\nb     –                    spent\n"
+        );
+        let csv = marked().render(OutputMode::Csv, Look::Coloured);
+        assert_eq!(csv, "name,percent,status\r\na,62.00,ok\r\nb,,spent\r\n");
+        let coloured = marked().render(OutputMode::Table, Look::Coloured);
+        assert!(coloured.starts_with("\u{1b}[1mname"), "{coloured:?}");
+        for (cell, colour) in [("ok", "\u{1b}[38;5;10m"), ("spent", "\u{1b}[38;5;9m")] {
+            assert!(
+                coloured.contains(&format!("{colour}{cell}")),
+                "{coloured:?}"
+            );
+        }
+        let fitted = marked().render(OutputMode::Table, Look::Fitted);
+        assert!(!fitted.contains('\u{1b}'), "{fitted:?}");
+    }
+
+    #[test]
+    fn a_screen_is_written_over_without_being_cleared_first() {
+        assert_eq!(
+            in_place("one\ntwo\n"),
+            "\u{1b}[Hone\u{1b}[K\ntwo\u{1b}[K\n\u{1b}[J"
+        );
+    }
+
     #[test]
     fn an_output_travels_whole() {
-        let sent = plans().note("n");
+        let sent = marked().table(&["a"], vec![]).note("n");
         let text = serde_json::to_string(&sent).unwrap();
         assert_eq!(serde_json::from_str::<Output>(&text).unwrap(), sent);
     }

@@ -54,6 +54,17 @@ fn every_help_has_an_example_that_parses() {
     }
 }
 
+/// One text to read through: what is said of every command, in the order of the list.
+#[test]
+fn the_help_of_every_command_is_the_one_that_was_read() {
+    let helps = commands().into_iter().map(|(path, mut command)| {
+        let help = command.render_long_help();
+        format!("$ {path} --help\n{help}")
+    });
+    let helps: Vec<String> = helps.collect();
+    insta::assert_snapshot!("help", helps.join("\n\n"));
+}
+
 #[test]
 fn every_help_reads_well() {
     for (path, command) in commands() {

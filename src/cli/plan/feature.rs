@@ -32,7 +32,7 @@ impl FeatureCommand {
     }
 }
 
-/// Sets one limit of one feature, making the feature if the plan has it not; what is left out stays
+/// Sets one limit of one feature, making the feature if the plan lacks it; what is left out stays
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: tollgate plan feature set starter messages --soft 150 --hard 200\n         tollgate plan feature set starter messages --hard 10 --scope user --window day"

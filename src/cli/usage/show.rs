@@ -1,9 +1,13 @@
 use serde_json::Value;
 
 use super::{Output, UsageOperations, array, cell};
-use crate::domain::{tenant::TenantRef, time::Timestamp};
+use crate::{
+    cli::output::{Marks, Tone, or_dash},
+    domain::{tenant::TenantRef, time::Timestamp},
+    services::usage_view::UsageStatus,
+};
 
-/// Shows what is used, what is left, and when it resets
+/// Shows what is used, what is left, how each limit stands, and when it resets
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: tollgate usage show --tenant acme --watch")]
 pub(in crate::cli) struct Show {
@@ -15,7 +19,7 @@ pub(in crate::cli) struct Show {
     watch: bool,
 }
 
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 12] = [
     "tenant",
     "feature",
     "scope",
@@ -26,6 +30,7 @@ const COLUMNS: [&str; 11] = [
     "hard",
     "remaining",
     "percent",
+    "status",
     "resets",
 ];
 
@@ -40,17 +45,23 @@ impl Show {
         now: Timestamp,
     ) -> anyhow::Result<Output> {
         let body = usage.usage(self.tenant.as_ref(), now).await?;
-        let rows = match self.tenant {
-            Some(_) => rows(&body),
-            None => array(&body, "items").iter().flat_map(rows).collect(),
+        let tenants = match self.tenant {
+            Some(_) => std::slice::from_ref(&body),
+            None => array(&body, "items"),
         };
-        Ok(Output::of_json(body).table(&COLUMNS, rows))
+        let (tones, rows) = tenants.iter().flat_map(rows).unzip();
+        let marks = Marks {
+            bars: vec!["percent".to_owned()],
+            coloured: vec!["percent".to_owned(), "status".to_owned()],
+            tones,
+        };
+        Ok(Output::of_json(body).marked_table(&COLUMNS, rows, marks))
     }
 }
 
-fn rows(tenant: &Value) -> Vec<Vec<String>> {
+fn rows(tenant: &Value) -> Vec<(Tone, Vec<String>)> {
     let rows = array(tenant, "features").iter().map(|feature| {
-        vec![
+        let row = vec![
             cell(tenant, "tenant_slug"),
             cell(feature, "feature_key"),
             cell(feature, "scope"),
@@ -60,52 +71,51 @@ fn rows(tenant: &Value) -> Vec<Vec<String>> {
             cell(feature, "soft_limit"),
             cell(feature, "hard_limit"),
             cell(feature, "remaining"),
-            bar(feature["percent"].as_f64()).unwrap_or_else(|| cell(feature, "percent")),
+            percent(&feature["percent"]),
+            words(&cell(feature, "status")),
             cell(feature, "resets_at"),
-        ]
+        ];
+        (tone(&feature["status"]), row)
     });
     rows.collect()
 }
 
-/// `██████░░░░ 62.00 %`: a block begins with each tenth that is passed.
-fn bar(percent: Option<f64>) -> Option<String> {
-    let percent = percent?;
-    let blocks = (0..10).map(|tenth| {
-        if percent > f64::from(tenth * 10) {
-            '█'
-        } else {
-            '░'
-        }
-    });
-    Some(format!("{} {percent:.2} %", blocks.collect::<String>()))
+/// With both its decimals, which a JSON number may have lost.
+fn percent(value: &Value) -> String {
+    or_dash(value.as_f64().map(|percent| format!("{percent:.2}")))
+}
+
+/// `soft limit exceeded`.
+fn words(status: &str) -> String {
+    status.replace('_', " ")
+}
+
+fn tone(status: &Value) -> Tone {
+    let is = |other: UsageStatus| status == other.as_str();
+    if is(UsageStatus::HardLimitExceeded) {
+        Tone::Bad
+    } else if is(UsageStatus::Ok) {
+        Tone::Good
+    } else {
+        Tone::Caution
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_bar_is_empty_at_nothing_and_full_at_all() {
-        for (percent, expected) in [
-            (0.0, "░░░░░░░░░░ 0.00 %"),
-            (0.5, "█░░░░░░░░░ 0.50 %"),
-            (62.0, "███████░░░ 62.00 %"),
-            (100.0, "██████████ 100.00 %"),
-            (250.0, "██████████ 250.00 %"),
-        ] {
-            assert_eq!(bar(Some(percent)).as_deref(), Some(expected));
-        }
-        assert_eq!(bar(None), None);
+    fn body(status: &str) -> Value {
+        serde_json::json!({"tenant_slug": "acme", "features": [
+            {"feature_key": "messages", "scope": "tenant", "window": "period", "used": 3, "reserved": 0,
+             "soft_limit": null, "hard_limit": null, "remaining": null, "percent": null, "status": status,
+             "resets_at": "2026-12-01T00:00:00Z"}]})
     }
 
     #[test]
     fn an_unlimited_feature_has_dashes() {
-        let body = serde_json::json!({"tenant_slug": "acme", "features": [
-            {"feature_key": "messages", "scope": "tenant", "window": "period", "used": 3, "reserved": 0,
-             "soft_limit": null, "hard_limit": null, "remaining": null, "percent": null,
-             "resets_at": "2026-12-01T00:00:00Z"}]});
         assert_eq!(
-            rows(&body)[0],
+            rows(&body("ok"))[0].1,
             [
                 "acme",
                 "messages",
@@ -117,8 +127,21 @@ mod tests {
                 "–",
                 "–",
                 "–",
+                "ok",
                 "2026-12-01T00:00:00Z"
             ]
         );
+    }
+
+    #[test]
+    fn a_row_is_toned_by_its_status() {
+        for (status, expected) in [
+            ("ok", Tone::Good),
+            ("approaching", Tone::Caution),
+            ("soft_limit_exceeded", Tone::Caution),
+            ("hard_limit_exceeded", Tone::Bad),
+        ] {
+            assert_eq!(rows(&body(status))[0].0, expected, "{status}");
+        }
     }
 }

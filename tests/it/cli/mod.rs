@@ -3,8 +3,10 @@
 mod beside_server;
 mod catalogue;
 mod entitlements;
+mod screen;
 mod settings;
 mod setup;
+mod usage;
 mod words;
 
 use std::{

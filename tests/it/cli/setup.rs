@@ -1,108 +1,9 @@
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    process::{Command, Output},
-    time::{Duration, Instant},
-};
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use serde_json::{Value, json};
 
-use super::Shell;
-use crate::support::{PATIENCE, Tollgate};
-
-/// A terminal that a person sits at: a window of tmux with the wizard in it.
-struct Screen {
-    socket: String,
-    shell: Shell,
-}
-
-impl Screen {
-    fn of(shell: Shell, words: &str) -> Self {
-        let socket = format!("tollgate-{}", tollgate::clock::new_id());
-        let screen = Self { socket, shell };
-        let line = format!(
-            "cd {} && env -i TERM=tmux-256color {} {words}; echo \"exit code $?\"; exec sleep 1000",
-            screen.shell.path().display(),
-            env!("CARGO_BIN_EXE_tollgate")
-        );
-        screen.tmux(&[
-            "-f",
-            "/dev/null",
-            "new-session",
-            "-d",
-            "-x",
-            "180",
-            "-y",
-            "60",
-            "sh",
-            "-c",
-            &line,
-        ]);
-        screen
-    }
-
-    fn tmux(&self, words: &[&str]) -> Output {
-        let output = Command::new("tmux")
-            .args(["-L", &self.socket])
-            .args(words)
-            .output()
-            .expect("tmux is there (`make deps` installs it)");
-        assert!(output.status.success(), "{words:?}: {output:?}");
-        output
-    }
-
-    fn text(&self) -> String {
-        let output = self.tmux(&["capture-pane", "-p", "-S", "-200"]);
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// Waits until the last question on the screen is the one with this key.
-    #[track_caller]
-    fn asks(&self, key: &str) -> &Self {
-        self.shows(&format!("? {key}: "), |text, wanted| {
-            text.lines()
-                .rev()
-                .find(|line| line.starts_with("? "))
-                .is_some_and(|line| line.starts_with(wanted))
-        })
-    }
-
-    #[track_caller]
-    fn says(&self, wanted: &str) -> &Self {
-        self.shows(wanted, |text, wanted| text.contains(wanted))
-    }
-
-    #[track_caller]
-    fn shows(&self, wanted: &str, holds: impl Fn(&str, &str) -> bool) -> &Self {
-        let deadline = Instant::now() + PATIENCE;
-        while !holds(&self.text(), wanted) {
-            assert!(
-                Instant::now() < deadline,
-                "no '{wanted}' on the screen:\n{}",
-                self.text()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        self
-    }
-
-    fn keys(&self, keys: &[&str]) -> &Self {
-        self.tmux(&[&["send-keys"], keys].concat());
-        self
-    }
-
-    fn enter(&self) -> &Self {
-        self.keys(&["Enter"])
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        let _ = Command::new("tmux")
-            .args(["-L", &self.socket, "kill-server"])
-            .output();
-    }
-}
+use super::{Shell, screen::Screen};
+use crate::support::{FakeOpenAi, Reply, Tollgate};
 
 fn dot_env(shell: &Shell) -> String {
     fs::read_to_string(shell.path().join(".env")).unwrap()
@@ -444,4 +345,90 @@ async fn a_server_enforces_what_was_chosen() {
     acme.chat("one").await.expect_ok();
     acme.chat("two").await.expect(429, "usage_limit_exceeded");
     gate.finish().await;
+}
+
+fn reply(status: u16, body: &str) -> Reply {
+    let headers = vec![("content-type", "application/json")];
+    Reply::Raw(status, headers, body.to_owned())
+}
+
+/// The wizard, where the upstream lives in this test: it must not hold up the test's runtime.
+async fn set_up(shell: Shell, line: String) -> super::Ran {
+    tokio::task::spawn_blocking(move || shell.line(&line))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn an_upstream_that_was_entered_is_tried_and_what_it_says_is_told() {
+    let upstream = FakeOpenAi::start().await;
+    let line = format!(
+        "setup --sections provider --non-interactive --var TOLLGATE_PROVIDER=openai --var OPENAI_API_KEY=sk-EXAMPLE \
+         --var OPENAI_BASE_URL={} --summary-path summary.json",
+        upstream.base_url()
+    );
+    let models = r#"{"object":"list","data":[{"id":"gpt-5.1","object":"model"}]}"#;
+    upstream.next(reply(200, models));
+    let answered = set_up(Shell::new(), line.clone()).await;
+    assert_eq!(answered.code, 0, "{answered:?}");
+    let said = format!("{}{}", answered.stdout, answered.stderr);
+    let found = format!("{} answers, with 1 models", upstream.base_url());
+    assert!(said.contains(&found), "{said}");
+    assert_eq!(
+        (upstream.calls(), upstream.last().body.as_str()),
+        (1, ""),
+        "it was asked once, and for no answer of a model"
+    );
+
+    for (code, words) in [
+        (401, "the upstream refuses the key (401"),
+        (503, "the upstream answers 503"),
+    ] {
+        upstream.next(reply(code, "{}"));
+        let refused = set_up(Shell::new(), line.clone()).await;
+        assert!(refused.stderr.contains(words), "{refused:?}");
+        assert!(!refused.stderr.contains("sk-EXAMPLE"), "{refused:?}");
+    }
+}
+
+#[test]
+fn what_is_there_already_is_offered_and_only_what_was_changed_is_written() {
+    let shell = Shell::new();
+    let first = shell.line(&format!(
+        "{USAGE} --var USAGE_PLAN_CODES=gold --var USAGE_DIMENSIONS=messages --var USAGE_GOLD_MESSAGES_HARD_LIMIT=9 \
+         --var USAGE_GUARDRAIL_CACHE_TTL_SECONDS=7"
+    ));
+    assert_eq!(first.code, 0, "{first:?}");
+    let path = shell.path().join(".env");
+    let with_a_line_of_mine = format!("# mine\nMINE=1\n{}", dot_env(&shell));
+    fs::write(&path, &with_a_line_of_mine).unwrap();
+
+    let screen = Screen::of(shell, "setup --sections usage");
+    // Every default is what is there: guardrails on, seven seconds, one plan, its limit.
+    for key in [
+        "ENABLE_USAGE_GUARDRAILS",
+        "USAGE_GUARDRAIL_CACHE_TTL_SECONDS",
+        "USAGE_GUARDRAIL_SOFT_LIMIT_MODE",
+        "USAGE_GUARDRAIL_CACHE_BACKEND",
+    ] {
+        screen.asks(key).enter();
+    }
+    screen.asks("USAGE_DIMENSIONS").keys(&["messages", "Enter"]);
+    screen.asks("USAGE_PLAN_CODES").says("gold").enter();
+    screen.asks("USAGE_GOLD_MESSAGES_SOFT_LIMIT").enter();
+    screen
+        .asks("USAGE_GOLD_MESSAGES_HARD_LIMIT")
+        .keys(&["8", "Enter"]);
+    screen.says("? Write this?").says("9 → 8").enter();
+    screen
+        .says("? Bring these limits into the catalogue now?")
+        .enter();
+    screen.says("exit code 0");
+    assert_eq!(dot_env(&screen.shell), with_a_line_of_mine);
+    assert_eq!(
+        artifact(&screen.shell)["plans"][0]["features"][0]["hard_limit"],
+        8
+    );
+    let plan = screen.shell.json("plan show gold");
+    assert_eq!(plan["features"][0]["hard_limit"], 8);
 }
