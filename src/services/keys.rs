@@ -77,6 +77,7 @@ pub struct Issued {
 pub struct Keys {
     store: SharedStore,
     tenants: Tenants,
+    expected: Option<i64>,
 }
 
 impl Keys {
@@ -85,7 +86,29 @@ impl Keys {
         Self {
             tenants: Tenants::new(store.clone()),
             store,
+            expected: None,
         }
+    }
+
+    /// Changes are made only to a key that still has this version ([`versions`](crate::store::versions)); else they
+    /// are a `VersionConflict`.
+    #[must_use]
+    pub fn expecting(self, expected: Option<i64>) -> Self {
+        Self { expected, ..self }
+    }
+
+    /// A key that is not revoked, and its tenant.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn get(&self, key: KeyId) -> Result<(ApiKey, Tenant), AdminError> {
+        let stored = self.store.get_key(key).await?;
+        if stored.revoked_at.is_some() {
+            return Err(AdminError::not_found("key", key));
+        }
+        let tenant = TenantRef::Id(stored.tenant_id);
+        let tenant = self.tenants.get(&tenant).await?;
+        Ok((stored, tenant))
     }
 
     /// # Errors
@@ -132,7 +155,7 @@ impl Keys {
     /// # Errors
     /// `NotFound`.
     pub async fn revoke(&self, key: KeyId, by: &Actor) -> Result<(ApiKey, Tenant), AdminError> {
-        let key = self.store.revoke_key(key, by).await?;
+        let key = self.store.revoke_key(key, self.expected, by).await?;
         let tenant = self.tenants.get(&TenantRef::Id(key.tenant_id)).await?;
         Ok((key, tenant))
     }
@@ -150,19 +173,15 @@ impl Keys {
         if let Change::Set(at) = change.expires_at {
             check_expiry(at, by.at)?;
         }
-        let stored = self.store.get_key(key).await?;
-        if stored.revoked_at.is_some() {
-            return Err(AdminError::not_found("key", key));
-        }
+        let (stored, tenant) = self.get(key).await?;
         let changed = ApiKey {
             name: change.name.clone().unwrap_or_else(|| stored.name.clone()),
             expires_at: change.expires_at.apply(stored.expires_at),
             ..stored.clone()
         };
-        if changed != stored {
-            self.store.update_key(&changed, by).await?;
+        if changed != stored || self.expected.is_some() {
+            self.store.update_key(&changed, self.expected, by).await?;
         }
-        let tenant = self.tenants.get(&TenantRef::Id(changed.tenant_id)).await?;
         Ok((changed, tenant))
     }
 
@@ -171,7 +190,7 @@ impl Keys {
     /// # Errors
     /// `NotFound`.
     pub async fn end(&self, key: KeyId, by: &Actor) -> Result<(), AdminError> {
-        let ended = self.store.revoke_key(key, by).await?;
+        let ended = self.store.revoke_key(key, self.expected, by).await?;
         match ended.revoked_at {
             Some(at) if at == by.at => Ok(()),
             _ => Err(AdminError::not_found("key", key)),

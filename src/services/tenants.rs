@@ -225,12 +225,23 @@ impl NewGrant {
 #[derive(Clone)]
 pub struct Tenants {
     store: SharedStore,
+    expected: Option<i64>,
 }
 
 impl Tenants {
     #[must_use]
     pub fn new(store: SharedStore) -> Self {
-        Self { store }
+        Self {
+            store,
+            expected: None,
+        }
+    }
+
+    /// Changes are made only to what still has this version ([`versions`](crate::store::versions)): the tenant, or
+    /// the override where one is changed; else they are a `VersionConflict`.
+    #[must_use]
+    pub fn expecting(self, expected: Option<i64>) -> Self {
+        Self { expected, ..self }
     }
 
     /// # Errors
@@ -301,10 +312,12 @@ impl Tenants {
         by: &Actor,
     ) -> Result<Tenant, AdminError> {
         let found = self.get(tenant).await?;
-        if found.name == name {
+        if found.name == name && self.expected.is_none() {
             return Ok(found);
         }
-        self.store.rename_tenant(found.tenant_id, &name, by).await?;
+        self.store
+            .rename_tenant(found.tenant_id, &name, self.expected, by)
+            .await?;
         Ok(Tenant { name, ..found })
     }
 
@@ -314,7 +327,8 @@ impl Tenants {
     /// `NotFound`.
     pub async fn delete(&self, tenant: &TenantRef, by: &Actor) -> Result<(), AdminError> {
         let found = self.get(tenant).await?;
-        Ok(self.store.delete_tenant(found.tenant_id, by).await?)
+        let deleted = self.store.delete_tenant(found.tenant_id, self.expected, by);
+        Ok(deleted.await?)
     }
 
     /// # Errors
@@ -328,7 +342,7 @@ impl Tenants {
         let tenant = self.get(tenant).await?;
         let subscription = change.apply(tenant.subscription.as_ref(), by.at)?;
         self.store
-            .set_subscription(tenant.tenant_id, &subscription, by)
+            .set_subscription(tenant.tenant_id, &subscription, self.expected, by)
             .await?;
         Ok(Tenant {
             subscription: Some(subscription),
@@ -380,7 +394,9 @@ impl Tenants {
     ) -> Result<Tenant, AdminError> {
         check_override(own, by.at)?;
         let found = self.get(tenant).await?;
-        self.store.set_override(found.tenant_id, own, by).await?;
+        self.store
+            .set_override(found.tenant_id, own, self.expected, by)
+            .await?;
         self.get(tenant).await
     }
 
@@ -405,14 +421,16 @@ impl Tenants {
         }
         if kept.is_empty() {
             self.store
-                .remove_override(found.tenant_id, feature, by)
+                .remove_override(found.tenant_id, feature, self.expected, by)
                 .await?;
         } else {
             let rest = Override {
                 limits: kept,
                 ..own.clone()
             };
-            self.store.set_override(found.tenant_id, &rest, by).await?;
+            self.store
+                .set_override(found.tenant_id, &rest, self.expected, by)
+                .await?;
         }
         self.get(tenant).await
     }

@@ -89,45 +89,60 @@ pub trait CatalogueStore: Send + Sync {
     /// # Errors
     /// `AlreadyExists` for a slug that is, or was, taken; `NotFound` for a subscription's plan that is not there.
     async fn create_tenant(&self, tenant: &Tenant, by: &Actor) -> StoreResult<()>;
+    /// With `expected`, here and below: only if that is still the version ([`versions`](super::versions)).
+    ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`; `VersionConflict`.
     async fn rename_tenant(
         &self,
         tenant: TenantId,
         name: &DisplayName,
+        expected: Option<i64>,
         by: &Actor,
     ) -> StoreResult<()>;
     /// Hides the tenant from everything but its history: keys are revoked, its subscription ends, its slug stays
     /// taken.
     ///
     /// # Errors
-    /// `NotFound`, also for one that is deleted already.
-    async fn delete_tenant(&self, tenant: TenantId, by: &Actor) -> StoreResult<()>;
+    /// `NotFound`, also for one that is deleted already; `VersionConflict`.
+    async fn delete_tenant(
+        &self,
+        tenant: TenantId,
+        expected: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<()>;
     /// Sets or replaces the tenant's one current subscription.
     ///
     /// # Errors
-    /// `NotFound` for the tenant or the plan.
+    /// `NotFound` for the tenant or the plan; `VersionConflict` of the tenant.
     async fn set_subscription(
         &self,
         tenant: TenantId,
         subscription: &Subscription,
+        expected: Option<i64>,
         by: &Actor,
     ) -> StoreResult<()>;
     /// Replaces the tenant's override of one feature whole.
     ///
     /// # Errors
-    /// `NotFound` for the tenant.
+    /// `NotFound` for the tenant, or for an override that is expected and not there; `VersionConflict` of the
+    /// override.
     async fn set_override(
         &self,
         tenant: TenantId,
         limits: &Override,
+        expected: Option<i64>,
         by: &Actor,
     ) -> StoreResult<()>;
     /// Whether there was one.
+    ///
+    /// # Errors
+    /// `VersionConflict` of the override.
     async fn remove_override(
         &self,
         tenant: TenantId,
         feature: &FeatureKey,
+        expected: Option<i64>,
         by: &Actor,
     ) -> StoreResult<bool>;
 

@@ -40,16 +40,21 @@ pub trait KeyStore: Send + Sync {
     async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey>;
     /// A tenant's keys, oldest first.
     async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>>;
-    /// Replaces name and expiry.
+    /// Replaces name and expiry; with `expected`, only if that is still the version ([`versions`](super::versions)).
     ///
     /// # Errors
-    /// `NotFound`, also for one that is revoked.
-    async fn update_key(&self, key: &ApiKey, by: &Actor) -> StoreResult<()>;
+    /// `NotFound`, also for one that is revoked; `VersionConflict`.
+    async fn update_key(&self, key: &ApiKey, expected: Option<i64>, by: &Actor) -> StoreResult<()>;
     /// Ends a key at `by.at`, and gives it; one that is revoked already stays as it is.
     ///
     /// # Errors
-    /// `NotFound`.
-    async fn revoke_key(&self, key: KeyId, by: &Actor) -> StoreResult<ApiKey>;
+    /// `NotFound`; `VersionConflict` for one that is in use.
+    async fn revoke_key(
+        &self,
+        key: KeyId,
+        expected: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<ApiKey>;
     /// Gives the key a new secret; the old one still serves until `old_until`, one from a rotation before no longer.
     ///
     /// # Errors

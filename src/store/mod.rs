@@ -14,6 +14,7 @@ pub mod reservations;
 mod rollups;
 pub mod sqlite;
 pub mod usage;
+pub mod versions;
 
 use std::sync::Arc;
 

@@ -2,14 +2,20 @@
 
 use std::time::Duration;
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 
 use super::access::{Operator, Viewer};
 use crate::{
     app::App,
-    domain::{ids::KeyId, names::DisplayName, tenant::TenantRef, time::Timestamp},
+    domain::{
+        ids::KeyId,
+        names::{DisplayName, Slug},
+        tenant::{ApiKey, TenantRef},
+        time::Timestamp,
+    },
     http::{
-        error::ApiResult,
+        conditional::{IfMatch, Versioned, or_current},
+        error::{ApiError, ApiResult},
         extract::WholeBody,
         fields::Fields,
         openapi::errors,
@@ -18,9 +24,11 @@ use crate::{
         query::Query,
     },
     services::{
+        AdminError,
         keys::{Issued, KeyChange, Keys, NewKey},
         objects::KeyObject,
     },
+    store::versions,
 };
 
 fn keys(app: &App) -> Keys {
@@ -62,8 +70,28 @@ pub(super) struct Rotation {
     grace_seconds: Option<u64>,
 }
 
-fn told(issued: Issued) -> KeyObject {
-    KeyObject::of(issued.key, issued.tenant.slug).with_secret(&issued.secret)
+fn told(issued: Issued) -> Versioned<KeyObject> {
+    let Versioned { version, object } = versioned(issued.key, issued.tenant.slug);
+    Versioned {
+        version,
+        object: object.with_secret(&issued.secret),
+    }
+}
+
+fn versioned(key: ApiKey, tenant_slug: Slug) -> Versioned<KeyObject> {
+    Versioned {
+        version: versions::key(&key),
+        object: KeyObject::of(key, tenant_slug),
+    }
+}
+
+/// A change that came too late is answered with the key as it is now.
+async fn too_late(app: &App, key: KeyId, error: AdminError) -> ApiError {
+    let current = async {
+        let (key, tenant) = keys(app).get(key).await?;
+        Ok(KeyObject::of(key, tenant.slug))
+    };
+    or_current(error, current).await
 }
 
 /// List a tenant's keys, ended ones included.
@@ -94,14 +122,14 @@ pub(super) async fn list(
 #[utoipa::path(
     post, path = "/tenants/{t}/keys", tag = "keys", security(("administrator" = ["operator"])),
     request_body = NewKeyBody,
-    responses((status = 201, description = "Made", body = KeyObject), errors::NotFound),
+    responses((status = 201, description = "Made", body = KeyObject, headers(("ETag" = String, description = "The version"))), errors::NotFound),
 )]
 pub(super) async fn create(
     State(app): State<App>,
     Operator(admin): Operator,
     InPath(tenant): InPath<TenantRef>,
     WholeBody(body): WholeBody,
-) -> ApiResult<(StatusCode, Json<KeyObject>)> {
+) -> ApiResult<impl IntoResponse> {
     let mut fields = Fields::of(&body)?;
     let new = NewKey {
         name: fields.required("name")?,
@@ -110,43 +138,56 @@ pub(super) async fn create(
     };
     fields.finish()?;
     let issued = keys(&app).create(&tenant, new, &admin.actor).await?;
-    Ok((StatusCode::CREATED, Json(told(issued))))
+    Ok((StatusCode::CREATED, told(issued)))
 }
 
 /// Change a key's name or expiry.
 #[utoipa::path(
     patch, path = "/keys/{id}", tag = "keys", security(("administrator" = ["operator"])),
+    params(("If-Match" = Option<String>, Header, description = "Only if this is still the version")),
     request_body = KeyPatch,
-    responses((status = 200, description = "Changed", body = KeyObject), errors::NotFound),
+    responses(
+        (status = 200, description = "Changed", body = KeyObject, headers(("ETag" = String, description = "The version"))),
+        errors::NotFound,
+        errors::VersionConflict,
+    ),
 )]
 pub(super) async fn change(
     State(app): State<App>,
     Operator(admin): Operator,
     InPath(key): InPath<KeyId>,
+    IfMatch(expected): IfMatch,
     WholeBody(body): WholeBody,
-) -> ApiResult<Json<KeyObject>> {
+) -> ApiResult<Versioned<KeyObject>> {
     let mut fields = Fields::of(&body)?;
     let change = KeyChange {
         name: fields.optional("name")?,
         expires_at: fields.change("expires_at")?,
     };
     fields.finish()?;
-    let (key, tenant) = keys(&app).change(key, &change, &admin.actor).await?;
-    Ok(Json(KeyObject::of(key, tenant.slug)))
+    let keys_at = keys(&app).expecting(expected);
+    match keys_at.change(key, &change, &admin.actor).await {
+        Ok((key, tenant)) => Ok(versioned(key, tenant.slug)),
+        Err(error) => Err(too_late(&app, key, error).await),
+    }
 }
 
 /// Revoke a key at once.
 #[utoipa::path(
     delete, path = "/keys/{id}", tag = "keys", security(("administrator" = ["operator"])),
-    responses((status = 204, description = "Revoked"), errors::NotFound),
+    params(("If-Match" = Option<String>, Header, description = "Only if this is still the version")),
+    responses((status = 204, description = "Revoked"), errors::NotFound, errors::VersionConflict),
 )]
 pub(super) async fn revoke(
     State(app): State<App>,
     Operator(admin): Operator,
     InPath(key): InPath<KeyId>,
+    IfMatch(expected): IfMatch,
 ) -> ApiResult<StatusCode> {
-    keys(&app).end(key, &admin.actor).await?;
-    Ok(StatusCode::NO_CONTENT)
+    match keys(&app).expecting(expected).end(key, &admin.actor).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(error) => Err(too_late(&app, key, error).await),
+    }
 }
 
 /// Give a key another secret, told this once; id and counters stay.
@@ -160,11 +201,11 @@ pub(super) async fn rotate(
     Operator(admin): Operator,
     InPath(key): InPath<KeyId>,
     WholeBody(body): WholeBody,
-) -> ApiResult<Json<KeyObject>> {
+) -> ApiResult<Versioned<KeyObject>> {
     let mut fields = Fields::of_optional(&body)?;
     let grace = fields.optional::<u64>("grace_seconds")?.unwrap_or(0);
     fields.finish()?;
     let grace = Duration::from_secs(grace);
     let issued = keys(&app).rotate(key, grace, &admin.actor).await?;
-    Ok(Json(told(issued)))
+    Ok(told(issued))
 }

@@ -1,6 +1,6 @@
 //! Overrides: a tenant's own limits of a feature, in place of its plan's.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{extract::State, http::StatusCode};
 
 use super::{
     access::{Operator, Viewer},
@@ -19,6 +19,7 @@ use crate::{
         window::WindowKind,
     },
     http::{
+        conditional::{IfMatch, Versioned, or_current},
         error::{ApiError, ApiResult},
         extract::WholeBody,
         fields::Fields,
@@ -27,6 +28,7 @@ use crate::{
         query::Query,
     },
     services::{AdminError, objects::OverrideObject},
+    store::versions,
 };
 
 /// A tenant's own limits of a feature, whole.
@@ -49,40 +51,64 @@ pub(super) struct OverrideBody {
 }
 
 /// The override that holds now.
-fn current(tenant: Tenant, key: &FeatureKey, now: Timestamp) -> Result<OverrideObject, AdminError> {
+fn current(tenant: Tenant, key: &FeatureKey, now: Timestamp) -> Result<Override, AdminError> {
     let holds = |own: &Override| own.feature == *key && own.until.is_none_or(|until| now < until);
     let name = format!("{key} of tenant {}", tenant.slug);
     let own = tenant.overrides.into_iter().find(holds);
-    own.map(OverrideObject::from)
-        .ok_or_else(|| AdminError::not_found("limit", name))
+    own.ok_or_else(|| AdminError::not_found("limit", name))
+}
+
+fn versioned(own: Override) -> Versioned<OverrideObject> {
+    Versioned {
+        version: versions::override_(&own),
+        object: own.into(),
+    }
+}
+
+/// A change that came too late is answered with the override as it is now.
+async fn too_late(app: &App, tenant: &TenantRef, key: &FeatureKey, error: AdminError) -> ApiError {
+    let current = async {
+        let tenant = tenants(app).get(tenant).await?;
+        current(tenant, key, app.clock.now()).map(OverrideObject::from)
+    };
+    or_current(error, current).await
 }
 
 /// Show a tenant's own limits of a feature.
 #[utoipa::path(
     get, path = "/tenants/{t}/limits/{key}", tag = "tenants", security(("administrator" = ["viewer"])),
-    responses((status = 200, description = "The override", body = OverrideObject), errors::NotFound),
+    responses(
+        (status = 200, description = "The override", body = OverrideObject, headers(("ETag" = String, description = "The version"))),
+        errors::NotFound,
+    ),
 )]
 pub(super) async fn show(
     State(app): State<App>,
     _: Viewer,
     TwoInPath(tenant, key): TwoInPath<TenantRef, FeatureKey>,
-) -> ApiResult<Json<OverrideObject>> {
+) -> ApiResult<Versioned<OverrideObject>> {
     let tenant = tenants(&app).get(&tenant).await?;
-    Ok(Json(current(tenant, &key, app.clock.now())?))
+    Ok(versioned(current(tenant, &key, app.clock.now())?))
 }
 
 /// Replace a tenant's own limits of a feature whole.
 #[utoipa::path(
     put, path = "/tenants/{t}/limits/{key}", tag = "tenants", security(("administrator" = ["operator"])),
+    params(("If-Match" = Option<String>, Header, description = "Only if this is still the version")),
     request_body = OverrideBody,
-    responses((status = 200, description = "The override", body = OverrideObject), errors::NotFound),
+    responses(
+        (status = 200, description = "The override", body = OverrideObject, headers(("ETag" = String, description = "The version"))),
+        errors::NotFound,
+        errors::VersionConflict,
+    ),
 )]
 pub(super) async fn put(
     State(app): State<App>,
     Operator(admin): Operator,
     TwoInPath(tenant, key): TwoInPath<TenantRef, FeatureKey>,
+    IfMatch(expected): IfMatch,
     WholeBody(body): WholeBody,
-) -> ApiResult<Json<OverrideObject>> {
+) -> ApiResult<Versioned<OverrideObject>> {
     let mut fields = Fields::of(&body)?;
     if let Some(named) = fields.optional::<FeatureKey>("feature_key")?
         && named != key
@@ -108,10 +134,11 @@ pub(super) async fn put(
         limits,
         until,
     };
-    let tenant = tenants(&app)
-        .put_override(&tenant, &own, &admin.actor)
-        .await?;
-    Ok(Json(current(tenant, &key, admin.actor.at)?))
+    let tenants_at = tenants(&app).expecting(expected);
+    match tenants_at.put_override(&tenant, &own, &admin.actor).await {
+        Ok(changed) => Ok(versioned(current(changed, &key, admin.actor.at)?)),
+        Err(error) => Err(too_late(&app, &tenant, &key, error).await),
+    }
 }
 
 /// Take a tenant's own limits of a feature away, or only the one of a scope and window.
@@ -120,19 +147,23 @@ pub(super) async fn put(
     params(
         ("scope" = Option<Scope>, Query, description = "With window: only that limit goes"),
         ("window" = Option<WindowKind>, Query, description = "With scope: only that limit goes"),
+        ("If-Match" = Option<String>, Header, description = "Only if this is still the override's version"),
     ),
-    responses((status = 204, description = "Gone"), errors::NotFound),
+    responses((status = 204, description = "Gone"), errors::NotFound, errors::VersionConflict),
 )]
 pub(super) async fn remove(
     State(app): State<App>,
     Operator(admin): Operator,
     TwoInPath(tenant, key): TwoInPath<TenantRef, FeatureKey>,
+    IfMatch(expected): IfMatch,
     mut query: Query,
 ) -> ApiResult<StatusCode> {
     let limit = one_limit(&mut query)?;
     query.finish()?;
-    tenants(&app)
-        .remove_limit(&tenant, &key, limit, &admin.actor)
-        .await?;
-    Ok(StatusCode::NO_CONTENT)
+    let tenants_at = tenants(&app).expecting(expected);
+    let removed = tenants_at.remove_limit(&tenant, &key, limit, &admin.actor);
+    match removed.await {
+        Ok(_) => Ok(StatusCode::NO_CONTENT),
+        Err(error) => Err(too_late(&app, &tenant, &key, error).await),
+    }
 }

@@ -1,6 +1,6 @@
 //! `/tenants`: tenants, their subscriptions, and their end users.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 
 use super::access::{Operator, Viewer};
 use crate::{
@@ -8,10 +8,11 @@ use crate::{
     domain::{
         names::{DisplayName, PlanCode, Slug},
         subscription::SubscriptionStatus,
-        tenant::TenantRef,
+        tenant::{Tenant, TenantRef},
         time::Timestamp,
     },
     http::{
+        conditional::{IfMatch, Versioned, or_current},
         error::{ApiError, ApiResult},
         extract::WholeBody,
         fields::Fields,
@@ -25,10 +26,27 @@ use crate::{
         objects::TenantObject,
         tenants::{NewTenant, StatusChange, SubscriptionChange, Tenants},
     },
+    store::versions,
 };
 
 pub(super) fn tenants(app: &App) -> Tenants {
     Tenants::new(app.store.clone())
+}
+
+fn versioned(tenant: Tenant, now: Timestamp) -> Versioned<TenantObject> {
+    Versioned {
+        version: versions::tenant(&tenant),
+        object: TenantObject::at(tenant, now),
+    }
+}
+
+/// A change that came too late is answered with the tenant as it is now.
+async fn too_late(app: &App, tenant: &TenantRef, error: AdminError) -> ApiError {
+    let current = async {
+        let tenant = tenants(app).get(tenant).await?;
+        Ok(TenantObject::at(tenant, app.clock.now()))
+    };
+    or_current(plan_in_body(error), current).await
 }
 
 /// A tenant to be made.
@@ -68,14 +86,12 @@ pub(super) struct SubscriptionBody {
 }
 
 /// A plan that a body names and that is not there is a bad field, not a missing page.
-fn plan_in_body(error: AdminError) -> ApiError {
+fn plan_in_body(error: AdminError) -> AdminError {
     match error {
-        AdminError::NotFound { what: "plan", name } => ApiError::bad_field(
-            "plan_code",
-            format!("'{name}'"),
-            "the code of a plan that is there",
-        ),
-        other => other.into(),
+        AdminError::NotFound { what: "plan", name } => {
+            AdminError::invalid("plan_code", name, "the code of a plan that is there")
+        }
+        other => other,
     }
 }
 
@@ -107,13 +123,16 @@ pub(super) async fn list(
 #[utoipa::path(
     post, path = "/tenants", tag = "tenants", security(("administrator" = ["operator"])),
     request_body = NewTenantBody,
-    responses((status = 201, description = "Made", body = TenantObject), errors::AlreadyExists),
+    responses(
+        (status = 201, description = "Made", body = TenantObject, headers(("ETag" = String, description = "The version"))),
+        errors::AlreadyExists,
+    ),
 )]
 pub(super) async fn create(
     State(app): State<App>,
     Operator(admin): Operator,
     WholeBody(body): WholeBody,
-) -> ApiResult<(StatusCode, Json<TenantObject>)> {
+) -> ApiResult<impl IntoResponse> {
     let mut fields = Fields::of(&body)?;
     let new = NewTenant {
         slug: fields.required("slug")?,
@@ -123,72 +142,95 @@ pub(super) async fn create(
     fields.finish()?;
     let made = tenants(&app).create(new, &admin.actor).await;
     let tenant = made.map_err(plan_in_body)?;
-    let object = TenantObject::at(tenant, admin.actor.at);
-    Ok((StatusCode::CREATED, Json(object)))
+    Ok((StatusCode::CREATED, versioned(tenant, admin.actor.at)))
 }
 
 /// Show a tenant.
 #[utoipa::path(
     get, path = "/tenants/{t}", tag = "tenants", security(("administrator" = ["viewer"])),
-    responses((status = 200, description = "The tenant", body = TenantObject), errors::NotFound),
+    responses(
+        (status = 200, description = "The tenant", body = TenantObject, headers(("ETag" = String, description = "The version"))),
+        errors::NotFound,
+    ),
 )]
 pub(super) async fn show(
     State(app): State<App>,
     _: Viewer,
     InPath(tenant): InPath<TenantRef>,
-) -> ApiResult<Json<TenantObject>> {
+) -> ApiResult<Versioned<TenantObject>> {
     let tenant = tenants(&app).get(&tenant).await?;
-    Ok(Json(TenantObject::at(tenant, app.clock.now())))
+    Ok(versioned(tenant, app.clock.now()))
 }
 
 /// Change a tenant's name.
 #[utoipa::path(
     patch, path = "/tenants/{t}", tag = "tenants", security(("administrator" = ["operator"])),
+    params(("If-Match" = Option<String>, Header, description = "Only if this is still the version")),
     request_body = TenantPatch,
-    responses((status = 200, description = "Changed", body = TenantObject), errors::NotFound),
+    responses(
+        (status = 200, description = "Changed", body = TenantObject, headers(("ETag" = String, description = "The version"))),
+        errors::NotFound,
+        errors::VersionConflict,
+    ),
 )]
 pub(super) async fn change(
     State(app): State<App>,
     Operator(admin): Operator,
     InPath(tenant): InPath<TenantRef>,
+    IfMatch(expected): IfMatch,
     WholeBody(body): WholeBody,
-) -> ApiResult<Json<TenantObject>> {
+) -> ApiResult<Versioned<TenantObject>> {
     let mut fields = Fields::of(&body)?;
     let name = fields.optional("name")?;
     fields.finish()?;
-    let tenant = match name {
-        Some(name) => tenants(&app).rename(&tenant, name, &admin.actor).await?,
-        None => tenants(&app).get(&tenant).await?,
+    let tenants_at = tenants(&app).expecting(expected);
+    let name = match name {
+        Some(name) => name,
+        None => tenants_at.get(&tenant).await?.name,
     };
-    Ok(Json(TenantObject::at(tenant, admin.actor.at)))
+    match tenants_at.rename(&tenant, name, &admin.actor).await {
+        Ok(changed) => Ok(versioned(changed, admin.actor.at)),
+        Err(error) => Err(too_late(&app, &tenant, error).await),
+    }
 }
 
 /// Delete a tenant: its keys are revoked, it is hidden from lists, its history stays, its slug is not given again.
 #[utoipa::path(
     delete, path = "/tenants/{t}", tag = "tenants", security(("administrator" = ["operator"])),
-    responses((status = 204, description = "Gone"), errors::NotFound),
+    params(("If-Match" = Option<String>, Header, description = "Only if this is still the version")),
+    responses((status = 204, description = "Gone"), errors::NotFound, errors::VersionConflict),
 )]
 pub(super) async fn delete(
     State(app): State<App>,
     Operator(admin): Operator,
     InPath(tenant): InPath<TenantRef>,
+    IfMatch(expected): IfMatch,
 ) -> ApiResult<StatusCode> {
-    tenants(&app).delete(&tenant, &admin.actor).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let tenants_at = tenants(&app).expecting(expected);
+    match tenants_at.delete(&tenant, &admin.actor).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(error) => Err(too_late(&app, &tenant, error).await),
+    }
 }
 
 /// Set a tenant's subscription; fields left out stay.
 #[utoipa::path(
     put, path = "/tenants/{t}/subscription", tag = "tenants", security(("administrator" = ["operator"])),
+    params(("If-Match" = Option<String>, Header, description = "Only if this is still the tenant's version")),
     request_body = SubscriptionBody,
-    responses((status = 200, description = "The tenant with it", body = TenantObject), errors::NotFound),
+    responses(
+        (status = 200, description = "The tenant with it", body = TenantObject, headers(("ETag" = String, description = "The version"))),
+        errors::NotFound,
+        errors::VersionConflict,
+    ),
 )]
 pub(super) async fn subscribe(
     State(app): State<App>,
     Operator(admin): Operator,
     InPath(tenant): InPath<TenantRef>,
+    IfMatch(expected): IfMatch,
     WholeBody(body): WholeBody,
-) -> ApiResult<Json<TenantObject>> {
+) -> ApiResult<Versioned<TenantObject>> {
     let mut fields = Fields::of(&body)?;
     let change = SubscriptionChange {
         plan_code: fields.optional("plan_code")?,
@@ -200,11 +242,11 @@ pub(super) async fn subscribe(
         processor_customer_id: fields.change("processor_customer_id")?,
     };
     fields.finish()?;
-    let changed = tenants(&app)
-        .subscribe(&tenant, &change, &admin.actor)
-        .await;
-    let tenant = changed.map_err(plan_in_body)?;
-    Ok(Json(TenantObject::at(tenant, admin.actor.at)))
+    let tenants_at = tenants(&app).expecting(expected);
+    match tenants_at.subscribe(&tenant, &change, &admin.actor).await {
+        Ok(changed) => Ok(versioned(changed, admin.actor.at)),
+        Err(error) => Err(too_late(&app, &tenant, error).await),
+    }
 }
 
 /// Forget an end user: its id is replaced in events, rollups and live totals; sums stay as they are.

@@ -147,7 +147,7 @@ pub(crate) async fn no_entry_holds_a_secret_or_its_hash(store: &SharedStore) {
         .rotate_key(key.key_id, secret(0xA8), at("2026-01-02T00:00:00Z"), &ada())
         .await
         .unwrap();
-    store.revoke_key(key.key_id, &ada()).await.unwrap();
+    store.revoke_key(key.key_id, None, &ada()).await.unwrap();
     let token = AdminToken {
         admin_token_id: AdminTokenId::new(new_id()),
         name: "ada".parse().unwrap(),

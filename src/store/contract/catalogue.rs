@@ -20,6 +20,7 @@ use crate::{
     store::{
         StoreError,
         catalogue::{Changed, TenantPolicy},
+        versions,
     },
 };
 
@@ -45,7 +46,10 @@ macro_rules! cases {
             tenants_are_listed_by_slug_page_by_page,
             a_tenant_has_one_subscription_which_is_replaced,
             an_override_is_replaced_whole_and_removed,
+            a_change_of_what_has_changed_since_is_refused_and_changes_nothing,
+            tenants_are_counted_without_deleted_ones,
             grants_are_listed_oldest_first,
+            grants_of_several_tenants_come_in_the_order_asked,
             revoking_a_grant_again_changes_nothing,
             the_change_feed_names_what_every_write_changed,
             a_write_that_fails_is_not_in_the_change_feed,
@@ -58,6 +62,10 @@ pub(crate) use cases;
 
 fn not_found<T>(result: Result<T, StoreError>) -> bool {
     matches!(result, Err(StoreError::NotFound { .. }))
+}
+
+fn version_conflict<T>(result: Result<T, StoreError>) -> bool {
+    matches!(result, Err(StoreError::VersionConflict { .. }))
 }
 
 fn already_exists<T>(result: Result<T, StoreError>) -> bool {
@@ -190,7 +198,7 @@ pub(crate) async fn a_plan_in_use_is_not_deleted(store: &SharedStore) {
     let acme = stored_tenant(store, "acme").await;
     let subscribed = subscription(&starter.code);
     store
-        .set_subscription(acme.tenant_id, &subscribed, &ada())
+        .set_subscription(acme.tenant_id, &subscribed, None, &ada())
         .await
         .unwrap();
     assert_eq!(
@@ -228,11 +236,13 @@ pub(crate) async fn what_is_not_there_is_not_found(store: &SharedStore) {
         store.delete_plan(&nothing.code, None, &ada()).await
     ));
     let subscribed = subscription(&nothing.code);
-    let no_tenant = store.set_subscription(nobody, &subscribed, &ada()).await;
+    let no_tenant = store
+        .set_subscription(nobody, &subscribed, None, &ada())
+        .await;
     assert!(not_found(no_tenant));
     let acme = stored_tenant(store, "acme").await;
     let no_plan = store
-        .set_subscription(acme.tenant_id, &subscribed, &ada())
+        .set_subscription(acme.tenant_id, &subscribed, None, &ada())
         .await;
     assert_eq!(
         no_plan,
@@ -242,9 +252,11 @@ pub(crate) async fn what_is_not_there_is_not_found(store: &SharedStore) {
         })
     );
     let limits = override_of(FeatureKey::Messages, 1);
-    assert!(not_found(store.set_override(nobody, &limits, &ada()).await));
+    assert!(not_found(
+        store.set_override(nobody, &limits, None, &ada()).await
+    ));
     let removed = store
-        .remove_override(nobody, &FeatureKey::Messages, &ada())
+        .remove_override(nobody, &FeatureKey::Messages, None, &ada())
         .await;
     assert_eq!(removed, Ok(false));
     let gift = grant(nobody, "2026-01-01T00:00:00Z");
@@ -316,22 +328,29 @@ pub(crate) async fn a_deleted_tenant_is_hidden_and_its_slug_stays_taken(store: &
     let starter = stored_plan(store, "starter").await;
     let acme = stored_tenant(store, "acme").await;
     store
-        .set_subscription(acme.tenant_id, &subscription(&starter.code), &ada())
+        .set_subscription(acme.tenant_id, &subscription(&starter.code), None, &ada())
         .await
         .unwrap();
     let key = key_of(acme.tenant_id, "2026-01-01T00:00:00Z");
     store.create_key(&key, secret(1), &ada()).await.unwrap();
     let name = "Acme Ltd".parse().unwrap();
     store
-        .rename_tenant(acme.tenant_id, &name, &ada())
+        .rename_tenant(acme.tenant_id, &name, None, &ada())
         .await
         .unwrap();
     assert_eq!(by_id(store, acme.tenant_id).await.name, name);
 
-    store.delete_tenant(acme.tenant_id, &ada()).await.unwrap();
-    assert!(not_found(store.delete_tenant(acme.tenant_id, &ada()).await));
+    store
+        .delete_tenant(acme.tenant_id, None, &ada())
+        .await
+        .unwrap();
     assert!(not_found(
-        store.rename_tenant(acme.tenant_id, &name, &ada()).await
+        store.delete_tenant(acme.tenant_id, None, &ada()).await
+    ));
+    assert!(not_found(
+        store
+            .rename_tenant(acme.tenant_id, &name, None, &ada())
+            .await
     ));
     let found = store.find_tenant(&TenantRef::Id(acme.tenant_id)).await;
     assert_eq!(found, Ok(None));
@@ -373,7 +392,7 @@ pub(crate) async fn a_tenant_has_one_subscription_which_is_replaced(store: &Shar
     };
     for subscribed in [first, second] {
         store
-            .set_subscription(acme.tenant_id, &subscribed, &ada())
+            .set_subscription(acme.tenant_id, &subscribed, None, &ada())
             .await
             .unwrap();
         assert_eq!(
@@ -398,7 +417,7 @@ pub(crate) async fn an_override_is_replaced_whole_and_removed(store: &SharedStor
     };
     for limits in [&kept, &replaced, &replacing] {
         store
-            .set_override(acme.tenant_id, limits, &ada())
+            .set_override(acme.tenant_id, limits, None, &ada())
             .await
             .unwrap();
     }
@@ -406,11 +425,96 @@ pub(crate) async fn an_override_is_replaced_whole_and_removed(store: &SharedStor
     assert_eq!(found, [replacing, kept.clone()]);
     for was_there in [true, false] {
         let removed = store
-            .remove_override(acme.tenant_id, &FeatureKey::Messages, &ada())
+            .remove_override(acme.tenant_id, &FeatureKey::Messages, None, &ada())
             .await;
         assert_eq!(removed, Ok(was_there));
     }
     assert_eq!(by_id(store, acme.tenant_id).await.overrides, [kept]);
+}
+
+pub(crate) async fn a_change_of_what_has_changed_since_is_refused_and_changes_nothing(
+    store: &SharedStore,
+) {
+    let starter = stored_plan(store, "starter").await;
+    let acme = stored_tenant(store, "acme").await;
+    let id = acme.tenant_id;
+    let own = override_of(FeatureKey::Messages, 5);
+    let subscribed = subscription(&starter.code);
+    let old = Some(versions::tenant(&acme));
+    let name = "Renamed".parse().unwrap();
+    store.rename_tenant(id, &name, old, &ada()).await.unwrap();
+    let late = store.set_subscription(id, &subscribed, old, &ada()).await;
+    assert!(version_conflict(late));
+    let late = store.rename_tenant(id, &acme.name, old, &ada()).await;
+    assert!(version_conflict(late));
+    assert!(version_conflict(store.delete_tenant(id, old, &ada()).await));
+    let now = by_id(store, id).await;
+    assert_eq!((&now.name, &now.subscription), (&name, &None));
+    let current = Some(versions::tenant(&now));
+    store
+        .set_subscription(id, &subscribed, current, &ada())
+        .await
+        .unwrap();
+
+    let missing = store.set_override(id, &own, Some(1), &ada()).await;
+    assert!(not_found(missing));
+    store.set_override(id, &own, None, &ada()).await.unwrap();
+    let old = Some(versions::override_(&own));
+    let other = override_of(FeatureKey::Messages, 6);
+    store.set_override(id, &other, old, &ada()).await.unwrap();
+    assert!(version_conflict(
+        store.set_override(id, &own, old, &ada()).await
+    ));
+    let late = store
+        .remove_override(id, &FeatureKey::Messages, old, &ada())
+        .await;
+    assert!(version_conflict(late));
+    assert_eq!(
+        by_id(store, id).await.overrides,
+        std::slice::from_ref(&other)
+    );
+    let current = Some(versions::override_(&other));
+    let removed = store
+        .remove_override(id, &FeatureKey::Messages, current, &ada())
+        .await;
+    assert_eq!(removed, Ok(true));
+}
+
+pub(crate) async fn tenants_are_counted_without_deleted_ones(store: &SharedStore) {
+    assert_eq!(store.count_tenants().await, Ok(0));
+    let acme = stored_tenant(store, "acme").await;
+    stored_tenant(store, "other").await;
+    assert_eq!(store.count_tenants().await, Ok(2));
+    store
+        .delete_tenant(acme.tenant_id, None, &ada())
+        .await
+        .unwrap();
+    assert_eq!(store.count_tenants().await, Ok(1));
+}
+
+pub(crate) async fn grants_of_several_tenants_come_in_the_order_asked(store: &SharedStore) {
+    let [one, two, three] = [
+        stored_tenant(store, "one").await.tenant_id,
+        stored_tenant(store, "two").await.tenant_id,
+        stored_tenant(store, "three").await.tenant_id,
+    ];
+    let newer = grant(one, "2026-03-01T00:00:00Z");
+    let older = grant(one, "2026-02-01T00:00:00Z");
+    let of_three = grant(three, "2026-02-01T00:00:00Z");
+    for gift in [&newer, &of_three, &older] {
+        store.add_grant(gift, &ada()).await.unwrap();
+    }
+    let asked = vec![three, two, one, three];
+    assert_eq!(
+        store.list_grants_of(asked).await,
+        Ok(vec![
+            vec![of_three.clone()],
+            vec![],
+            vec![older, newer],
+            vec![of_three]
+        ])
+    );
+    assert_eq!(store.list_grants_of(vec![]).await, Ok(vec![]));
 }
 
 pub(crate) async fn grants_are_listed_oldest_first(store: &SharedStore) {
@@ -472,16 +576,16 @@ pub(crate) async fn the_change_feed_names_what_every_write_changed(store: &Share
     assert_eq!(feed.next().await, tenant_changed);
     for _ in ["first", "replaced"] {
         store
-            .set_subscription(id, &subscription(&starter.code), &ada())
+            .set_subscription(id, &subscription(&starter.code), None, &ada())
             .await
             .unwrap();
         assert_eq!(feed.next().await, tenant_changed);
         let limits = override_of(FeatureKey::Messages, 5);
-        store.set_override(id, &limits, &ada()).await.unwrap();
+        store.set_override(id, &limits, None, &ada()).await.unwrap();
         assert_eq!(feed.next().await, tenant_changed);
     }
     store
-        .remove_override(id, &FeatureKey::Messages, &ada())
+        .remove_override(id, &FeatureKey::Messages, None, &ada())
         .await
         .unwrap();
     assert_eq!(feed.next().await, tenant_changed);
@@ -500,7 +604,7 @@ pub(crate) async fn the_change_feed_names_what_every_write_changed(store: &Share
         .await
         .unwrap();
     assert_eq!(feed.next().await, key_changed);
-    store.revoke_key(key.key_id, &ada()).await.unwrap();
+    store.revoke_key(key.key_id, None, &ada()).await.unwrap();
     assert_eq!(feed.next().await, key_changed);
 
     let free = stored_plan(store, "free").await;

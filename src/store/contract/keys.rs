@@ -9,7 +9,7 @@ use crate::{
         tenant::{ApiKey, TenantRef},
         time::Timestamp,
     },
-    store::{StoreError, StoreResult, keys::SecretHash},
+    store::{StoreError, StoreResult, keys::SecretHash, versions},
 };
 
 macro_rules! cases {
@@ -100,7 +100,7 @@ pub(crate) async fn keys_are_listed_oldest_first(store: &SharedStore) {
 pub(crate) async fn revoking_a_key_again_changes_nothing(store: &SharedStore) {
     let key = stored_key(store, secret(1)).await;
     let first = by("2026-03-01T00:00:00Z");
-    let revoked = store.revoke_key(key.key_id, &first).await.unwrap();
+    let revoked = store.revoke_key(key.key_id, None, &first).await.unwrap();
     assert_eq!(
         revoked,
         ApiKey {
@@ -110,7 +110,7 @@ pub(crate) async fn revoking_a_key_again_changes_nothing(store: &SharedStore) {
     );
     let entries = store.list_audit(None, 10).await.unwrap().len();
     let again = store
-        .revoke_key(key.key_id, &by("2026-04-01T00:00:00Z"))
+        .revoke_key(key.key_id, None, &by("2026-04-01T00:00:00Z"))
         .await;
     assert_eq!(again, Ok(revoked.clone()));
     assert_eq!(store.get_key(key.key_id).await, Ok(revoked));
@@ -119,7 +119,7 @@ pub(crate) async fn revoking_a_key_again_changes_nothing(store: &SharedStore) {
 
 pub(crate) async fn a_revoked_key_is_still_found(store: &SharedStore) {
     let key = stored_key(store, secret(1)).await;
-    let revoked = store.revoke_key(key.key_id, &ada()).await.unwrap();
+    let revoked = store.revoke_key(key.key_id, None, &ada()).await.unwrap();
     assert_eq!(find_key(store, secret(1), now()).await, Ok(Some(revoked)));
 }
 
@@ -169,10 +169,21 @@ pub(crate) async fn name_and_expiry_of_a_key_that_is_not_revoked_are_changed(sto
         expires_at: None,
         ..key.clone()
     };
-    store.update_key(&changed, &ada()).await.unwrap();
+    store.update_key(&changed, None, &ada()).await.unwrap();
+    assert_eq!(store.get_key(key.key_id).await, Ok(changed.clone()));
+    let old = Some(versions::key(&key));
+    for late in [
+        store.update_key(&key, old, &ada()).await,
+        store.revoke_key(key.key_id, old, &ada()).await.map(|_| ()),
+    ] {
+        assert!(
+            matches!(late, Err(StoreError::VersionConflict { .. })),
+            "{late:?}"
+        );
+    }
     assert_eq!(store.get_key(key.key_id).await, Ok(changed));
-    let revoked = store.revoke_key(key.key_id, &ada()).await.unwrap();
-    let late = store.update_key(&key, &ada()).await;
+    let revoked = store.revoke_key(key.key_id, None, &ada()).await.unwrap();
+    let late = store.update_key(&key, None, &ada()).await;
     assert!(matches!(late, Err(StoreError::NotFound { .. })), "{late:?}");
     assert_eq!(store.get_key(key.key_id).await, Ok(revoked));
 }
@@ -185,7 +196,7 @@ pub(crate) async fn a_key_that_is_not_there_is_not_found(store: &SharedStore) {
     };
     assert_eq!(store.get_key(nothing).await, Err(missing.clone()));
     assert_eq!(
-        store.revoke_key(nothing, &ada()).await,
+        store.revoke_key(nothing, None, &ada()).await,
         Err(missing.clone())
     );
     let rotated = store.rotate_key(nothing, secret(1), now(), &ada()).await;

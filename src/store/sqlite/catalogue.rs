@@ -117,19 +117,25 @@ impl CatalogueStore for SqliteStore {
         &self,
         tenant: TenantId,
         name: &DisplayName,
+        expected: Option<i64>,
         by: &Actor,
     ) -> StoreResult<()> {
         let (name, by) = (name.clone(), by.clone());
         self.write("catalogue.rename_tenant", move |tx| {
-            tenants::rename(tx, tenant, &name, &by)
+            tenants::rename(tx, tenant, &name, expected, &by)
         })
         .await
     }
 
-    async fn delete_tenant(&self, tenant: TenantId, by: &Actor) -> StoreResult<()> {
+    async fn delete_tenant(
+        &self,
+        tenant: TenantId,
+        expected: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<()> {
         let by = by.clone();
         self.write("catalogue.delete_tenant", move |tx| {
-            tenants::delete(tx, tenant, &by)
+            tenants::delete(tx, tenant, expected, &by)
         })
         .await
     }
@@ -138,11 +144,12 @@ impl CatalogueStore for SqliteStore {
         &self,
         tenant: TenantId,
         subscription: &Subscription,
+        expected: Option<i64>,
         by: &Actor,
     ) -> StoreResult<()> {
         let (subscription, by) = (subscription.clone(), by.clone());
         self.write("catalogue.set_subscription", move |tx| {
-            tenants::set_subscription(tx, tenant, &subscription, &by)
+            tenants::set_subscription(tx, tenant, &subscription, expected, &by)
         })
         .await
     }
@@ -151,11 +158,12 @@ impl CatalogueStore for SqliteStore {
         &self,
         tenant: TenantId,
         limits: &Override,
+        expected: Option<i64>,
         by: &Actor,
     ) -> StoreResult<()> {
         let (limits, by) = (limits.clone(), by.clone());
         self.write("catalogue.set_override", move |tx| {
-            tenants::set_override(tx, tenant, &limits, &by)
+            tenants::set_override(tx, tenant, &limits, expected, &by)
         })
         .await
     }
@@ -164,11 +172,12 @@ impl CatalogueStore for SqliteStore {
         &self,
         tenant: TenantId,
         feature: &FeatureKey,
+        expected: Option<i64>,
         by: &Actor,
     ) -> StoreResult<bool> {
         let (feature, by) = (feature.clone(), by.clone());
         self.write("catalogue.remove_override", move |tx| {
-            tenants::remove_override(tx, tenant, &feature, &by)
+            tenants::remove_override(tx, tenant, &feature, expected, &by)
         })
         .await
     }

@@ -21,6 +21,7 @@ use crate::{
         StoreError, StoreResult, audited,
         catalogue::TenantPolicy,
         keys::{KeyStore, Owners, SecretHash},
+        versions,
     },
 };
 
@@ -64,15 +65,20 @@ impl KeyStore for SqliteStore {
         .await
     }
 
-    async fn update_key(&self, key: &ApiKey, by: &Actor) -> StoreResult<()> {
+    async fn update_key(&self, key: &ApiKey, expected: Option<i64>, by: &Actor) -> StoreResult<()> {
         let (key, by) = (key.clone(), by.clone());
-        self.write("keys.update", move |tx| update_key(tx, &key, &by))
+        self.write("keys.update", move |tx| update_key(tx, &key, expected, &by))
             .await
     }
 
-    async fn revoke_key(&self, key: KeyId, by: &Actor) -> StoreResult<ApiKey> {
+    async fn revoke_key(
+        &self,
+        key: KeyId,
+        expected: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<ApiKey> {
         let by = by.clone();
-        self.write("keys.revoke", move |tx| revoke_key(tx, key, &by))
+        self.write("keys.revoke", move |tx| revoke_key(tx, key, expected, &by))
             .await
     }
 
@@ -220,16 +226,25 @@ fn find_by_secret(
     )
 }
 
-fn update_key(tx: &Transaction<'_>, key: &ApiKey, by: &Actor) -> Result<(), Failed> {
+fn update_key(
+    tx: &Transaction<'_>,
+    key: &ApiKey,
+    expected: Option<i64>,
+    by: &Actor,
+) -> Result<(), Failed> {
     let stored = get_key(tx, key.key_id)?;
     if stored.revoked_at.is_some() {
         return Err(not_found("key", key.key_id));
     }
+    versions::check("key", key.key_id, versions::key(&stored), expected)?;
     let changed = ApiKey {
         name: key.name.clone(),
         expires_at: key.expires_at,
         ..stored.clone()
     };
+    if changed == stored {
+        return Ok(());
+    }
     Change {
         action: "key.update",
         target: &key.key_id.to_string(),
@@ -249,11 +264,17 @@ fn update_key(tx: &Transaction<'_>, key: &ApiKey, by: &Actor) -> Result<(), Fail
     Ok(())
 }
 
-fn revoke_key(tx: &Transaction<'_>, key: KeyId, by: &Actor) -> Result<ApiKey, Failed> {
+fn revoke_key(
+    tx: &Transaction<'_>,
+    key: KeyId,
+    expected: Option<i64>,
+    by: &Actor,
+) -> Result<ApiKey, Failed> {
     let stored = get_key(tx, key)?;
     if stored.revoked_at.is_some() {
         return Ok(stored);
     }
+    versions::check("key", key, versions::key(&stored), expected)?;
     let revoked = ApiKey {
         revoked_at: Some(by.at),
         ..stored.clone()

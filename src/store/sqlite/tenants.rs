@@ -19,7 +19,7 @@ use crate::{
         tenant::{Tenant, TenantRef},
         time::Timestamp,
     },
-    store::audited,
+    store::{audited, versions},
 };
 
 /// A tenant beside its subscription, whose columns are null if it has none.
@@ -53,6 +53,18 @@ pub(super) fn find(tx: &Transaction<'_>, tenant: &TenantRef) -> Result<Option<Te
 /// `NotFound`.
 pub(super) fn get(tx: &Transaction<'_>, tenant: TenantId) -> Result<Tenant, Failed> {
     find(tx, &TenantRef::Id(tenant))?.ok_or_else(|| not_found("tenant", tenant))
+}
+
+/// # Errors
+/// `NotFound`; `VersionConflict`.
+fn get_expected(
+    tx: &Transaction<'_>,
+    tenant: TenantId,
+    expected: Option<i64>,
+) -> Result<Tenant, Failed> {
+    let stored = get(tx, tenant)?;
+    versions::check("tenant", &stored.slug, versions::tenant(&stored), expected)?;
+    Ok(stored)
 }
 
 pub(super) fn list(
@@ -114,9 +126,13 @@ pub(super) fn rename(
     tx: &Transaction<'_>,
     tenant: TenantId,
     name: &DisplayName,
+    expected: Option<i64>,
     by: &Actor,
 ) -> Result<(), Failed> {
-    let stored = get(tx, tenant)?;
+    let stored = get_expected(tx, tenant, expected)?;
+    if stored.name == *name {
+        return Ok(());
+    }
     let renamed = Tenant {
         name: name.clone(),
         ..stored.clone()
@@ -137,8 +153,13 @@ pub(super) fn rename(
 }
 
 /// Its row stays: usage refers to it, and its slug is not given again. Its subscription goes, so that its plan can.
-pub(super) fn delete(tx: &Transaction<'_>, tenant: TenantId, by: &Actor) -> Result<(), Failed> {
-    let stored = get(tx, tenant)?;
+pub(super) fn delete(
+    tx: &Transaction<'_>,
+    tenant: TenantId,
+    expected: Option<i64>,
+    by: &Actor,
+) -> Result<(), Failed> {
+    let stored = get_expected(tx, tenant, expected)?;
     Change {
         action: "tenant.delete",
         target: stored.slug.as_str(),
@@ -165,9 +186,10 @@ pub(super) fn set_subscription(
     tx: &Transaction<'_>,
     tenant: TenantId,
     subscription: &Subscription,
+    expected: Option<i64>,
     by: &Actor,
 ) -> Result<(), Failed> {
-    let stored = get(tx, tenant)?;
+    let stored = get_expected(tx, tenant, expected)?;
     Change {
         action: "subscription.set",
         target: stored.slug.as_str(),
@@ -223,13 +245,20 @@ pub(super) fn set_override(
     tx: &Transaction<'_>,
     tenant: TenantId,
     limits: &Override,
+    expected: Option<i64>,
     by: &Actor,
 ) -> Result<(), Failed> {
     let stored = get(tx, tenant)?;
+    let own = override_of(&stored, &limits.feature);
+    match own {
+        Some(own) => check_override(&stored, own, expected)?,
+        None if expected.is_some() => return Err(not_found("limit", &limits.feature)),
+        None => {}
+    }
     Change {
         action: "override.set",
         target: stored.slug.as_str(),
-        before: override_of(&stored, &limits.feature).map(audited::override_),
+        before: own.map(audited::override_),
         after: Some(audited::override_(limits)),
     }
     .note(tx, by)?;
@@ -241,6 +270,7 @@ pub(super) fn remove_override(
     tx: &Transaction<'_>,
     tenant: TenantId,
     feature: &FeatureKey,
+    expected: Option<i64>,
     by: &Actor,
 ) -> Result<bool, Failed> {
     let Some(stored) = find(tx, &TenantRef::Id(tenant))? else {
@@ -249,6 +279,7 @@ pub(super) fn remove_override(
     let Some(limits) = override_of(&stored, feature) else {
         return Ok(false);
     };
+    check_override(&stored, limits, expected)?;
     Change {
         action: "override.remove",
         target: stored.slug.as_str(),
@@ -258,6 +289,16 @@ pub(super) fn remove_override(
     .note(tx, by)?;
     delete_override(tx, tenant, feature)?;
     Ok(true)
+}
+
+fn check_override(tenant: &Tenant, own: &Override, expected: Option<i64>) -> Result<(), Failed> {
+    let name = format!("{} of tenant {}", own.feature, tenant.slug);
+    Ok(versions::check(
+        "limit",
+        name,
+        versions::override_(own),
+        expected,
+    )?)
 }
 
 fn override_of<'a>(tenant: &'a Tenant, feature: &FeatureKey) -> Option<&'a Override> {

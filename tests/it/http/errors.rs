@@ -310,6 +310,37 @@ async fn a_wrong_method_names_the_right_one() {
 }
 
 #[tokio::test]
+async fn a_web_page_of_another_origin_is_allowed_nothing() {
+    let it = setting().await;
+    for path in [
+        "/api/v1/usage",
+        "/v1/models",
+        "/api/v1/chat",
+        "/v1/chat/completions",
+    ] {
+        let asked = it
+            .acme
+            .request(Method::OPTIONS, path)
+            .header("origin", "https://elsewhere.example")
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "authorization");
+        let preflight = it.acme.send(asked, "").await;
+        let preflight = preflight.expect(405, "method_not_allowed");
+        let read = it
+            .acme
+            .request(Method::GET, path)
+            .header("origin", "https://elsewhere.example");
+        for reply in [preflight, it.acme.send(read, "").await] {
+            let mut names = reply.headers.keys().map(http::HeaderName::as_str);
+            assert!(
+                names.all(|name| !name.starts_with("access-control-")),
+                "{path}: {reply:#?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_unmetered_route_is_404_with_the_list_of_those_that_are() {
     let it = setting().await;
     for path in [

@@ -351,13 +351,11 @@ fn odd_heads() -> Vec<Case> {
         cases.push(case.header(format!("if-match: {tags}")).body("{}"));
     }
     for tag in ["W/\"1\"", "\"x\"", "\"-1\"", "\"99999999999999999999\"", ""] {
-        let case = case(
-            "PATCH",
-            "/api/v1/admin/plans/acme-plan",
-            412,
-            "version_conflict",
-        );
-        cases.push(case.header(format!("if-match: {tag}")).body("{}"));
+        for path in ["plans/acme-plan", "tenants/acme"] {
+            let target = format!("/api/v1/admin/{path}");
+            let case = case("PATCH", target, 412, "version_conflict");
+            cases.push(case.header(format!("if-match: {tag}")).body("{}"));
+        }
     }
     let long = "a".repeat(70_000);
     cases.push(case("GET", "/healthz", 431, "").header(format!("x: {long}")));

@@ -4,5 +4,6 @@ mod administrators;
 mod entitlements;
 mod keys;
 mod plans;
+mod scopes;
 mod tenants;
 mod usage;

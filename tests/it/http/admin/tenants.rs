@@ -1,8 +1,9 @@
 //! Tenants, subscriptions, overrides, grants, and end users that are forgotten.
 
+use http::Method;
 use serde_json::{Value, json};
 
-use crate::http::support::{FakeOpenAi, Tollgate, hard};
+use crate::http::support::{FakeOpenAi, Tollgate, hard, http::Reply};
 
 #[tokio::test]
 async fn a_tenant_is_made_changed_and_subscribed_field_by_field() {
@@ -313,4 +314,125 @@ async fn a_forgotten_user_is_nowhere_and_every_sum_is_as_before() {
     bob.chat("a third")
         .await
         .expect(429, "usage_limit_exceeded");
+}
+
+#[tokio::test]
+async fn a_change_for_a_version_that_is_gone_is_412_with_what_is_there_now() {
+    let gate = Tollgate::serve().start().await;
+    let owner = gate.owner();
+    let starter = json!({"plan_code": "starter", "name": "Starter", "preset": "starter"});
+    owner.post("/plans", &starter).await.expect_status(201);
+    let acme = json!({"slug": "acme", "name": "Acme", "plan_code": "starter"});
+    let made = owner.post("/tenants", &acme).await.expect_status(201);
+    let limits = json!({"hard_limit": 5});
+    let limit = owner
+        .put("/tenants/acme/limits/messages", &limits)
+        .await
+        .expect_status(200);
+    let key = owner
+        .post("/tenants/acme/keys", &json!({"name": "backend"}))
+        .await
+        .expect_status(201);
+    let key_path = format!("/keys/{}", key.body["key_id"].as_str().unwrap());
+    let key_path = key_path.as_str();
+
+    // What was shown is what may be changed; then the one who saw the same comes too late.
+    let tenant = owner.get("/tenants/acme").await.expect_status(200);
+    assert_ne!(
+        tenant.header("etag"),
+        made.header("etag"),
+        "an override came"
+    );
+    let send = async |method: &Method, path: &str, seen: &Reply, body: &str| {
+        let seen = seen.header("etag");
+        let headers = [("if-match", seen.as_str())];
+        owner.send(method.clone(), path, &headers, body).await
+    };
+    let renamed = send(
+        &Method::PATCH,
+        "/tenants/acme",
+        &tenant,
+        r#"{"name":"Acme Ltd"}"#,
+    )
+    .await
+    .expect_status(200);
+    let shown = owner.get("/tenants/acme").await.expect_status(200);
+    assert_eq!(shown.header("etag"), renamed.header("etag"));
+    let other_limit = send(
+        &Method::PUT,
+        "/tenants/acme/limits/messages",
+        &limit,
+        r#"{"hard_limit":6}"#,
+    )
+    .await
+    .expect_status(200);
+    let other_key = send(&Method::PATCH, key_path, &key, r#"{"name":"server"}"#)
+        .await
+        .expect_status(200);
+
+    let shown = owner.get("/tenants/acme").await.expect_status(200);
+    let messages = "/tenants/acme/limits/messages";
+    for (method, path, seen, body, now) in [
+        (
+            Method::PATCH,
+            "/tenants/acme",
+            &tenant,
+            r#"{"name":"Mine"}"#,
+            &shown,
+        ),
+        (Method::PATCH, "/tenants/acme", &tenant, "{}", &shown),
+        (
+            Method::PUT,
+            "/tenants/acme/subscription",
+            &tenant,
+            r#"{"status":"paused"}"#,
+            &shown,
+        ),
+        (Method::DELETE, "/tenants/acme", &tenant, "", &shown),
+        (
+            Method::PUT,
+            messages,
+            &limit,
+            r#"{"hard_limit":7}"#,
+            &other_limit,
+        ),
+        (Method::DELETE, messages, &limit, "", &other_limit),
+        (
+            Method::PATCH,
+            key_path,
+            &key,
+            r#"{"name":"mine"}"#,
+            &other_key,
+        ),
+        (Method::DELETE, key_path, &key, "", &other_key),
+    ] {
+        let late = send(&method, path, seen, body)
+            .await
+            .expect(412, "version_conflict");
+        assert_eq!(late.body["error"]["current"], now.body, "{method} {path}");
+    }
+    let after = owner.get("/tenants/acme").await.expect_status(200);
+    assert_eq!(after.body, shown.body);
+
+    for (method, path, seen, body, status) in [
+        (
+            Method::PUT,
+            "/tenants/acme/subscription",
+            &shown,
+            r#"{"status":"trialing"}"#,
+            200,
+        ),
+        (Method::DELETE, messages, &other_limit, "", 204),
+        (
+            Method::PUT,
+            messages,
+            &other_limit,
+            r#"{"hard_limit":7}"#,
+            404,
+        ),
+        (Method::DELETE, key_path, &other_key, "", 204),
+    ] {
+        let reply = send(&method, path, seen, body).await;
+        reply.expect_status(status);
+    }
 }
