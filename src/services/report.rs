@@ -32,7 +32,7 @@ use rows::{Placed, TenantRow};
 use write::Writer;
 
 /// How many tenants are read at a time; half a page a reader.
-const PAGE: usize = 1_000;
+const PAGE: usize = 500;
 /// How many near or over their limits are named at the end.
 const NAMED: usize = 10;
 
