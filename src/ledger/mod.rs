@@ -19,6 +19,8 @@ mod tenant;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
+mod interleavings;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod stress;

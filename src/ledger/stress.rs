@@ -1,26 +1,19 @@
 //! Threads at once on more tenants and users than fit in memory, with a drain beside them: no limit is passed or left
 //! unused, no row of the snapshot is ever wrong, nothing stays reserved.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use super::{
-    CounterKey, Ledger, LocalLedger, Reserved,
-    testing::{Ask, FakeBase, ask, at, limit, quantities, tenant},
+    Ledger, LocalLedger, Reserved,
+    testing::{Ask, FakeBase, SnapshotRows, ask, at, limit, quantities, tenant},
 };
-use crate::{
-    domain::{
-        feature::FeatureKey::Messages,
-        limit::Scope,
-        quantity::Quantity,
-        window::WindowKind::{Lifetime, Minute},
-    },
-    store::usage::{CounterOf, Seq},
+use crate::domain::{
+    feature::FeatureKey::Messages,
+    limit::Scope,
+    window::WindowKind::{Lifetime, Minute},
 };
 
 const THREADS: usize = 4;
@@ -64,37 +57,15 @@ async fn work(base: &FakeBase, ledger: &Ledger, thread: usize) {
     }
 }
 
-/// Drains until all is drained and nobody works any more; every row is compared after every drain.
+/// Drains until all is drained and nobody works any more.
 fn drain(base: &FakeBase, ledger: &Ledger, is_over: &AtomicBool) {
-    let mut rows: HashMap<CounterKey, Quantity> = HashMap::new();
-    let mut marked = Seq(0);
+    let mut snapshot = SnapshotRows::default();
     loop {
         let was_over = is_over.load(Ordering::SeqCst);
-        let upto = base.last().min(Seq(marked.0 + 20));
-        if upto == marked && was_over {
+        if snapshot.upto == base.last() && was_over {
             return;
         }
-        let drained = ledger.drained(&base.between(marked, upto));
-        for key in &drained.removed {
-            rows.remove(key);
-        }
-        rows.extend(drained.changed);
-        marked = upto;
-        for (key, value) in &rows {
-            let CounterKey {
-                tenant,
-                subject,
-                feature,
-                window,
-            } = key.clone();
-            let counter = CounterOf {
-                subject,
-                feature,
-                window,
-            };
-            let sum = base.sum(tenant, &counter, marked);
-            assert_eq!(*value, sum, "{key:?} at {marked:?}");
-        }
+        snapshot.drain(base, ledger, 20);
         std::thread::yield_now();
     }
 }

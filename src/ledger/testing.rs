@@ -1,8 +1,11 @@
 //! What tests of ledgers are made of: a store and journal in memory, limits, requests and events in a few words.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -10,7 +13,8 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{
-    Amount, BaseTotals, Hold, Ledger, LedgerAsk, LedgerError, OnViolation, Reserved, Want,
+    Amount, BaseTotals, CounterKey, Hold, Ledger, LedgerAsk, LedgerError, OnViolation, Reserved,
+    Want,
 };
 use crate::{
     domain::{
@@ -132,6 +136,30 @@ impl BaseTotals for FakeBase {
         };
         let sums = counters.iter().map(|it| self.sum(tenant, it, covered));
         Ok((sums.collect(), covered))
+    }
+}
+
+/// The journal's snapshot as a drain leaves it, up to an event.
+#[derive(Default)]
+pub(super) struct SnapshotRows {
+    rows: HashMap<CounterKey, Quantity>,
+    pub(super) upto: Seq,
+}
+
+impl SnapshotRows {
+    /// Drains at most `count` events more; each row must be the sum of the events drained so far.
+    pub(super) fn drain(&mut self, base: &FakeBase, ledger: &Ledger, count: u64) {
+        let upto = base.last().min(Seq(self.upto.0 + count));
+        let drained = ledger.drained(&base.between(self.upto, upto));
+        for key in &drained.removed {
+            self.rows.remove(key);
+        }
+        self.rows.extend(drained.changed);
+        self.upto = upto;
+        for (key, value) in &self.rows {
+            let sum = base.sum(key.tenant, &key.counter(), upto);
+            assert_eq!(*value, sum, "{key:?} at {upto:?}");
+        }
     }
 }
 
