@@ -119,8 +119,9 @@ async fn appends_that_wait_together_get_consecutive_seqs_in_few_commits() {
     let journal = Journal::open_with(&path, disk.opener(Durability::Full), &clock()).unwrap();
     let before = disk.sync_count();
     let appends = (0..5_000).map(|number| journal.append(event(tenant(1), number)));
-    let mut seqs: Vec<_> = join_all(appends)
+    let mut seqs: Vec<_> = tokio::time::timeout(Duration::from_secs(10), join_all(appends))
         .await
+        .expect("everyone who waits is told")
         .into_iter()
         .map(|seq| seq.unwrap().0)
         .collect();
