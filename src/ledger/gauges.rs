@@ -24,8 +24,9 @@ impl LocalLedger {
             for hold in tenant.lock().holds.iter() {
                 in_flight.held += 1;
                 in_flight.detached += u64::from(hold.is_detached);
-                let oldest = in_flight.oldest.unwrap_or(hold.admitted_at);
-                in_flight.oldest = Some(oldest.min(hold.admitted_at));
+                let admitted_at = hold.held.admitted_at;
+                let oldest = in_flight.oldest.unwrap_or(admitted_at);
+                in_flight.oldest = Some(oldest.min(admitted_at));
             }
         });
         in_flight

@@ -25,92 +25,101 @@ use crate::{
 };
 
 /// What one request in flight may still use. Settled, it becomes usage; dropped, it gives everything back.
-///
-/// Boxed: it is handed on many times while its request runs.
-pub struct Hold(Box<Held>);
-
-pub(super) struct Held {
-    pub(super) tenant: Arc<Tenant>,
+pub struct Hold {
+    held: Arc<Held>,
+    tenant: Arc<Tenant>,
     /// Its place among the tenant's open holds.
-    pub(super) slot: usize,
+    slot: usize,
+    is_settled: bool,
+}
+
+/// What is held, and how it came to that. The tenant's list of open holds shares it.
+#[derive(Debug)]
+pub(super) struct Held {
     pub(super) id: ReservationId,
+    pub(super) request_id: RequestId,
     pub(super) holder: Holder,
     pub(super) admitted_at: Timestamp,
     pub(super) granted: Quantities,
     pub(super) states: LimitStates,
     pub(super) violations: Vec<Violation>,
-    pub(super) is_settled: bool,
 }
 
 impl Hold {
-    pub(super) fn new(held: Held) -> Self {
-        Self(Box::new(held))
+    /// Of what is in the tenant's list at `slot`.
+    pub(super) fn new(held: Arc<Held>, tenant: Arc<Tenant>, slot: usize) -> Self {
+        Self {
+            held,
+            tenant,
+            slot,
+            is_settled: false,
+        }
     }
 
     #[must_use]
     pub fn id(&self) -> ReservationId {
-        self.0.id
+        self.held.id
     }
 
     #[must_use]
     pub fn admitted_at(&self) -> Timestamp {
-        self.0.admitted_at
+        self.held.admitted_at
     }
 
     /// How much of `feature` is held; zero if none was wanted.
     #[must_use]
     pub fn granted(&self, feature: &FeatureKey) -> Quantity {
-        self.0.granted.of(feature)
+        self.held.granted.of(feature)
     }
 
     /// Every limit that applied at admission, in the order given, this hold included in `reserved`.
     #[must_use]
     pub fn states(&self) -> &LimitStates {
-        &self.0.states
+        &self.held.states
     }
 
     /// What should have refused the request, had violations not only been noted; the one that resets last first.
     #[must_use]
     pub fn violations(&self) -> &[Violation] {
-        &self.0.violations
+        &self.held.violations
     }
 
     /// Notes that the client has gone while the request still runs.
     pub fn mark_detached(&self) {
-        let mut counters = self.0.tenant.lock();
-        if let Some(open) = counters.holds.get_mut(self.0.slot, self.0.id) {
+        let mut counters = self.tenant.lock();
+        if let Some(open) = counters.holds.get_mut(self.slot, self.held.id) {
             open.is_detached = true;
         }
     }
 
     /// Replaces what is held by what was used: the event `seq` of the journal, durable by now.
     pub fn settle(mut self, seq: Seq, used: &Quantities) -> Settled {
-        self.0.is_settled = true;
-        let mut states = std::mem::take(&mut self.0.states);
-        let held = &*self.0;
+        self.is_settled = true;
+        let (held, tenant) = (&*self.held, &*self.tenant);
         let usage = Usage {
             who: held.holder.who(),
             at: held.admitted_at,
             quantities: used,
         };
-        let mut counters = held.tenant.lock();
+        let mut states = held.states.clone();
+        let mut counters = tenant.lock();
         if states.is_empty() && !counters.is_evicted() {
             // Held again after a restart: judged by the limits last seen, as usage without a hold is.
-            if counters.end(held.slot, held.id).is_some() {
-                held.tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
+            if counters.end(self.slot, held.id).is_some() {
+                tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
             }
             let judged = judged_settle(&mut counters, seq, usage);
             drop(counters);
             let overshoot = overshoot_of(used, &judged);
             return Settled { states, overshoot };
         }
-        if counters.settle_hold(held.slot, held.id, seq, usage) {
-            held.tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
+        if counters.settle_hold(self.slot, held.id, seq, usage) {
+            tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
         }
         if counters.is_evicted() {
             drop(counters); // released by hand, and its tenant thrown out since
-            let ledger = held.tenant.ledger.upgrade();
-            let overshoot = ledger.map(|ledger| ledger.add(held.tenant.id, seq, usage));
+            let ledger = tenant.ledger.upgrade();
+            let overshoot = ledger.map(|ledger| ledger.add(tenant.id, seq, usage));
             let overshoot = overshoot.unwrap_or_default();
             return Settled { states, overshoot };
         }
@@ -127,13 +136,12 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let held = &*self.0;
-        if held.is_settled {
+        if self.is_settled {
             return;
         }
-        let was_open = held.tenant.lock().end(held.slot, held.id).is_some(); // unless it was ended by hand
+        let was_open = self.tenant.lock().end(self.slot, self.held.id).is_some(); // unless it was ended by hand
         if was_open {
-            held.tenant.tally.released.fetch_add(1, Ordering::Relaxed);
+            self.tenant.tally.released.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -141,10 +149,10 @@ impl Drop for Hold {
 impl fmt::Debug for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hold")
-            .field("id", &self.0.id)
-            .field("tenant", &self.0.tenant.id)
-            .field("admitted_at", &self.0.admitted_at)
-            .field("granted", &self.0.granted)
+            .field("id", &self.held.id)
+            .field("tenant", &self.tenant.id)
+            .field("admitted_at", &self.held.admitted_at)
+            .field("granted", &self.held.granted)
             .finish_non_exhaustive()
     }
 }
@@ -167,48 +175,29 @@ impl Holder {
 }
 
 /// A request's id, kept without an allocation where it has the usual length of a UUID.
-type RequestId = SmallVec<[u8; 40]>;
+pub(super) type RequestId = SmallVec<[u8; 40]>;
 
 /// What a tenant's counters know of an open hold.
 #[derive(Debug)]
 pub(super) struct OpenHold {
-    id: ReservationId,
-    request_id: RequestId,
-    pub(super) holder: Holder,
-    pub(super) granted: Quantities,
-    pub(super) admitted_at: Timestamp,
+    pub(super) held: Arc<Held>,
     pub(super) is_detached: bool,
 }
 
-impl OpenHold {
-    pub(super) fn new(
-        id: ReservationId,
-        request_id: &str,
-        holder: Holder,
-        granted: Quantities,
-        admitted_at: Timestamp,
-    ) -> Self {
-        Self {
-            id,
-            request_id: RequestId::from_slice(request_id.as_bytes()),
-            holder,
-            granted,
-            admitted_at,
-            is_detached: false,
-        }
-    }
-
+impl Held {
     fn counts_in(&self, subject: SubjectRef<'_>, window: Window) -> bool {
         window.contains(self.admitted_at) && self.holder.who().subjects().any(|it| it == subject)
     }
+}
 
+impl OpenHold {
     pub(super) fn info(&self, tenant: TenantId) -> HoldInfo {
         HoldInfo {
-            id: self.id,
+            id: self.held.id,
             tenant,
-            request_id: String::from_utf8_lossy(&self.request_id).into_owned(),
-            quantities: self.granted.clone(),
-            since: self.admitted_at,
+            request_id: String::from_utf8_lossy(&self.held.request_id).into_owned(),
+            quantities: self.held.granted.clone(),
+            since: self.held.admitted_at,
             is_detached: self.is_detached,
         }
     }
@@ -225,7 +214,11 @@ pub(super) struct OpenHolds {
 }
 
 impl OpenHolds {
-    pub(super) fn insert(&mut self, hold: OpenHold) -> usize {
+    pub(super) fn insert(&mut self, held: Arc<Held>) -> usize {
+        let hold = OpenHold {
+            held,
+            is_detached: false,
+        };
         if let Some(slot) = self.free.pop() {
             self.slots[slot] = Some(hold);
             return slot;
@@ -236,7 +229,7 @@ impl OpenHolds {
 
     pub(super) fn get_mut(&mut self, slot: usize, id: ReservationId) -> Option<&mut OpenHold> {
         let hold = self.slots.get_mut(slot)?.as_mut()?;
-        (hold.id == id).then_some(hold)
+        (hold.held.id == id).then_some(hold)
     }
 
     pub(super) fn remove(&mut self, slot: usize, id: ReservationId) -> Option<OpenHold> {
@@ -256,7 +249,7 @@ impl OpenHolds {
     }
 
     pub(super) fn position(&self, id: ReservationId) -> Option<usize> {
-        let is_it = |slot: &Option<OpenHold>| slot.as_ref().is_some_and(|hold| hold.id == id);
+        let is_it = |slot: &Option<OpenHold>| slot.as_ref().is_some_and(|hold| hold.held.id == id);
         self.slots.iter().position(is_it)
     }
 
@@ -277,8 +270,9 @@ impl OpenHolds {
         add: impl FnMut(Quantity),
     ) {
         self.iter()
-            .filter(|hold| hold.counts_in(subject, window))
-            .map(|hold| hold.granted.of(feature))
+            .map(|hold| &*hold.held)
+            .filter(|held| held.counts_in(subject, window))
+            .map(|held| held.granted.of(feature))
             .for_each(add);
     }
 }

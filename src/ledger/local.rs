@@ -8,7 +8,7 @@ use super::{
     amounts::{Judgement, judge},
     counter::CounterKey,
     drain::Drainage,
-    hold::{Held, Holder, OpenHold},
+    hold::{Held, Holder, RequestId},
     load::{Load, wait_for},
     subjects::{IdMap, Who},
     sync::{Arc, AtomicI64, Mutex, Ordering, PoisonError, RwLock, Weak},
@@ -258,23 +258,21 @@ impl LocalLedger {
             key: ask.key,
             user: counters.user(ask.user),
         };
-        let open = OpenHold::new(id, ask.request_id, holder.clone(), granted.clone(), ask.now);
-        let slot = counters.open(open);
         states.update(|state| {
             let own = granted.of(&state.limit.feature);
             Some((state.settled, state.reserved.plus(own)))
         });
-        Reserved::Held(Hold::new(Held {
-            tenant: Arc::clone(tenant),
-            slot,
+        let held = Arc::new(Held {
             id,
+            request_id: RequestId::from_slice(ask.request_id.as_bytes()),
             holder,
             admitted_at: ask.now,
             granted,
             states,
             violations,
-            is_settled: false,
-        }))
+        });
+        let slot = counters.open(Arc::clone(&held));
+        Reserved::Held(Hold::new(held, Arc::clone(tenant), slot))
     }
 
     /// A version 7 id of the time, this ledger's random bits and a running number: `clock::new_id` asks the system

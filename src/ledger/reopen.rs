@@ -2,7 +2,7 @@
 
 use super::{
     Hold, LocalLedger,
-    hold::{Held, Holder, OpenHold},
+    hold::{Held, Holder, RequestId},
     sync::{Arc, Ordering},
 };
 use crate::domain::{
@@ -27,39 +27,30 @@ pub struct Granted<'a> {
 
 impl LocalLedger {
     pub(super) fn reopen(self: &Arc<Self>, granted: Granted<'_>, now: Timestamp) -> Hold {
-        let (tenant, holder, slot) = loop {
+        let (held, tenant, slot) = loop {
             let tenant = self.find_or_add(granted.tenant, now);
             let mut counters = tenant.lock();
             if counters.is_evicted() {
                 drop(counters);
                 continue;
             }
-            let holder = Holder {
-                key: granted.key,
-                user: counters.user(granted.user),
-            };
-            let open = OpenHold::new(
-                granted.id,
-                granted.request_id,
-                holder.clone(),
-                granted.quantities.clone(),
-                granted.admitted_at,
-            );
-            let slot = counters.open(open);
+            let held = Arc::new(Held {
+                id: granted.id,
+                request_id: RequestId::from_slice(granted.request_id.as_bytes()),
+                holder: Holder {
+                    key: granted.key,
+                    user: counters.user(granted.user),
+                },
+                admitted_at: granted.admitted_at,
+                granted: granted.quantities.clone(),
+                states: LimitStates::default(),
+                violations: Vec::new(),
+            });
+            let slot = counters.open(Arc::clone(&held));
             drop(counters);
-            break (tenant, holder, slot);
+            break (held, tenant, slot);
         };
         self.tally.opened.fetch_add(1, Ordering::Relaxed);
-        Hold::new(Held {
-            tenant,
-            slot,
-            id: granted.id,
-            holder,
-            admitted_at: granted.admitted_at,
-            granted: granted.quantities.clone(),
-            states: LimitStates::default(),
-            violations: Vec::new(),
-            is_settled: false,
-        })
+        Hold::new(held, tenant, slot)
     }
 }

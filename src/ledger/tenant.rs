@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::{
     LedgerError, LocalLedger,
     counter::{Counter, CounterKey, LoadEnd},
-    hold::{OpenHold, OpenHolds},
+    hold::{Held, OpenHold, OpenHolds},
     subjects::{SubjectRef, Subjects, Who},
     sync::{Arc, AtomicI64, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, Weak},
 };
@@ -310,20 +310,21 @@ impl TenantCounters {
     }
 
     /// Adds an open hold to every counter it belongs to; gives its place.
-    pub(super) fn open(&mut self, hold: OpenHold) -> usize {
+    pub(super) fn open(&mut self, held: Arc<Held>) -> usize {
         self.subjects
-            .visit(hold.holder.who(), hold.admitted_at, |counter| {
-                counter.reserved.add(hold.granted.of(&counter.feature));
+            .visit(held.holder.who(), held.admitted_at, |counter| {
+                counter.reserved.add(held.granted.of(&counter.feature));
             });
-        self.holds.insert(hold)
+        self.holds.insert(held)
     }
 
     /// Takes a hold off every counter it belongs to. `None` if it has ended before.
     pub(super) fn end(&mut self, slot: usize, id: ReservationId) -> Option<OpenHold> {
         let hold = self.holds.remove(slot, id)?;
+        let held = &*hold.held;
         self.subjects
-            .visit(hold.holder.who(), hold.admitted_at, |counter| {
-                counter.reserved.take(hold.granted.of(&counter.feature));
+            .visit(held.holder.who(), held.admitted_at, |counter| {
+                counter.reserved.take(held.granted.of(&counter.feature));
             });
         Some(hold)
     }
@@ -342,7 +343,8 @@ impl TenantCounters {
         let was_open = hold.is_some();
         self.subjects.visit(usage.who, usage.at, |counter| {
             if let Some(hold) = &hold {
-                counter.reserved.take(hold.granted.of(&counter.feature));
+                let granted = hold.held.granted.of(&counter.feature);
+                counter.reserved.take(granted);
             }
             counter.settle(seq, usage.quantities.of(&counter.feature));
         });
