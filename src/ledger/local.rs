@@ -306,7 +306,10 @@ impl LocalLedger {
         loop {
             let Some(found) = self.find(tenant) else {
                 self.note_elsewhere(at);
-                return;
+                if self.find(tenant).is_none() {
+                    return;
+                }
+                continue; // added before the note: it does not know of this event
             };
             let mut counters = found.lock();
             if !counters.is_evicted() {
