@@ -145,6 +145,9 @@ impl Admitted {
         }
         let quantities = event.quantities.clone();
         let settled = guard.recorder.settle(self.hold.take(), event).await?;
+        guard
+            .catalogue
+            .note_settled(self.caller.tenant_id, self.admitted_at);
         events::Recorded {
             plan_code: &self.plan_code,
             quantities: &quantities,

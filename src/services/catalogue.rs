@@ -65,6 +65,16 @@ pub struct Policy {
     grants: Vec<Grant>,
     resets: Vec<Reset>,
     active: ArcSwapOption<ActiveLimits>,
+    burning: Burning,
+}
+
+/// What grants have burned is summed from usage before an instant: usage of before that comes later changes it.
+#[derive(Default)]
+struct Burning {
+    /// In µs; set before anything is summed.
+    until: AtomicI64,
+    /// How often usage of before that came.
+    late: AtomicU64,
 }
 
 /// The limits in force, for as long as no window turns and no grant or override begins or ends.
@@ -88,6 +98,7 @@ impl Policy {
             grants,
             resets,
             active: ArcSwapOption::empty(),
+            burning: Burning::default(),
         }
     }
 
@@ -186,6 +197,8 @@ pub struct Catalogue {
     plans: Cache<PlanCode, Arc<Plan>>,
     /// The version of the store that the caches are up to.
     version: AtomicI64,
+    /// The latest instant, in µs, that usage of any tenant's grants was summed up to.
+    burned_until: AtomicI64,
     /// Counts what was dropped: an entry read before a drop must not be kept after it.
     drops: AtomicU64,
     polling: Mutex<()>,
@@ -211,6 +224,7 @@ impl Catalogue {
             policies: Cache::new(CAPACITY),
             plans: Cache::new(PLANS),
             version: AtomicI64::new(0),
+            burned_until: AtomicI64::default(),
             drops: AtomicU64::new(0),
             polling: Mutex::new(()),
         }
@@ -316,9 +330,35 @@ impl Catalogue {
         {
             return Ok(active);
         }
+        let late = policy.burning.late.load(Ordering::SeqCst);
         let active = Arc::new(self.place_limits(policy, now).await?);
         policy.active.store(Some(Arc::clone(&active)));
+        if policy.burning.late.load(Ordering::SeqCst) != late {
+            policy.active.store(None); // it came while the sums were read, and may not be in them
+        }
         Ok(active)
+    }
+
+    /// Takes note of durable usage that was admitted at `at`. If limits were placed since then that count what grants
+    /// have burned by then, they are placed again.
+    pub fn note_settled(&self, tenant: TenantId, at: Timestamp) {
+        if at.micros() >= self.burned_until.load(Ordering::SeqCst) {
+            return; // nearly always
+        }
+        let Some(Cached { value: policy, .. }) = self.policies.get(&tenant) else {
+            return;
+        };
+        if at.micros() < policy.burning.until.load(Ordering::SeqCst) {
+            policy.burning.late.fetch_add(1, Ordering::SeqCst);
+            policy.active.store(None);
+        }
+    }
+
+    /// To be called before usage up to `until` is summed: whoever settles after the sum then finds it here.
+    fn note_burning(&self, policy: &Policy, until: Timestamp) {
+        let micros = until.micros();
+        policy.burning.until.fetch_max(micros, Ordering::SeqCst);
+        self.burned_until.fetch_max(micros, Ordering::SeqCst);
     }
 
     /// Drops what changed in the store since the last call, and says how many entries that were.
@@ -440,9 +480,9 @@ impl Catalogue {
                 until = until.min(window.end());
                 let granted = match limit.hard.filter(|_| grants::raises(&limit)) {
                     Some(hard) => {
-                        self.granting(policy, &feature.key, now)
-                            .added_to(hard, limit.window, now)
-                            .await?
+                        let granting = self.granting(policy, &feature.key, now);
+                        self.note_burning(policy, granting.burned_until(limit.window, now));
+                        granting.added_to(hard, limit.window, now).await?
                     }
                     None => Quantity::ZERO,
                 };

@@ -53,6 +53,16 @@ impl Granting<'_> {
         Ok(grant::replay(&self.grants, hard, &ended, self.window_at(kind, now), now).granted)
     }
 
+    /// Usage before this has burned grants by `now`; usage since then burns them later.
+    pub(super) fn burned_until(&self, kind: WindowKind, now: Timestamp) -> Timestamp {
+        if self.grants.is_empty() {
+            return Timestamp::EPOCH;
+        }
+        let begun = self.begun();
+        let cuts = grant::cuts(&self.grants, begun, now, |at| self.window_at(kind, at));
+        cuts.last().copied().unwrap_or(begun)
+    }
+
     /// What is left of each grant now.
     ///
     /// # Errors

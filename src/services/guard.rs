@@ -123,7 +123,7 @@ enum Standing {
 /// Decides, and settles.
 pub struct Guard {
     config: Arc<Config>,
-    catalogue: Arc<Catalogue>,
+    pub(super) catalogue: Arc<Catalogue>,
     pub(super) recorder: Arc<Recorder>,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,

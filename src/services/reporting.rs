@@ -279,11 +279,14 @@ impl Reporting {
 
     async fn record_event(&self, policy: &Policy, event: UsageEvent) -> Result<(), AdminError> {
         let quantities = event.quantities.clone();
+        let admitted_at = event.admitted_at;
         let settled = self
             .recorder
             .settle(None, event)
             .await
             .map_err(|error| AdminError::Unavailable(error.to_string()))?;
+        self.catalogue
+            .note_settled(policy.tenant.tenant_id, admitted_at);
         events::Recorded {
             plan_code: policy.plan_code(),
             quantities: &quantities,

@@ -388,6 +388,8 @@ impl Reservations {
             recorded_at: self.clock.now(),
         };
         let settled = self.recorder.settle(hold, event).await?;
+        self.catalogue
+            .note_settled(reservation.tenant_id, reservation.admitted_at);
         let policy = self.catalogue.policy(reservation.tenant_id).await;
         events::Recorded {
             plan_code: policy

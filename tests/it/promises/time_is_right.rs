@@ -132,9 +132,13 @@ impl Inside {
     }
 
     async fn chat(&self) -> (u16, Value) {
-        let request = http::Request::post("/api/v1/chat")
+        self.post("/api/v1/chat", json!({ "message": "hi" })).await
+    }
+
+    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        let request = http::Request::post(path)
             .header("authorization", format!("Bearer {}", self.key))
-            .body(Body::from(json!({ "message": "hi" }).to_string()))
+            .body(Body::from(body.to_string()))
             .unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status().as_u16();
@@ -267,6 +271,45 @@ async fn what_is_left_of_a_grant_carries_over_and_what_was_burned_does_not() {
     );
     inside.clock.set(at("2027-03-01T00:00:00Z"));
     assert_eq!(inside.answered(10).await, 2, "the grant is used up");
+    inside.app.close().await;
+}
+
+#[tokio::test]
+async fn what_settles_after_its_window_burns_the_grant_at_once() {
+    let inside = Inside::start("2027-01-31T23:59:00Z", &[(WindowKind::Month, 2)]).await;
+    let grant = NewGrant {
+        feature: FeatureKey::Messages,
+        quantity: Quantity::new(5),
+        reason: "test".to_owned(),
+        expires_at: Some(at("2027-12-31T00:00:00Z")),
+    };
+    let tenants = Tenants::new(inside.app.store.clone());
+    tenants
+        .add_grant(&"acme".parse().unwrap(), grant, &inside.actor())
+        .await
+        .unwrap();
+    inside.app.catalogue.poll().await.unwrap();
+    inside.clock.set(at("2027-01-31T23:59:59Z"));
+    let ask = json!({"quantities": {"messages": 6}, "ttl_seconds": 600});
+    let (status, held) = inside.post("/api/v1/usage/reservations", ask).await;
+    assert_eq!(status, 201, "{held}");
+
+    inside.clock.set(at("2027-02-01T00:00:00Z"));
+    assert_eq!(
+        inside.answered(1).await,
+        1,
+        "the limit counts the grant whole, as nothing has burned it yet"
+    );
+    let id = held["reservation_id"].as_str().unwrap();
+    let path = format!("/api/v1/usage/reservations/{id}/settle");
+    let used = json!({"quantities": {"messages": 6}, "idempotency_key": "once"});
+    let (status, settled) = inside.post(&path, used).await;
+    assert_eq!(status, 200, "{settled}");
+    assert_eq!(
+        inside.answered(10).await,
+        2,
+        "two of the plan and the one that is left of the grant, but for the one answered before"
+    );
     inside.app.close().await;
 }
 
