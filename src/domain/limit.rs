@@ -274,10 +274,12 @@ impl<L: Borrow<ActiveLimit>> LimitState<L> {
         })
     }
 
-    /// `used ÷ (hard, else soft)` in hundredths of a percent, half up; `None` where that is null or 0.
+    /// `used ÷ (hard, else soft)` in hundredths of a percent, half up; `None` where that is null or 0. What corrections
+    /// took away beyond what was used does not show.
     #[must_use]
     pub fn percent_hundredths(&self) -> Option<i64> {
-        percent_hundredths(self.settled, self.limit().hard.or(self.limit().soft)?)
+        let used = self.settled.at_least_zero();
+        percent_hundredths(used, self.limit().hard.or(self.limit().soft)?)
     }
 }
 
