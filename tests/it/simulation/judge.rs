@@ -173,8 +173,11 @@ impl World {
             let (used, held) = self.model.counted(who, &placed);
             let shown =
                 ["used", "reserved", "hard_limit"].map(|field| item[field].as_i64().unwrap_or(-1));
+            // Corrections may take away more than was used: nothing is shown below zero.
+            let percent = item["percent"].as_f64().unwrap_or(0.0);
+            ensure!(percent >= 0.0, "{placed:?} is shown as {item}");
             ensure!(
-                shown == [used, held, placed.hard],
+                shown == [used.max(0), held, placed.hard],
                 "{who:?}, {placed:?}: {used} used, {held} held, and shown {item}"
             );
             let start = item["window_start"].as_str().unwrap_or_default();

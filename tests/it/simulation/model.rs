@@ -84,6 +84,8 @@ pub(super) struct Tenant {
     /// Of each feature its own limits, and until when.
     pub(super) overrides: BTreeMap<usize, (Vec<Limit>, Option<i64>)>,
     pub(super) grants: Vec<Grant>,
+    /// Of which feature, and when.
+    pub(super) resets: Vec<(usize, i64)>,
 }
 
 /// What a request needs: the free bound of its input, the tokenized one, its output and who named that.
@@ -188,7 +190,7 @@ impl Model {
         let place = |limit: Limit| {
             let plan = limit.hard?;
             (limit.scope != Scope::Key || who.key.is_some()).then(|| Placed {
-                window: window(limit.window, self.now, tenant),
+                window: counted_window(&limit, self.now, tenant),
                 hard: plan + self.granted(who, limit, plan),
                 limit,
             })
@@ -211,7 +213,7 @@ impl Model {
         else {
             return 0;
         };
-        let window_at = |at| window(limit.window, at, tenant);
+        let window_at = |at| counted_window(&limit, at, tenant);
         let mut cuts: Vec<i64> = grants.iter().flat_map(|it| [it.begin, it.end]).collect();
         let mut end = window_at(first).1;
         while end <= self.now {
@@ -283,6 +285,21 @@ fn counts(usage: &Usage, who: Who, scope: Scope, (start, end): (i64, i64)) -> bo
         Scope::User => usage.who.user == who.user,
     };
     usage.who.tenant == who.tenant && is_whose && start <= usage.at && usage.at < end
+}
+
+/// What a limit counts in at `at`: its window, cut where its feature was reset.
+fn counted_window(limit: &Limit, at: i64, tenant: &Tenant) -> (i64, i64) {
+    let (mut start, mut end) = window(limit.window, at, tenant);
+    for &(feature, reset) in &tenant.resets {
+        if feature == limit.feature && start < reset && reset < end {
+            if reset <= at {
+                start = reset;
+            } else {
+                end = reset;
+            }
+        }
+    }
+    (start, end)
 }
 
 /// The window around `at`: it contains its start, and not its end.

@@ -83,6 +83,8 @@ pub(super) enum Op {
     Release(usize),
     /// Usage by hand: tenant, feature, quantity, seconds back, number of the idempotency key.
     Report(usize, usize, i64, i64, usize),
+    /// A correction: tenant, feature, quantity, number of the idempotency key.
+    Correct(usize, usize, i64, usize),
     Drain,
     DrainFails(Moment),
     StoreAway,
@@ -97,6 +99,10 @@ pub(super) enum Op {
     RevokeGrant(usize, usize),
     Plan(usize, usize),
     Status(usize, Status),
+    /// The tenant's limits of a feature count anew.
+    Reset(usize, usize),
+    /// The tenant's key gets a new secret, and the old one serves no more.
+    Rotate(usize, usize),
     Restart,
     Crash(CrashAt),
     /// All that can be compared is compared.
@@ -154,6 +160,10 @@ impl Dice {
             Some(1) => self.progress(),
             Some(2) => self.change(),
             Some(3) => Op::Clock(self.jump()),
+            Some(4) if self.below(4) == 0 => {
+                let quantity = self.one(&[-9, -2, -1, 1, 5]);
+                Op::Correct(self.below(2), self.below(3), quantity, self.below(9))
+            }
             Some(4) => {
                 let back = if self.below(3) == 0 {
                     self.between(1, 90_000)
@@ -239,7 +249,7 @@ impl Dice {
         let tenant = self.below(2);
         let (feature, scope, window) = self.place();
         let hard = self.hard(feature);
-        match self.below(12) {
+        match self.below(15) {
             0..4 => Op::Limit(self.below(2), feature, scope, window, hard),
             4..6 => {
                 let seconds = self.one(&[None, Some(20), Some(4_000)]);
@@ -256,6 +266,8 @@ impl Dice {
             }
             8 => Op::RevokeGrant(tenant, self.below(8)),
             9 => Op::Plan(tenant, self.below(2)),
+            10 | 11 => Op::Reset(tenant, feature),
+            12 => Op::Rotate(tenant, self.below(2)),
             _ => Op::Status(
                 tenant,
                 self.one(&[

@@ -1,16 +1,20 @@
 //! Plays a list of operations on the program, and judges each by the model.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
+use secrecy::ExposeSecret as _;
+use serde_json::Value;
 use tollgate::{
     clock::ManualClock,
     domain::{ids::GrantId, limit::Scope, quantity::Quantity, time::Timestamp, window::WindowKind},
     services::{
         ManualRecord, UsageOperations as _,
+        keys::Keys,
         plans::{Change, Plans},
+        reporting::Correction,
         tenants::{NewGrant, OverrideChange, StatusChange, SubscriptionChange, Tenants},
     },
 };
@@ -20,7 +24,9 @@ use super::{
     model::{self, Amounts, Decision, Grant, Limit, Model, Status, Tenant, Usage, Who},
     ops::{Ask, CrashAt, Ending, Jump, Kind, Op, Report},
     provider::Piece,
-    world::{self, Begun, Life, PLANS, Run, Setting, actor, feature, tenant_ref},
+    world::{
+        self, Begun, Life, PLANS, Run, Secrets, Setting, TEMPLATE, actor, feature, tenant_ref,
+    },
 };
 
 pub(super) type Step = Result<(), String>;
@@ -72,6 +78,7 @@ pub(super) struct World {
     clock: Arc<ManualClock>,
     directory: tempfile::TempDir,
     grants: [Vec<GrantId>; 2],
+    secrets: Secrets,
     next: usize,
     is_away: bool,
 }
@@ -95,6 +102,7 @@ impl World {
             status: (Status::Active, created_at),
             overrides: BTreeMap::new(),
             grants: Vec::new(),
+            resets: Vec::new(),
         };
         let model = Model {
             now,
@@ -104,7 +112,8 @@ impl World {
         };
         let directory = world::fresh_directory();
         let clock = ManualClock::at(Timestamp::from_micros(now));
-        let life = Life::open(directory.path(), &clock, setting);
+        let secrets = world::secrets();
+        let life = Life::open(directory.path(), &clock, setting, secrets.clone());
         Self {
             setting,
             model,
@@ -116,6 +125,7 @@ impl World {
             clock,
             directory,
             grants: [Vec::new(), Vec::new()],
+            secrets,
             next: 1,
             is_away: false,
         }
@@ -140,6 +150,9 @@ impl World {
             Op::Report(tenant, feature, quantity, back, key) => {
                 self.report((*tenant, *key), *feature, *quantity, *back)
             }
+            Op::Correct(tenant, feature, quantity, key) => {
+                self.correct((*tenant, *key), *feature, *quantity)
+            }
             Op::Drain => self.drain(None),
             Op::DrainFails(moment) => self.drain(Some(StoreState::FailsNextRecord(*moment))),
             Op::StoreAway => self.set_away(StoreState::Away),
@@ -148,6 +161,7 @@ impl World {
             Op::Restart => self.restart(),
             Op::Crash(at) => self.crash(at),
             Op::Check => self.check(),
+            Op::Rotate(tenant, key) if !self.is_away => self.rotate(*tenant, *key),
             _ if self.is_away => Ok(()), // nothing can be changed while the store is away
             change => self.change(change),
         }?;
@@ -477,14 +491,49 @@ impl World {
             return Ok(());
         }
         let recorded = recorded.map_err(|error| format!("{name}: {error}"))?;
+        let mut amounts = [0; 3];
+        amounts[feature_index] = quantity;
+        self.note_reported(name, tenant, at, amounts, &recorded)
+    }
+
+    fn correct(&mut self, (tenant, key): (usize, usize), index: usize, quantity: i64) -> Step {
+        let name = format!("correction-{tenant}-{key}");
+        let correction = Correction {
+            feature: feature(index),
+            quantity: Quantity::new(quantity),
+            reason: "simulated".to_owned(),
+            of: None,
+            idempotency_key: Some(name.clone()),
+        };
+        let (life, by) = (self.life(), actor(self.clock.now()));
+        let corrected = life
+            .rt
+            .block_on(life.app.correct(&tenant_ref(tenant), &correction, &by));
+        if self.is_away {
+            ensure!(corrected.is_err(), "{name} without a store: {corrected:?}");
+            return Ok(());
+        }
+        let corrected = corrected.map_err(|error| format!("{name}: {error}"))?;
+        let mut amounts = [0; 3];
+        amounts[index] = quantity;
+        self.note_reported(name, tenant, self.model.now, amounts, &corrected)
+    }
+
+    /// What was reported counts, unless it was before.
+    fn note_reported(
+        &mut self,
+        name: String,
+        tenant: usize,
+        at: i64,
+        amounts: Amounts,
+        answer: &Value,
+    ) -> Step {
         let is_known = self.model.events.contains_key(&name);
         ensure!(
-            recorded["duplicate"] == is_known,
-            "{name}, known: {is_known}: {recorded}"
+            answer["duplicate"] == is_known,
+            "{name}, known: {is_known}: {answer}"
         );
         if !is_known {
-            let mut amounts = [0; 3];
-            amounts[feature_index] = quantity;
             let who = Who {
                 tenant,
                 key: None,
@@ -498,9 +547,33 @@ impl World {
             };
             self.events += 1;
             self.model.events.insert(name.clone(), usage);
-            let id = recorded["event_id"].as_str().unwrap_or_default().to_owned();
+            let id = answer["event_id"].as_str().unwrap_or_default().to_owned();
             self.reported.insert(id, name);
         }
+        Ok(())
+    }
+
+    /// The old secret is refused at once, the new one serves, and what the key used stays its own.
+    fn rotate(&mut self, tenant: usize, key: usize) -> Step {
+        let by = actor(self.clock.now());
+        let (id, _) = TEMPLATE.keys[tenant][key];
+        let life = self.life.as_mut().expect("a world lives");
+        let keys = Keys::new(life.app.store.clone());
+        let rotated = life.rt.block_on(keys.rotate(id, Duration::ZERO, &by));
+        let rotated = rotated.map_err(|error| error.to_string())?;
+        life.rt
+            .block_on(life.app.catalogue.poll())
+            .map_err(|error| error.to_string())?;
+        let (status, _) = life.get((tenant, key, ""), "/api/v1/usage");
+        ensure!(
+            status == StatusCode::UNAUTHORIZED,
+            "the old secret of key {key} of {tenant}: {status}"
+        );
+        rotated
+            .secret
+            .expose_secret()
+            .clone_into(&mut self.secrets[tenant][key]);
+        life.secrets.clone_from(&self.secrets);
         Ok(())
     }
 
@@ -639,6 +712,13 @@ impl World {
                     .block_on(tenants.subscribe(&tenant_ref(tenant), &change, &by))
                     .map(drop)
             }
+            Op::Reset(tenant, index) if !model.tenants[tenant].resets.contains(&(index, now)) => {
+                model.tenants[tenant].resets.push((index, now));
+                let why = "simulated".to_owned();
+                life.rt
+                    .block_on(tenants.reset(&tenant_ref(tenant), feature(index), why, &by))
+                    .map(drop)
+            }
             Op::Status(tenant, status) => {
                 let current = &mut model.tenants[tenant].status;
                 if current.0 != status {
@@ -671,7 +751,12 @@ impl World {
     }
 
     fn open(&mut self) -> Step {
-        self.life = Some(Life::open(self.directory.path(), &self.clock, self.setting));
+        self.life = Some(Life::open(
+            self.directory.path(),
+            &self.clock,
+            self.setting,
+            self.secrets.clone(),
+        ));
         self.overshoot = Some(([0; 3], [0; 3]));
         self.is_away = false;
         Ok(())

@@ -72,6 +72,15 @@ pub(super) struct Template {
     pub(super) keys: Vec<Vec<(KeyId, String)>>,
 }
 
+/// The secret of each key of each tenant.
+pub(super) type Secrets = Vec<Vec<String>>;
+
+/// Those that every world begins with.
+pub(super) fn secrets() -> Secrets {
+    let of_tenant = |keys: &Vec<(KeyId, String)>| keys.iter().map(|(_, it)| it.clone()).collect();
+    TEMPLATE.keys.iter().map(of_tenant).collect()
+}
+
 pub(super) static TEMPLATE: LazyLock<Template> = LazyLock::new(make_template);
 
 /// Where nothing waits for a disk, if there is such a place.
@@ -116,7 +125,7 @@ fn make_template() -> Template {
         threads: 1,
     };
     let clock = ManualClock::at(CREATED_AT.parse().unwrap());
-    let life = Life::open(directory.path(), &clock, setting);
+    let life = Life::open(directory.path(), &clock, setting, Secrets::new());
     let (tenants, keys) = life.rt.block_on(fill(&life.app));
     life.rt.block_on(life.app.close());
     drop(life);
@@ -212,10 +221,16 @@ pub(super) struct Life {
     pub(super) app: App,
     pub(super) router: Router,
     pub(super) rt: Runtime,
+    pub(super) secrets: Secrets,
 }
 
 impl Life {
-    pub(super) fn open(directory: &Path, clock: &Arc<ManualClock>, setting: Setting) -> Self {
+    pub(super) fn open(
+        directory: &Path,
+        clock: &Arc<ManualClock>,
+        setting: Setting,
+        secrets: Secrets,
+    ) -> Self {
         let rt = match setting.threads {
             1 => runtime::Builder::new_current_thread().enable_all().build(),
             threads => runtime::Builder::new_multi_thread()
@@ -247,6 +262,7 @@ impl Life {
             router: router::build(&app),
             app,
             rt,
+            secrets,
         }
     }
 
@@ -309,7 +325,8 @@ impl Life {
         let (need, estimate) = need(ask, &prompt, &body);
         let who = who(ask);
         let line = self.provider.expect(&name);
-        let request = request(ask.tenant, ask.key, who.user, path)
+        let request = self
+            .request((ask.tenant, ask.key, who.user), path)
             .header("x-request-id", &name)
             .body(Body::from(body));
         Run {
@@ -353,15 +370,21 @@ impl Life {
         }
     }
 
-    /// A question that nothing stands in the way of.
-    pub(super) fn get(
+    /// Of a tenant, with one of its keys, for a user.
+    fn request(
         &self,
         (tenant, key, user): (usize, usize, &str),
         path: &str,
-    ) -> (StatusCode, Value) {
-        let request = request(tenant, key, user, path)
-            .method("GET")
-            .body(Body::empty());
+    ) -> http::request::Builder {
+        let secret = &self.secrets[tenant][key];
+        Request::post(path)
+            .header("authorization", format!("Bearer {secret}"))
+            .header("x-tollgate-user", user)
+    }
+
+    /// A question that nothing stands in the way of.
+    pub(super) fn get(&self, who: (usize, usize, &str), path: &str) -> (StatusCode, Value) {
+        let request = self.request(who, path).method("GET").body(Body::empty());
         self.rt.block_on(async {
             use tower::ServiceExt as _;
             let response = self.router.clone().oneshot(request.unwrap()).await.unwrap();
@@ -370,13 +393,6 @@ impl Life {
             (status, serde_json::from_slice(&body).unwrap_or_default())
         })
     }
-}
-
-fn request(tenant: usize, key: usize, user: &str, path: &str) -> http::request::Builder {
-    let secret = &TEMPLATE.keys[tenant][key].1;
-    Request::post(path)
-        .header("authorization", format!("Bearer {secret}"))
-        .header("x-tollgate-user", user)
 }
 
 pub(super) fn who(ask: Ask) -> Who {
