@@ -18,6 +18,7 @@ mod writer;
 mod tests;
 
 use std::{
+    borrow::Borrow,
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -186,12 +187,13 @@ impl Journal {
     /// # Errors
     /// The event is not written and will not count, at once while the journal is failing. (One way is left for it
     /// to count all the same: its commit failed and the process died before the file could be opened again.)
-    pub async fn append(&self, event: UsageEvent) -> Result<Seq, JournalError> {
+    pub async fn append(&self, event: impl Borrow<UsageEvent>) -> Result<Seq, JournalError> {
         let Inner {
             jobs, room, shared, ..
         } = &*self.inner;
         shared.check_writable()?;
-        let encoded = row::encode_event(&event);
+        let tenant = event.borrow().tenant_id;
+        let encoded = row::encode_event(event.borrow());
         let place = Arc::clone(room)
             .acquire_owned()
             .await
@@ -200,7 +202,7 @@ impl Journal {
         shared.check_writable()?;
         let (reply, answer) = oneshot::channel();
         jobs.send(Job::Append(Append {
-            tenant: event.tenant_id,
+            tenant,
             event: encoded,
             reply,
             _place: place,

@@ -162,7 +162,7 @@ impl Recorder {
         event: UsageEvent,
     ) -> Result<Settled, JournalError> {
         let begun = Instant::now();
-        let seq = self.journal.append(event.clone()).await?;
+        let seq = self.journal.append(&event).await?;
         self.metrics.committed_in(begun.elapsed());
         let settled = match hold {
             Some(hold) => hold.settle(seq, &event.quantities),
