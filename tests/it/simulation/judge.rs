@@ -174,8 +174,8 @@ impl World {
             let shown =
                 ["used", "reserved", "hard_limit"].map(|field| item[field].as_i64().unwrap_or(-1));
             // Corrections may take away more than was used: nothing is shown below zero.
-            let percent = item["percent"].as_f64().unwrap_or(0.0);
-            ensure!(percent >= 0.0, "{placed:?} is shown as {item}");
+            let is_below_zero = item["percent"].as_f64().is_some_and(|it| it < 0.0);
+            ensure!(!is_below_zero, "{placed:?} is shown as {item}");
             ensure!(
                 shown == [used.max(0), held, placed.hard],
                 "{who:?}, {placed:?}: {used} used, {held} held, and shown {item}"
