@@ -38,6 +38,7 @@ impl App {
             clock: self.clock.clone(),
             administrators: self.administrators.clone(),
             usage: Some(Arc::clone(&self.0) as Arc<dyn UsageOperations>),
+            prices: Some(Arc::clone(&self.prices)),
             operation: Arc::clone(&self.0) as Arc<dyn Operation>,
             directory: std::env::current_dir().unwrap_or_default(),
             refresh: Some(Arc::clone(&self.0) as Arc<dyn Refresh>),

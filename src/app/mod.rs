@@ -22,7 +22,7 @@ use crate::{
     config::{CacheBackend, Config, Database, Durability, ProviderKind},
     domain::time::Timestamp,
     journal::Journal,
-    provider::{self, Provider, SharedProvider, models, openai},
+    provider::{self, Provider, SharedProvider, openai},
     services::{
         administrators::Administrators,
         catalogue::Catalogue,
@@ -30,6 +30,7 @@ use crate::{
         explain::Explanations,
         guard::Guard,
         in_flight::InFlight,
+        prices::Prices,
         recorder::{KeepTotals, Recorder},
         reporting::Reporting,
         reports::Reports,
@@ -63,6 +64,7 @@ pub struct Parts {
     pub recorder: Arc<Recorder>,
     pub administrators: Administrators,
     pub catalogue: Arc<Catalogue>,
+    pub prices: Arc<Prices>,
     pub guard: Arc<Guard>,
     pub chat: Arc<Chat>,
     pub reports: Reports,
@@ -114,7 +116,9 @@ impl App {
             provider,
         } = ground;
         let metrics = Arc::new(Metrics::new(config.cache_backend.as_str()));
-        metrics.list_models(models::patterns().map(str::to_owned));
+        let prices = Prices::open(config.prices.as_deref(), &config.data_dir)
+            .context("the price list can't be taken (TOLLGATE_PRICES)")?;
+        metrics.list_models(prices.list().patterns().map(str::to_owned));
         let tasks = tasks::Tasks::new(config.max_detached);
         let keep = match config.cache_backend {
             CacheBackend::Redb => KeepTotals::InJournal,
@@ -140,6 +144,7 @@ impl App {
         let guard = Guard::new(
             Arc::clone(&config),
             Arc::clone(&catalogue),
+            Arc::clone(&prices),
             Arc::clone(&recorder),
             clock.clone(),
             Arc::clone(&metrics),
@@ -205,6 +210,7 @@ impl App {
             recorder,
             administrators,
             catalogue,
+            prices,
             guard,
             chat,
             reports,

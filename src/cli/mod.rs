@@ -15,6 +15,7 @@ mod man;
 mod migrate;
 pub mod output;
 mod plan;
+mod price;
 mod progress;
 mod reservation;
 mod restore;
@@ -117,6 +118,9 @@ enum Stored {
     /// Shows and ends requests in flight
     #[command(subcommand, after_help = "Example: tollgate reservation list")]
     Reservation(reservation::ReservationCommand),
+    /// Shows what models cost, and brings prices of your own in
+    #[command(subcommand, after_help = "Example: tollgate price check gpt-5.1")]
+    Price(price::PriceCommand),
     Backup(backup::Backup),
     Doctor(doctor::Examine),
 }
@@ -130,7 +134,7 @@ impl Stored {
             Self::Key(command) => command.question(),
             Self::Reservation(command) => command.question(),
             Self::AdminToken(command) => command.question(),
-            Self::Usage(_) | Self::Doctor(_) => None,
+            Self::Usage(_) | Self::Price(_) | Self::Doctor(_) => None,
             Self::Backup(command) => command.question(),
         }
     }
@@ -144,6 +148,7 @@ impl Stored {
     fn input(&self, data_dir: &Path) -> anyhow::Result<Option<Input>> {
         match self {
             Self::Usage(command) => command.input(data_dir),
+            Self::Price(command) => command.input(),
             Self::Plan(_)
             | Self::Tenant(_)
             | Self::Key(_)
@@ -167,6 +172,7 @@ impl Stored {
             Self::AdminToken(command) => Box::pin(command.run(backend)).await,
             Self::Usage(command) => Box::pin(command.run(backend, typed, progress)).await,
             Self::Reservation(command) => Box::pin(command.run(backend)).await,
+            Self::Price(command) => Box::pin(command.run(backend, typed)).await,
             Self::Backup(command) => Box::pin(command.run(backend)).await,
             Self::Doctor(command) => Box::pin(command.run(backend)).await,
         };

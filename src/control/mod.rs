@@ -21,7 +21,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cli::output::Output,
     clock::Clock,
-    services::{UsageOperations, administrators::Administrators, operation::Operation},
+    services::{
+        UsageOperations, administrators::Administrators, operation::Operation, prices::Prices,
+    },
     store::SharedStore,
 };
 
@@ -44,6 +46,7 @@ pub struct Backend {
     pub clock: Clock,
     pub administrators: Administrators,
     pub usage: Option<Arc<dyn UsageOperations>>,
+    pub prices: Option<Arc<Prices>>,
     pub operation: Arc<dyn Operation>,
     /// Where the command was typed: the paths that it names are relative to this.
     pub directory: PathBuf,

@@ -8,6 +8,7 @@ pub mod ids;
 pub mod limit;
 pub mod names;
 pub mod plan;
+pub mod price;
 pub mod quantity;
 pub mod reach;
 pub mod reservation;

@@ -7,14 +7,6 @@ use super::{
     window::WindowKind,
 };
 
-/// Whether requests have a cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prices {
-    Known,
-    /// Every request costs 0.
-    Unknown,
-}
-
 /// A limit that can't be touched, as a line for people: which, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Untouchable {
@@ -26,7 +18,6 @@ pub struct Untouchable {
 pub fn untouchable<'a>(
     features: impl IntoIterator<Item = (&'a FeatureKey, &'a [Limit])>,
     soft_mode: SoftLimitMode,
-    prices: Prices,
 ) -> Vec<Untouchable> {
     let mut found = Vec::new();
     for (feature, limits) in features {
@@ -41,10 +32,6 @@ pub fn untouchable<'a>(
             });
         };
         if limited.is_empty() {
-            continue;
-        }
-        if *feature == FeatureKey::Cost && prices == Prices::Unknown {
-            add("no prices are known, so every request costs 0".to_owned());
             continue;
         }
         for limit in &limited {
@@ -133,8 +120,8 @@ mod tests {
         }
     }
 
-    fn said(feature: &FeatureKey, limits: &[Limit], mode: SoftLimitMode, prices: Prices) -> String {
-        let found = untouchable([(feature, limits)], mode, prices);
+    fn said(feature: &FeatureKey, limits: &[Limit], mode: SoftLimitMode) -> String {
+        let found = untouchable([(feature, limits)], mode);
         let lines: Vec<_> = found.into_iter().map(|one| one.why).collect();
         lines.join("\n")
     }
@@ -165,12 +152,7 @@ mod tests {
                 limit(Key, WindowKind::Day, -1, 100),
             ],
         ] {
-            let said = said(
-                &FeatureKey::Messages,
-                limits,
-                SoftLimitMode::Warn,
-                Prices::Known,
-            );
+            let said = said(&FeatureKey::Messages, limits, SoftLimitMode::Warn);
             assert_eq!(said, "", "{limits:?}");
         }
     }
@@ -211,14 +193,8 @@ mod tests {
                 warn,
                 "user per hour hard limit 50: the tenant per hour limit of 20 is always reached first",
             ),
-            (
-                &FeatureKey::Cost,
-                &[limit(Tenant, WindowKind::Period, -1, 5)],
-                warn,
-                "every request costs 0",
-            ),
         ] {
-            let said = said(feature, limits, mode, Prices::Unknown);
+            let said = said(feature, limits, mode);
             assert!(said.contains(why), "{said:?} does not say {why:?}");
         }
     }

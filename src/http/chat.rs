@@ -304,6 +304,15 @@ fn guardrail(verdict: &Verdict) -> GuardrailView {
         from: output.asked,
         to: output.granted,
     }));
+    warnings.extend(
+        verdict
+            .unpriced
+            .clone()
+            .map(|model| Warning::UnpricedModel {
+                feature_key: FeatureKey::Cost,
+                model,
+            }),
+    );
     GuardrailView {
         decision: verdict.decision,
         plan_code: Arc::clone(&verdict.plan_code),

@@ -2,7 +2,9 @@
 
 use super::{Amount, Named, OnViolation, Want};
 use crate::domain::{
+    feature::FeatureKey,
     limit::{ActiveLimit, LimitState, LimitStates, SoftLimitMode, Violation},
+    price::Rates,
     quantity::Quantity,
     usage::Quantities,
 };
@@ -26,22 +28,26 @@ pub(super) fn judge(
     on_violation: OnViolation,
 ) -> Judgement {
     let mut judgement = Judgement::default();
+    let money = Money::of(wants, states, soft);
     for want in wants {
         let of_feature = || {
             states
                 .iter()
                 .filter(|state| state.limit.feature == want.feature)
         };
+        let range = Range::of(want, wants, &judgement.granted);
+        let most = money.most(want, wants, &judgement.granted);
         let fits = |quantity: Quantity| {
-            quantity == Quantity::ZERO || of_feature().all(|state| fits(&state, quantity, soft))
+            quantity == Quantity::ZERO
+                || (quantity <= most && of_feature().all(|state| fits(&state, quantity, soft)))
         };
-        let range = Range::of(&want.amount);
         let granted = if fits(range.whole) {
             range.whole
         } else if fits(range.least) {
             let room = of_feature().filter_map(|state| state.room(soft)).min();
+            let room = room.unwrap_or(range.whole).min(most);
             match on_violation {
-                OnViolation::Refuse => range.lowered(&want.amount, room.unwrap_or(range.whole)),
+                OnViolation::Refuse => range.lowered(&want.amount, room),
                 OnViolation::Note => range.whole,
             }
         } else {
@@ -52,6 +58,62 @@ pub(super) fn judge(
         judgement.granted.add(want.feature.clone(), granted);
     }
     judgement
+}
+
+/// What a request's cost allows of its input and output.
+///
+/// Where even the least of both costs too much they are not lowered: the limit on cost refuses, and says so.
+struct Money {
+    /// What is left under the tightest limit on cost, if there is a price and such a limit, and the least fits.
+    room: Option<(Rates, Quantity)>,
+}
+
+impl Money {
+    fn of(wants: &[Want], states: &LimitStates, soft: SoftLimitMode) -> Self {
+        let priced = wants.iter().find_map(|want| match want.amount {
+            Amount::Priced(rates) => Some((rates, &want.feature)),
+            Amount::Exact(_) | Amount::UpTo { .. } | Amount::Output { .. } => None,
+        });
+        let room = priced.and_then(|(rates, feature)| {
+            let of_cost = states
+                .iter()
+                .filter(|state| state.limit.feature == *feature);
+            let room = of_cost.filter_map(|state| state.room(soft)).min()?;
+            (least_cost(&rates, wants) <= room).then_some((rates, room))
+        });
+        Self { room }
+    }
+
+    /// The most of `want` that can be paid for beside what was granted before it and the least of what comes after.
+    fn most(&self, want: &Want, wants: &[Want], granted: &Quantities) -> Quantity {
+        let Some((rates, room)) = &self.room else {
+            return Quantity::MAX;
+        };
+        let tokens = match want.feature {
+            FeatureKey::InputTokens => rates.input_within(*room, least_output(wants)),
+            FeatureKey::OutputTokens => {
+                rates.output_within(*room, granted.of(&FeatureKey::InputTokens))
+            }
+            FeatureKey::Messages | FeatureKey::Cost | FeatureKey::Named(_) => None,
+        };
+        tokens.unwrap_or(Quantity::MAX)
+    }
+}
+
+/// What the least costs that the request is content with.
+fn least_cost(rates: &Rates, wants: &[Want]) -> Quantity {
+    rates.at_most(least(wants, &FeatureKey::InputTokens), least_output(wants))
+}
+
+fn least_output(wants: &[Want]) -> Quantity {
+    least(wants, &FeatureKey::OutputTokens)
+}
+
+fn least(wants: &[Want], feature: &FeatureKey) -> Quantity {
+    let of_feature = wants.iter().find(|want| want.feature == *feature);
+    of_feature.map_or(Quantity::ZERO, |want| {
+        Range::of(want, wants, &Quantities::default()).least
+    })
 }
 
 /// [`LimitState::admit`] without the report.
@@ -71,8 +133,9 @@ struct Range {
 }
 
 impl Range {
-    fn of(amount: &Amount) -> Self {
-        match *amount {
+    /// `granted`: what the wants before this one get.
+    fn of(want: &Want, wants: &[Want], granted: &Quantities) -> Self {
+        match want.amount {
             Amount::Exact(quantity) => {
                 let whole = quantity.at_least_zero();
                 Self {
@@ -88,6 +151,14 @@ impl Range {
                 floor,
                 ..
             } => Self::between(floor, per_answer, answers.max(1)),
+            Amount::Priced(rates) => Self {
+                whole: rates.at_most(
+                    granted.of(&FeatureKey::InputTokens),
+                    granted.of(&FeatureKey::OutputTokens),
+                ),
+                least: least_cost(&rates, wants),
+                answers: 1,
+            },
         }
     }
 
@@ -110,7 +181,9 @@ impl Range {
                 reservation,
                 ..
             } => reservation.max(Quantity::new(room.get() / 4)).min(room),
-            Amount::Exact(_) | Amount::UpTo { .. } | Amount::Output { .. } => room,
+            Amount::Exact(_) | Amount::UpTo { .. } | Amount::Output { .. } | Amount::Priced(_) => {
+                room
+            }
         };
         Quantity::new(target.get() / self.answers)
             .times(self.answers)
@@ -273,6 +346,101 @@ mod tests {
             OnViolation::Refuse,
         );
         assert!(!judgement.violations[0].is_larger_than_limit());
+    }
+
+    /// gpt-4o: 2.5 micro-dollars a token of input, 10 a token of output.
+    fn priced() -> Amount {
+        Amount::Priced(Rates {
+            input: Quantity::new(2_500_000),
+            cached_input: Some(Quantity::new(1_250_000)),
+            cache_write: None,
+            output: Quantity::new(10_000_000),
+        })
+    }
+
+    /// Granted input, output and cost, or the features refused.
+    fn with_cost(
+        input: Amount,
+        output: Amount,
+        limits: &[(FeatureKey, i64)],
+        on_violation: OnViolation,
+    ) -> Result<[i64; 3], Vec<FeatureKey>> {
+        let wants = [
+            (FeatureKey::InputTokens, input),
+            (FeatureKey::OutputTokens, output),
+            (FeatureKey::Cost, priced()),
+        ];
+        let wants = wants.map(|(feature, amount)| Want { feature, amount });
+        let states = limits.iter().map(|(feature, hard)| {
+            let mut state = state(None, Some(*hard), 0, 0);
+            state.limit.feature = feature.clone();
+            state
+        });
+        let judgement = judge(&wants, &states.collect(), SoftLimitMode::Warn, on_violation);
+        let of = |feature| judgement.granted.of(&feature).get();
+        if judgement.violations.is_empty() {
+            use FeatureKey::{Cost, InputTokens, OutputTokens};
+            return Ok([of(InputTokens), of(OutputTokens), of(Cost)]);
+        }
+        let violations = judgement.violations.into_iter();
+        Err(violations.map(|broken| broken.limit.feature).collect())
+    }
+
+    #[test]
+    fn an_output_is_lowered_to_what_can_be_paid_for() {
+        use FeatureKey::{Cost, InputTokens, OutputTokens};
+        let named = || output(1_000, 1, Named::ByClient);
+        let default = || output(128_000, 1, Named::ByDefault);
+        let ask =
+            |input, output, limits: &[_]| with_cost(input, output, limits, OnViolation::Refuse);
+        // Without a limit on it, cost is held all the same: it counts.
+        assert_eq!(ask(exact(100), named(), &[]), Ok([100, 1_000, 10_250]));
+        assert_eq!(
+            ask(exact(100), named(), &[(Cost, 10_250)]),
+            Ok([100, 1_000, 10_250])
+        );
+        assert_eq!(
+            ask(exact(100), named(), &[(Cost, 10_249)]),
+            Ok([100, 999, 10_240])
+        );
+        assert_eq!(ask(exact(100), named(), &[(Cost, 410)]), Ok([100, 16, 410]));
+        assert_eq!(ask(exact(100), named(), &[(Cost, 409)]), Err(vec![Cost]));
+        // By default to the larger of the reservation and a quarter of what can be paid for.
+        assert_eq!(
+            ask(exact(100), default(), &[(Cost, 100_250)]),
+            Ok([100, 4_096, 41_210])
+        );
+        assert_eq!(
+            ask(exact(100), default(), &[(Cost, 400_250)]),
+            Ok([100, 10_000, 100_250])
+        );
+        // The tighter of both limits decides, and both are named where both are broken.
+        let both = [(OutputTokens, 500), (Cost, 10_249)];
+        assert_eq!(ask(exact(100), named(), &both), Ok([100, 500, 5_250]));
+        let both = [(InputTokens, 50), (Cost, 100)];
+        assert_eq!(
+            ask(exact(100), named(), &both),
+            Err(vec![InputTokens, Cost])
+        );
+        // Input that is not known is lowered too, and leaves room for the least of output.
+        assert_eq!(
+            ask(up_to(128_000, 100), named(), &[(Cost, 2_660)]),
+            Ok([1_000, 16, 2_660])
+        );
+        let noted = with_cost(exact(100), named(), &[(Cost, 500)], OnViolation::Note);
+        assert_eq!(noted, Ok([100, 1_000, 10_250]), "nothing is lowered");
+    }
+
+    #[test]
+    fn answers_share_what_can_be_paid_for() {
+        let three = output(1_000, 3, Named::ByClient);
+        let granted = with_cost(
+            exact(0),
+            three,
+            &[(FeatureKey::Cost, 10_000)],
+            OnViolation::Refuse,
+        );
+        assert_eq!(granted, Ok([0, 999, 9_990]));
     }
 
     #[test]

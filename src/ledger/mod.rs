@@ -36,6 +36,7 @@ use crate::{
         feature::FeatureKey,
         ids::{KeyId, ReservationId, TenantId},
         limit::{ActiveLimit, LimitState, LimitStates, SoftLimitMode, Violation},
+        price::Rates,
         quantity::Quantity,
         time::Timestamp,
         usage::{Quantities, UsageEvent},
@@ -84,6 +85,9 @@ pub enum Amount {
         floor: Quantity,
         reservation: Quantity,
     },
+    /// What the input and output that the same request gets cost at most; these are lowered to what the limits of
+    /// this feature leave, as they are by their own limits. Stands last among the wants.
+    Priced(Rates),
 }
 
 /// What a request wants of one feature; a request names each feature at most once.

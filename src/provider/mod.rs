@@ -8,7 +8,6 @@ pub mod answer;
 pub mod body;
 mod completion;
 pub mod connect;
-pub mod models;
 mod one_call;
 pub mod openai;
 mod passthrough;

@@ -8,8 +8,7 @@ use tiktoken_rs::{
     tokenizer::{Tokenizer, get_tokenizer},
 };
 
-use super::models::base_of;
-use crate::domain::quantity::Quantity;
+use crate::domain::{price::base_of, quantity::Quantity};
 
 /// The longest text that is tokenized in one go. See [`count`].
 const MAX_PIECE_BYTES: usize = 64 * 1024;

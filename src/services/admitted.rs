@@ -9,6 +9,7 @@ use crate::{
         feature::FeatureKey,
         ids::EventId,
         limit::LimitStates,
+        price::PriceEntry,
         quantity::Quantity,
         time::Timestamp,
         usage::{Quantities, Source, TokenUsage, UsageEvent},
@@ -28,6 +29,8 @@ pub struct Admitted {
     /// The limits at admission.
     pub states: LimitStates,
     pub output: Option<OutputGrant>,
+    /// What its model costs; `None` if that is not known.
+    pub price: Option<Arc<PriceEntry>>,
     pub admitted_at: Timestamp,
     /// What it would be, should this request pass a limit in the end.
     pub(super) overshoot_cause: OvershootCause,
@@ -119,10 +122,11 @@ impl Admitted {
         } else {
             guard.calibrated(&used.model, used.tokens)
         };
+        let rates = self.price.as_ref().and_then(|entry| entry.rates);
         let mut settlement = Settlement {
             tokens,
             estimated: used.estimated,
-            cost: Quantity::ZERO,
+            cost: rates.map_or(Quantity::ZERO, |rates| rates.cost(&tokens)),
             states: LimitStates::default(),
         };
         if !guard.is_on() {
@@ -154,6 +158,13 @@ impl Admitted {
             estimated: used.estimated,
         }
         .emit(&guard.metrics);
+        if self.price.is_none() {
+            events::Unpriced {
+                model: &used.model,
+                request_id: &self.caller.request_id,
+            }
+            .emit(&guard.metrics);
+        }
         events::Overshoot {
             overshoot: &settled.overshoot,
             cause: self.overshoot_cause,
@@ -179,7 +190,7 @@ impl Admitted {
                 .with(FeatureKey::Cost, settlement.cost),
             estimated: settlement.estimated,
             reason: None,
-            price_id: None,
+            price_id: self.price.as_ref().map(|entry| entry.id.to_string()),
             admitted_at: self.admitted_at,
             recorded_at: now,
         }

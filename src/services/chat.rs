@@ -19,7 +19,7 @@ use crate::{
         tokens,
     },
     services::{
-        admitted::{Admitted, OutputGrant, Settlement},
+        admitted::{OutputGrant, Settlement},
         guard::{AdmitError, Ask, Caller, Guard, OutputAsk},
         run::{End, EstimateInput, Flow, Outcome, Run, RunRules},
     },
@@ -84,6 +84,8 @@ pub struct Verdict {
     pub settled: LimitStates,
     /// The maximum was lowered, and that is worth telling.
     pub capped: Option<OutputGrant>,
+    /// The model, if it has no price.
+    pub unpriced: Option<String>,
 }
 
 /// An answer, settled.
@@ -161,7 +163,7 @@ impl Chat {
     pub async fn stream(self: &Arc<Self>, ask: ChatAsk) -> Result<StreamedAnswer, ChatError> {
         let prepared = self.prepare(ask).await?;
         let conversation_id = prepared.conversation_id;
-        let verdict = self.verdict(prepared.run.admitted(), None, Status::Completed);
+        let verdict = self.verdict(&prepared.run, None, Status::Completed);
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
         let chat = Arc::clone(self);
         self.tasks
@@ -361,7 +363,7 @@ impl Chat {
         } else {
             Status::Completed
         };
-        let before = self.verdict(run.admitted(), None, status);
+        let before = self.verdict(&run, None, status);
         let settled = match run.finish(end).await? {
             Outcome::Charged(settlement) => settlement,
             Outcome::Free => Settlement {
@@ -394,12 +396,8 @@ impl Chat {
         })
     }
 
-    fn verdict(
-        &self,
-        admitted: &Admitted,
-        settled: Option<LimitStates>,
-        status: Status,
-    ) -> Option<Verdict> {
+    fn verdict(&self, run: &Run, settled: Option<LimitStates>, status: Status) -> Option<Verdict> {
+        let admitted = run.admitted();
         if !self.guard.is_on() {
             return None;
         }
@@ -413,6 +411,7 @@ impl Chat {
                 .output
                 .filter(|output| output.lowered_to().is_some())
                 .filter(|output| was_named(output) || status == Status::Incomplete),
+            unpriced: admitted.price.is_none().then(|| run.model().to_owned()),
         })
     }
 

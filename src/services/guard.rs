@@ -11,21 +11,23 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::{
     clock::Clock,
-    config::{Config, FailMode, Guardrails, Mode, OpenInput},
+    config::{Config, FailMode, Guardrails, Mode, OpenInput, UnpricedModel},
     domain::{
         calibration::Direction,
         feature::FeatureKey,
         ids::{KeyId, TenantId},
         limit::{LimitStates, Violation},
+        price::{ModelBounds, PriceEntry},
         quantity::Quantity,
         time::Timestamp,
         usage::TokenUsage,
     },
     ledger::{Amount, Hold, LedgerAsk, LedgerError, Named, OnViolation, Reserved, Want},
-    provider::{Endpoint, models},
+    provider::Endpoint,
     services::{
         admitted::{Admitted, OutputGrant},
         catalogue::{Catalogue, Policy},
+        prices::Prices,
         recorder::Recorder,
         refusals::{Refusals, Refused},
         repeats::Keyed,
@@ -95,6 +97,9 @@ pub enum AdmitError {
     },
     #[error("the prompt names {what}, whose size is not known before the model runs")]
     OpenInput { what: &'static str },
+    /// No price is known for the model, and the settings refuse such models.
+    #[error("no price is known for model '{model}'")]
+    NotPriced { model: String },
     #[error("no decision could be made: {0}")]
     Unavailable(String),
     #[error("refused by {} limit(s) of plan '{}'", .0.violations.len(), .0.plan_code)]
@@ -124,10 +129,21 @@ enum Standing {
 pub struct Guard {
     config: Arc<Config>,
     pub(super) catalogue: Arc<Catalogue>,
+    prices: Arc<Prices>,
     pub(super) recorder: Arc<Recorder>,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
     refusals: Refusals,
+}
+
+/// What a request asks for, with what the price list says of its model.
+struct Asked<'a> {
+    ask: &'a Ask<'a>,
+    /// What it would be granted if nothing stood against it.
+    output: Option<OutputGrant>,
+    bounds: ModelBounds,
+    price: Option<Arc<PriceEntry>>,
+    now: Timestamp,
 }
 
 impl Guard {
@@ -135,6 +151,7 @@ impl Guard {
     pub fn new(
         config: Arc<Config>,
         catalogue: Arc<Catalogue>,
+        prices: Arc<Prices>,
         recorder: Arc<Recorder>,
         clock: Clock,
         metrics: Arc<Metrics>,
@@ -142,6 +159,7 @@ impl Guard {
         Arc::new(Self {
             config,
             catalogue,
+            prices,
             recorder,
             clock,
             metrics,
@@ -175,23 +193,28 @@ impl Guard {
         decided
     }
 
-    async fn decide(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Admitted, AdmitError> {
+    fn asked<'a>(&self, ask: &'a Ask<'a>) -> Asked<'a> {
         let now = self.clock.now();
-        let asked = OutputGrant::asked(ask);
+        let list = self.prices.list();
+        let (price, bounds) = list.look_up(ask.model, now);
+        Asked {
+            ask,
+            output: OutputGrant::asked(ask, bounds),
+            bounds,
+            price: price.filter(|entry| entry.rates.is_some()).cloned(),
+            now,
+        }
+    }
+
+    async fn decide(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Admitted, AdmitError> {
+        let asked = self.asked(ask);
         if !self.is_on() {
-            return Ok(self.pass(ask, asked, now, ""));
+            return Ok(self.pass(&asked, ""));
         }
         let policy = match self.catalogue.policy(ask.caller.tenant_id).await {
             Ok(policy) => policy,
             Err(error) => {
-                return self.fail(
-                    ask,
-                    asked,
-                    now,
-                    "",
-                    events::FailReason::Store,
-                    &error.to_string(),
-                );
+                return self.fail(&asked, "", events::FailReason::Store, &error.to_string());
             }
         };
         let Some(policy) = policy else {
@@ -201,8 +224,8 @@ impl Guard {
             });
         };
         let mut standing = Standing::Good;
-        if let Err(refused) =
-            check_subscription(&policy, now).and_then(|()| self.check_request(ask, &policy))
+        if let Err(refused) = check_subscription(&policy, asked.now)
+            .and_then(|()| self.check_request(&asked, &policy))
         {
             if self.enforces() {
                 return Err(refused);
@@ -214,23 +237,19 @@ impl Guard {
             .emit(&self.metrics);
             standing = Standing::WouldBeRefused;
         }
-        match self.reserve(ask, &policy, asked, now).await {
-            Ok(Reserved::Held(hold)) => Ok(self.admitted(ask, &policy, asked, hold, standing)),
+        match self.reserve(&asked, &policy).await {
+            Ok(Reserved::Held(hold)) => Ok(self.admitted(&asked, &policy, hold, standing)),
             Ok(Reserved::Over { violations, states }) => {
-                Err(self.refused(ask, &policy, violations, states, now))
+                Err(self.refused(&asked, &policy, violations, states))
             }
             Err(ReserveError::Store(error)) => self.fail(
-                ask,
-                asked,
-                now,
+                &asked,
                 policy.plan_code(),
                 events::FailReason::Store,
                 &error.to_string(),
             ),
             Err(ReserveError::Ledger(error)) => self.fail(
-                ask,
-                asked,
-                now,
+                &asked,
                 policy.plan_code(),
                 events::FailReason::Ledger,
                 &error.to_string(),
@@ -238,7 +257,8 @@ impl Guard {
         }
     }
 
-    fn check_request(&self, ask: &Ask<'_>, policy: &Policy) -> Result<(), AdmitError> {
+    fn check_request(&self, asked: &Asked<'_>, policy: &Policy) -> Result<(), AdmitError> {
+        let ask = asked.ask;
         if let Some(plan) = policy
             .plan
             .as_ref()
@@ -250,29 +270,29 @@ impl Guard {
                 allowed: plan.allowed_models.0.clone(),
             });
         }
-        match ask.open_input {
-            Some(what) if self.config.open_input == OpenInput::Refuse => {
-                Err(AdmitError::OpenInput { what })
-            }
-            _ => Ok(()),
+        if let Some(what) = ask.open_input
+            && self.config.open_input == OpenInput::Refuse
+        {
+            return Err(AdmitError::OpenInput { what });
         }
+        if asked.price.is_none() && self.config.unpriced_model == UnpricedModel::Refuse {
+            return Err(AdmitError::NotPriced {
+                model: ask.model.to_owned(),
+            });
+        }
+        Ok(())
     }
 
     /// Reserves by the bound that costs nothing; only where that does not fit is the prompt tokenized.
-    async fn reserve(
-        &self,
-        ask: &Ask<'_>,
-        policy: &Policy,
-        asked: Option<OutputGrant>,
-        now: Timestamp,
-    ) -> Result<Reserved, ReserveError> {
+    async fn reserve(&self, asked: &Asked<'_>, policy: &Policy) -> Result<Reserved, ReserveError> {
+        let Asked { ask, now, .. } = *asked;
         let active = self.catalogue.limits(policy, now).await?;
         let on_violation = if self.enforces() {
             OnViolation::Refuse
         } else {
             OnViolation::Note
         };
-        let mut wants = self.wants(ask, asked);
+        let mut wants = self.wants(asked);
         loop {
             let reserved = self
                 .recorder
@@ -293,9 +313,12 @@ impl Guard {
                 Reserved::Held(hold) => hold.violations(),
                 Reserved::Over { violations, .. } => violations,
             };
-            let by_input = violations
-                .iter()
-                .any(|violation| violation.limit.feature == FeatureKey::InputTokens);
+            let by_input = violations.iter().any(|violation| {
+                matches!(
+                    violation.limit.feature,
+                    FeatureKey::InputTokens | FeatureKey::Cost
+                )
+            });
             let input = wants
                 .iter_mut()
                 .find(|want| want.feature == FeatureKey::InputTokens);
@@ -308,7 +331,9 @@ impl Guard {
                     want: *want,
                     floor: tokenized,
                 },
-                Amount::Exact(_) | Amount::Output { .. } => Amount::Exact(tokenized),
+                Amount::Exact(_) | Amount::Output { .. } | Amount::Priced(_) => {
+                    Amount::Exact(tokenized)
+                }
             };
             if *amount == tighter {
                 return Ok(reserved);
@@ -317,13 +342,12 @@ impl Guard {
         }
     }
 
-    fn wants(&self, ask: &Ask<'_>, asked: Option<OutputGrant>) -> Wants {
+    fn wants(&self, asked: &Asked<'_>) -> Wants {
+        let ask = asked.ask;
         let input = match ask.open_input {
             // At least what can be seen of it must fit; for the rest, what is left will do.
             Some(_) => Amount::UpTo {
-                want: models::bounds(ask.model)
-                    .context_tokens
-                    .max(ask.input_bound),
+                want: asked.bounds.context_tokens.max(ask.input_bound),
                 floor: ask.input_bound,
             },
             None => Amount::Exact(ask.input_bound),
@@ -338,16 +362,22 @@ impl Guard {
                 amount: input,
             },
         ];
-        if let (Some(output), Some(asked)) = (ask.output, asked) {
+        if let (Some(output), Some(grant)) = (ask.output, asked.output) {
             wants.push(Want {
                 feature: FeatureKey::OutputTokens,
                 amount: Amount::Output {
-                    per_answer: asked.asked,
+                    per_answer: grant.asked,
                     answers: output.answers,
-                    named: asked.named,
+                    named: grant.named,
                     floor: self.config.min_output.max(smallest_output(ask.endpoint)),
                     reservation: self.config.output_reservation,
                 },
+            });
+        }
+        if let Some(rates) = asked.price.as_ref().and_then(|entry| entry.rates) {
+            wants.push(Want {
+                feature: FeatureKey::Cost,
+                amount: Amount::Priced(rates),
             });
         }
         wants
@@ -355,16 +385,17 @@ impl Guard {
 
     fn admitted(
         self: &Arc<Self>,
-        ask: &Ask<'_>,
+        asked: &Asked<'_>,
         policy: &Policy,
-        asked: Option<OutputGrant>,
         hold: Hold,
         standing: Standing,
     ) -> Admitted {
+        let ask = asked.ask;
         let granted = hold.granted(&FeatureKey::OutputTokens);
-        let output = asked.zip(ask.output).map(|(asked, output)| OutputGrant {
+        let output = asked.output.zip(ask.output);
+        let output = output.map(|(grant, output)| OutputGrant {
             granted: Quantity::new(granted.get() / output.answers.max(1)),
-            ..asked
+            ..grant
         });
         let decision = match standing {
             Standing::Good => Decision::of(hold.states(), hold.violations()),
@@ -387,6 +418,7 @@ impl Guard {
             decision,
             states: hold.states().clone(),
             output,
+            price: asked.price.clone(),
             admitted_at: hold.admitted_at(),
             overshoot_cause: overshoot_cause(ask),
             hold: Some(hold),
@@ -395,12 +427,12 @@ impl Guard {
 
     fn refused(
         &self,
-        ask: &Ask<'_>,
+        asked: &Asked<'_>,
         policy: &Policy,
         violations: Vec<Violation>,
         states: LimitStates,
-        now: Timestamp,
     ) -> AdmitError {
+        let Asked { ask, now, .. } = *asked;
         events::Decided {
             decision: Decision::HardLimit,
             tenant_id: ask.caller.tenant_id,
@@ -428,9 +460,7 @@ impl Guard {
     /// No decision could be made: what now is the fail mode's to say. Usage is recorded all the same.
     fn fail(
         self: &Arc<Self>,
-        ask: &Ask<'_>,
-        asked: Option<OutputGrant>,
-        now: Timestamp,
+        asked: &Asked<'_>,
         plan_code: &str,
         reason: events::FailReason,
         why: &str,
@@ -440,11 +470,11 @@ impl Guard {
         }
         events::FailOpen {
             reason,
-            request_id: &ask.caller.request_id,
+            request_id: &asked.ask.caller.request_id,
             detail: why,
         }
         .emit(&self.metrics);
-        Ok(self.pass(ask, asked, now, plan_code))
+        Ok(self.pass(asked, plan_code))
     }
 
     /// A provider's count, as the settings say it is to be read.
@@ -457,32 +487,26 @@ impl Guard {
         }
     }
 
-    fn pass(
-        self: &Arc<Self>,
-        ask: &Ask<'_>,
-        output: Option<OutputGrant>,
-        now: Timestamp,
-        plan_code: &str,
-    ) -> Admitted {
+    fn pass(self: &Arc<Self>, asked: &Asked<'_>, plan_code: &str) -> Admitted {
         Admitted {
             guard: Arc::clone(self),
-            caller: ask.caller.clone(),
+            caller: asked.ask.caller.clone(),
             hold: None,
             plan_code: plan_code.into(),
             decision: Decision::Allow,
             states: LimitStates::default(),
-            output,
-            admitted_at: now,
-            overshoot_cause: overshoot_cause(ask),
+            output: asked.output,
+            price: asked.price.clone(),
+            admitted_at: asked.now,
+            overshoot_cause: overshoot_cause(asked.ask),
         }
     }
 }
 
 impl OutputGrant {
-    fn asked(ask: &Ask<'_>) -> Option<Self> {
+    fn asked(ask: &Ask<'_>, bounds: ModelBounds) -> Option<Self> {
         let output = ask.output?;
-        let largest = models::bounds(ask.model).max_output_tokens;
-        let asked = output.named.unwrap_or(largest);
+        let asked = output.named.unwrap_or(bounds.max_output_tokens);
         let named = if output.named.is_some() {
             Named::ByClient
         } else {
@@ -496,8 +520,8 @@ impl OutputGrant {
     }
 }
 
-/// What a chat may use: messages, input, output.
-type Wants = SmallVec<[Want; 3]>;
+/// What a chat may use: messages, input, output, cost.
+type Wants = SmallVec<[Want; 4]>;
 
 enum ReserveError {
     Store(StoreError),

@@ -19,6 +19,7 @@ pub mod objects;
 pub mod operation;
 pub mod plans;
 pub mod presets;
+pub mod prices;
 pub mod recorder;
 pub mod refusals;
 pub mod repeats;

@@ -72,6 +72,7 @@ impl From<AdmitError> for ApiError {
             AdmitError::OpenInput { what } => Self::OpenInputNotAllowed {
                 what: what.to_owned(),
             },
+            AdmitError::NotPriced { model } => Self::ModelNotPriced { model },
             AdmitError::Unavailable(detail) => Self::StoreUnavailable { detail },
             AdmitError::Refused(refusal) => Self::Refused(refusal),
         }

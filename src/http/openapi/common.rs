@@ -234,7 +234,7 @@ fn add_guard(operation: &mut Operation) {
     let responses = &mut operation.responses.responses;
     let repeats = "`idempotency_key_in_use` or `idempotency_answer_too_large`";
     responses.insert("409".to_owned(), answer(repeats));
-    let reused = "`invalid_request`, `open_input_not_allowed` or `idempotency_key_reused`";
+    let reused = "`invalid_request`, `open_input_not_allowed`, `model_not_priced` or `idempotency_key_reused`";
     responses.insert("422".to_owned(), answer(reused));
     if let Some(RefOr::T(response)) = responses.get_mut("200") {
         for (name, description) in GUARDED_HEADERS {

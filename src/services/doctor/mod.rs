@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     clock::Clock,
     config::{CacheBackend, Config, Guardrails, Mode, StripeUsage},
-    domain::reach::{self, Prices, Untouchable},
+    domain::reach::{self, Untouchable},
     provider::Provider,
     services::{catalogue::Catalogue, recorder::Recorder},
     store::{SharedStore, StoreResult},
@@ -149,15 +149,6 @@ impl Doctor<'_> {
     }
 }
 
-/// Whether requests have a cost with these settings.
-#[must_use]
-pub fn prices(config: &Config) -> Prices {
-    match config.prices {
-        Some(_) => Prices::Known,
-        None => Prices::Unknown,
-    }
-}
-
 /// The limits of every plan that no request can touch, by the plan's code.
 ///
 /// # Errors
@@ -170,7 +161,7 @@ pub async fn untouchable_limits(
     for plan in store.list_plans().await? {
         let metered = plan.features.iter().filter(|feature| feature.is_metered);
         let limits = metered.map(|feature| (&feature.key, feature.limits.as_slice()));
-        let untouchable = reach::untouchable(limits, config.soft_limit_mode, prices(config));
+        let untouchable = reach::untouchable(limits, config.soft_limit_mode);
         found.extend(
             untouchable
                 .into_iter()

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Doctor, Finding, prices, untouchable_limits};
+use super::{Doctor, Finding, untouchable_limits};
 use crate::{
     domain::{
         feature::FeatureKey,
@@ -179,7 +179,7 @@ impl Doctor<'_> {
         let limits = own
             .iter()
             .map(|(feature, limits)| (*feature, limits.as_slice()));
-        let found = reach::untouchable(limits, self.config.soft_limit_mode, prices(self.config));
+        let found = reach::untouchable(limits, self.config.soft_limit_mode);
         let mut lines: Vec<String> = found
             .into_iter()
             .map(|one| {

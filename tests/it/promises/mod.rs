@@ -2,6 +2,7 @@
 
 mod acts_at_once;
 mod clear;
+mod cost;
 mod durable;
 mod every_run_is_paid_for;
 mod exact;
