@@ -213,6 +213,7 @@ async fn prune(app: &App) -> Again {
     }
     let pruned = async {
         app.store.prune_conversations(now).await?;
+        app.store.prune_sessions(now).await?;
         app.store.prune_changes(now.minus(PRUNE_EVERY)).await?;
         let reservations = app.store.prune_reservations(before, PRUNE_BATCH).await?;
         let events = app.store.prune_events(before, PRUNE_BATCH).await?;

@@ -91,6 +91,10 @@ id_type!(
     /// An administrator's token (the name of it, not the secret).
     AdminTokenId, "administrator token", "adm_"
 );
+id_type!(
+    /// A session of the admin page (the name of it, not the secret).
+    SessionId, "session", "ses_"
+);
 
 #[cfg(test)]
 mod tests {

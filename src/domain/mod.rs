@@ -13,6 +13,7 @@ pub mod quantity;
 pub mod reach;
 pub mod reservation;
 pub mod reset;
+pub mod session;
 pub mod subscription;
 pub mod tenant;
 pub mod time;

@@ -84,6 +84,8 @@ pub enum ApiError {
         needed: Role,
         has: Role,
     },
+    /// A change asked for with a session's cookie by a page of another site, or by who does not say where from.
+    CrossSite,
     ModelNotAllowed {
         plan_code: String,
         model: String,
@@ -172,6 +174,7 @@ impl ApiError {
             Self::UnsupportedMediaType(_) => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::InvalidApiKey => (S::UNAUTHORIZED, "invalid_api_key"),
             Self::Forbidden { .. } => (S::FORBIDDEN, "forbidden"),
+            Self::CrossSite => (S::FORBIDDEN, "forbidden"),
             Self::ModelNotAllowed { .. } => (S::FORBIDDEN, "model_not_allowed"),
             Self::NoPlan { .. } => (S::PAYMENT_REQUIRED, "usage_policy_configuration_error"),
             Self::SubscriptionInactive { .. } => (S::PAYMENT_REQUIRED, "subscription_inactive"),
@@ -266,6 +269,11 @@ impl ApiError {
             }
             Self::Forbidden { needed, has } => {
                 format!("This needs an administrator of role {needed}; this token's role is {has}.")
+            }
+            Self::CrossSite => {
+                "A change by a session's cookie is taken from tollgate's own page alone; \
+                                send a token as 'Authorization: Bearer' instead."
+                    .to_owned()
             }
             Self::ModelNotAllowed {
                 plan_code,

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod auth;
+pub mod browser;
 pub mod caller;
 pub mod chat;
 pub mod cloud_events;

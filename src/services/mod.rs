@@ -29,6 +29,7 @@ pub mod reports;
 pub mod reservations;
 pub mod run;
 pub mod secrets;
+pub mod sessions;
 pub mod statement;
 pub mod tenants;
 pub mod usage_view;

@@ -1,4 +1,4 @@
-//! Secrets of tenants' keys and of administrators: made here, kept only as hashes.
+//! Secrets of tenants' keys, of administrators and of their sessions: made here, kept only as hashes.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -7,11 +7,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::store::keys::SecretHash;
 
-/// Whose secret it is: the two can't stand for each other.
+/// Whose secret it is: none can stand for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecretKind {
     TenantKey,
     AdminToken,
+    /// What the cookie of the admin page holds.
+    Session,
 }
 
 impl SecretKind {
@@ -20,6 +22,7 @@ impl SecretKind {
         match self {
             Self::TenantKey => "tg_",
             Self::AdminToken => "tga_",
+            Self::Session => "tgs_",
         }
     }
 }
@@ -88,7 +91,11 @@ mod tests {
 
     #[test]
     fn a_secret_is_a_prefix_and_43_letters_and_never_the_same() {
-        for kind in [SecretKind::TenantKey, SecretKind::AdminToken] {
+        for kind in [
+            SecretKind::TenantKey,
+            SecretKind::AdminToken,
+            SecretKind::Session,
+        ] {
             let secret = generate(kind);
             let random = secret.expose_secret().strip_prefix(kind.prefix()).unwrap();
             assert_eq!(random.len(), 43);

@@ -9,6 +9,7 @@ use crate::domain::{
     limit::{Limit, Override},
     plan::{Plan, PlanFeature},
     reset::Reset,
+    session::Session,
     subscription::Subscription,
     tenant::{ApiKey, Tenant},
 };
@@ -120,6 +121,17 @@ pub(super) fn admin_token(token: &AdminToken) -> Value {
         "role": token.role,
         "created_at": token.created_at,
         "revoked_at": token.revoked_at,
+    })
+}
+
+pub(super) fn session(session: &Session) -> Value {
+    json!({
+        "session_id": session.session_id,
+        "admin_token_id": session.admin_token_id,
+        "created_at": session.created_at,
+        "expires_at": session.expires_at,
+        "address": session.address,
+        "user_agent": session.user_agent,
     })
 }
 

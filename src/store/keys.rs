@@ -79,7 +79,7 @@ pub trait KeyStore: Send + Sync {
     async fn find_admin_token(&self, secret: SecretHash) -> StoreResult<Option<AdminToken>>;
     /// The token with this id, unless it is revoked.
     async fn get_admin_token(&self, token: AdminTokenId) -> StoreResult<Option<AdminToken>>;
-    /// Ends a token at `by.at`, and gives it.
+    /// Ends a token at `by.at`, its sessions with it, and gives it.
     ///
     /// # Errors
     /// `NotFound`, also for one that is revoked already; `LastOwner` if no owner would be left.

@@ -12,6 +12,7 @@ pub mod keys;
 pub mod maintenance;
 pub mod reservations;
 mod rollups;
+pub mod sessions;
 pub mod sqlite;
 pub mod usage;
 pub mod versions;
@@ -27,6 +28,7 @@ pub trait Store:
     + usage::UsageStore
     + conversations::ConversationStore
     + reservations::ReservationStore
+    + sessions::SessionStore
     + audit::AuditStore
     + maintenance::MaintenanceStore
 {
@@ -38,6 +40,7 @@ impl<T> Store for T where
         + usage::UsageStore
         + conversations::ConversationStore
         + reservations::ReservationStore
+        + sessions::SessionStore
         + audit::AuditStore
         + maintenance::MaintenanceStore
 {

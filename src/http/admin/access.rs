@@ -1,12 +1,15 @@
-//! Who may do what: an administrator by bearer token, and the least role that a route wants.
+//! Who may do what: an administrator by bearer token or by the page's session, and the least role that a route wants.
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 
 use crate::{
     app::App,
-    domain::administrator::{Actor, Role},
-    http::{auth::bearer, error::ApiError, server::Peer},
+    domain::{
+        administrator::{Actor, Role},
+        time::Timestamp,
+    },
+    http::{auth::bearer, browser, error::ApiError, server::Peer},
     services::administrators::Administrator,
 };
 
@@ -27,15 +30,36 @@ pub struct Owner(pub Admin);
 
 impl Admin {
     /// # Errors
-    /// [`ApiError::InvalidApiKey`] for a token that is missing, unknown, revoked or a tenant's;
+    /// [`ApiError::InvalidApiKey`] for a token that is missing, unknown, revoked or a tenant's, or a session that is
+    /// over; [`ApiError::CrossSite`] for a change by a session that another site's page may have asked for;
     /// [`ApiError::Forbidden`] for a role too low; [`ApiError::StoreUnavailable`].
     async fn of(parts: &Parts, app: &App, needed: Role) -> Result<Self, ApiError> {
-        let token = bearer(&parts.headers).ok_or(ApiError::InvalidApiKey)?;
-        let administrator = app
-            .administrators
-            .authenticate(token)
-            .await?
-            .ok_or(ApiError::InvalidApiKey)?;
+        let now = app.clock.now();
+        let administrator = match bearer(&parts.headers) {
+            Some(token) => app.administrators.authenticate(token).await?,
+            None => match browser::session_secret(&parts.headers) {
+                Some(_) if !browser::is_ours(&parts.method, &parts.headers) => {
+                    return Err(ApiError::CrossSite);
+                }
+                Some(secret) => {
+                    let found = app.sessions.find(secret, now).await?;
+                    found.map(|signed_in| signed_in.administrator)
+                }
+                None => None,
+            },
+        };
+        let administrator = administrator.ok_or(ApiError::InvalidApiKey)?;
+        Self::at_work(administrator, parts, needed, now)
+    }
+
+    /// # Errors
+    /// [`ApiError::Forbidden`] for a role too low.
+    pub fn at_work(
+        administrator: Administrator,
+        parts: &Parts,
+        needed: Role,
+        now: Timestamp,
+    ) -> Result<Self, ApiError> {
         if !administrator.may(needed) {
             return Err(ApiError::Forbidden {
                 needed,
@@ -47,7 +71,7 @@ impl Admin {
             .extensions
             .get::<Peer>()
             .map(|Peer(address)| address.ip().to_string());
-        let actor = administrator.acting(address, app.clock.now());
+        let actor = administrator.acting(address, now);
         Ok(Self {
             administrator,
             actor,

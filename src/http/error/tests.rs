@@ -177,6 +177,7 @@ fn every_error() -> Vec<(&'static str, ApiError)> {
             ApiError::UnsupportedMediaType(text("Content-Encoding 'gzip' is not taken.")),
         ),
         ("invalid_api_key", ApiError::InvalidApiKey),
+        ("cross_site", ApiError::CrossSite),
         (
             "forbidden",
             ApiError::Forbidden {

@@ -12,6 +12,7 @@ pub(crate) mod catalogue;
 pub(crate) mod conversations;
 pub(crate) mod keys;
 pub(crate) mod reservations;
+pub(crate) mod sessions;
 pub(crate) mod usage;
 
 use uuid::Uuid;
@@ -46,6 +47,7 @@ macro_rules! run_all {
         $crate::store::contract::conversations::cases!($open);
         $crate::store::contract::keys::cases!($open);
         $crate::store::contract::reservations::cases!($open);
+        $crate::store::contract::sessions::cases!($open);
         $crate::store::contract::usage::cases!($open);
     };
 }

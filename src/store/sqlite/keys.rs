@@ -443,6 +443,11 @@ fn revoke_admin_token(
         "UPDATE admin_tokens SET revoked_at = ?2 WHERE admin_token_id = ?1",
         params![blob(token.uuid()), by.at.micros()],
     )?;
+    rows::run(
+        tx,
+        "DELETE FROM sessions WHERE admin_token_id = ?1",
+        [blob(token.uuid())],
+    )?;
     Ok(revoked)
 }
 

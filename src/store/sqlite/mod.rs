@@ -15,6 +15,7 @@ mod plans;
 mod pool;
 mod reservations;
 mod rows;
+mod sessions;
 mod sums;
 mod tenant_sums;
 mod tenants;
