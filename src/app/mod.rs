@@ -30,6 +30,7 @@ use crate::{
         explain::Explanations,
         guard::Guard,
         in_flight::InFlight,
+        overview::Overview,
         prices::Prices,
         recorder::{KeepTotals, Recorder},
         reporting::Reporting,
@@ -70,6 +71,7 @@ pub struct Parts {
     pub guard: Arc<Guard>,
     pub chat: Arc<Chat>,
     pub reports: Reports,
+    pub overview: Arc<Overview>,
     pub reporting: Reporting,
     pub reservations: Arc<Reservations>,
     pub in_flight: InFlight,
@@ -202,6 +204,12 @@ impl App {
             recorder: Arc::clone(&recorder),
             clock: clock.clone(),
         };
+        let overview = Arc::new(Overview::new(
+            Arc::clone(&store),
+            reports.clone(),
+            Arc::clone(&metrics),
+            clock.clone(),
+        ));
         let answers = Answers::new(&config.data_dir.join(ANSWERS_FILE));
         Ok(Self(Arc::new(Parts {
             config,
@@ -217,6 +225,7 @@ impl App {
             guard,
             chat,
             reports,
+            overview,
             reporting,
             reservations,
             in_flight,

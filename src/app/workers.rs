@@ -25,6 +25,8 @@ const POLL_EVERY: Duration = Duration::from_millis(200);
 /// How soon usage leaves the journal: within the second that is promised, and in batches under load.
 const DRAIN_EVERY: Duration = Duration::from_millis(200);
 const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// How much of what was decided a crash may lose from the overview, where it is shown by the hour.
+const KEEP_DECISIONS_EVERY: Duration = Duration::from_secs(5);
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 /// How many events one pruning deletes at most, so that the writer is free in between.
 const PRUNE_BATCH: usize = 5_000;
@@ -57,6 +59,7 @@ pub(super) fn start(app: &App) {
         |app| async move { Again::After(app.reservations.expire()) },
     );
     job(app, |app| async move { prune(&app).await });
+    job(app, |app| async move { keep_decisions(&app).await });
     let drift = Arc::new(tokio::sync::Mutex::new(DriftWatch::default()));
     job(app, move |app| {
         let watch = Arc::clone(&drift);
@@ -203,6 +206,13 @@ impl DriftWatch {
             events::LedgerDrift { drift }.emit(metrics);
         }
     }
+}
+
+async fn keep_decisions(app: &App) -> Again {
+    if let Err(error) = app.overview.keep_decisions().await {
+        tracing::debug!(%error, "what was decided can't be kept; the next step makes up for it");
+    }
+    Again::After(KEEP_DECISIONS_EVERY)
 }
 
 async fn prune(app: &App) -> Again {

@@ -17,6 +17,7 @@ pub mod keys;
 pub mod meter;
 pub mod objects;
 pub mod operation;
+pub mod overview;
 pub mod plans;
 pub mod presets;
 pub mod prices;
@@ -30,8 +31,10 @@ pub mod reservations;
 pub mod run;
 pub mod secrets;
 pub mod sessions;
+pub mod standings;
 pub mod statement;
 pub mod tenants;
+pub mod undo;
 pub mod usage_view;
 
 use std::time::Duration;

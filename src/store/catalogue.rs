@@ -12,7 +12,7 @@ use crate::domain::{
     names::{DisplayName, PlanCode, Slug},
     plan::Plan,
     reset::Reset,
-    subscription::Subscription,
+    subscription::{Subscription, SubscriptionStatus},
     tenant::{Tenant, TenantRef},
     time::Timestamp,
 };
@@ -45,6 +45,15 @@ pub struct TenantPolicy {
     pub grants: Vec<Grant>,
     /// All of its resets, oldest first.
     pub resets: Vec<Reset>,
+}
+
+/// Which tenants are looked for; what is not named lets all through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TenantSearch {
+    /// Somewhere in slug or name; case does not matter for the letters A to Z.
+    pub text: Option<String>,
+    pub plan: Option<PlanCode>,
+    pub status: Option<SubscriptionStatus>,
 }
 
 /// Every write adds an audit row (who, what, old → new) in its own transaction, and a row to the change feed
@@ -84,6 +93,13 @@ pub trait CatalogueStore: Send + Sync {
     async fn find_policy(&self, tenant: TenantId) -> StoreResult<Option<TenantPolicy>>;
     /// Tenants by slug, after the slug `after`, at most `limit`.
     async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>>;
+    /// The same of those that `search` lets through.
+    async fn search_tenants(
+        &self,
+        search: &TenantSearch,
+        after: Option<&Slug>,
+        limit: usize,
+    ) -> StoreResult<Vec<Tenant>>;
     /// With its subscription and overrides.
     ///
     /// # Errors

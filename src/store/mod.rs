@@ -14,6 +14,7 @@ pub mod reservations;
 mod rollups;
 pub mod sessions;
 pub mod sqlite;
+pub mod trends;
 pub mod usage;
 pub mod versions;
 
@@ -29,6 +30,7 @@ pub trait Store:
     + conversations::ConversationStore
     + reservations::ReservationStore
     + sessions::SessionStore
+    + trends::TrendStore
     + audit::AuditStore
     + maintenance::MaintenanceStore
 {
@@ -41,6 +43,7 @@ impl<T> Store for T where
         + conversations::ConversationStore
         + reservations::ReservationStore
         + sessions::SessionStore
+        + trends::TrendStore
         + audit::AuditStore
         + maintenance::MaintenanceStore
 {

@@ -1,7 +1,10 @@
 //! What backends share of summing usage: which hours of a window are whole and which are cut, and how events add up
 //! to rollups.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
 
 use crate::domain::{
     feature::FeatureKey,
@@ -144,6 +147,18 @@ impl<'a> Rollups<'a> {
                 *sum = within_rollup(sum.saturating_add(quantity.get()));
             }
         }
+    }
+
+    /// What all tenants together added, by feature and hour.
+    pub(super) fn of_all_tenants(&self) -> BTreeMap<(&'a FeatureKey, i64), i64> {
+        let mut sums = BTreeMap::new();
+        for (key, quantity) in &self.0 {
+            if key.facet == Facet::All {
+                let sum = sums.entry((key.feature, key.hour)).or_insert(0_i64);
+                *sum = within_rollup(sum.saturating_add(*quantity));
+            }
+        }
+        sums
     }
 
     /// Everything added, in the order of the table.

@@ -292,6 +292,32 @@ impl Metrics {
         }
     }
 
+    /// How often it was decided so since the start, by all plans together.
+    #[must_use]
+    pub fn decided(&self, decision: Decision) -> u64 {
+        let families = self.decisions.collect();
+        let samples = families.iter().flat_map(|family| family.get_metric());
+        let of_it = samples.filter(|sample| {
+            let labels = sample.get_label();
+            labels
+                .iter()
+                .any(|it| it.value() == decision.as_str() && it.name() == "decision")
+        });
+        of_it
+            .map(|sample| whole(sample.get_counter().get_value()))
+            .sum()
+    }
+
+    /// By how much live totals and the store's differ now, all features together.
+    #[must_use]
+    pub fn drift(&self) -> u64 {
+        let families = self.ledger_drift.collect();
+        let samples = families.iter().flat_map(|family| family.get_metric());
+        samples
+            .map(|sample| whole(sample.get_gauge().get_value()))
+            .sum()
+    }
+
     /// Names, or patterns of names, of models that always find room among the labels: those of the price list and
     /// of the upstream. Replaces the list given before.
     pub fn list_models(&self, patterns: impl IntoIterator<Item = String>) {
@@ -429,6 +455,11 @@ impl Metrics {
 /// Counters only grow: what a correction takes away is not counted.
 fn counted(quantity: Quantity) -> u64 {
     u64::try_from(quantity.get()).unwrap_or(0)
+}
+
+/// What a whole number became in the library's samples, which are floats.
+fn whole(value: f64) -> u64 {
+    format!("{value:.0}").parse().unwrap_or(0)
 }
 
 fn gauge(count: u64) -> i64 {

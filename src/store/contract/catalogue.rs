@@ -19,7 +19,7 @@ use crate::{
     },
     store::{
         StoreError,
-        catalogue::{Changed, TenantPolicy},
+        catalogue::{Changed, TenantPolicy, TenantSearch},
         versions,
     },
 };
@@ -44,6 +44,7 @@ macro_rules! cases {
             a_tenant_on_a_missing_plan_is_not_made,
             a_deleted_tenant_is_hidden_and_its_slug_stays_taken,
             tenants_are_listed_by_slug_page_by_page,
+            tenants_are_found_by_a_part_of_their_name_by_plan_and_by_status,
             a_tenant_has_one_subscription_which_is_replaced,
             an_override_is_replaced_whole_and_removed,
             a_change_of_what_has_changed_since_is_refused_and_changes_nothing,
@@ -376,6 +377,52 @@ pub(crate) async fn tenants_are_listed_by_slug_page_by_page(store: &SharedStore)
     assert_eq!(first, [a, b]);
     let rest = store.list_tenants(Some(&last), 2).await.unwrap();
     assert_eq!(rest, [c]);
+}
+
+pub(crate) async fn tenants_are_found_by_a_part_of_their_name_by_plan_and_by_status(
+    store: &SharedStore,
+) {
+    let plan = stored_plan(store, "starter").await;
+    for (slug, name) in [
+        ("acme", "Acme, Inc."),
+        ("b-100%", "b"),
+        ("zeta", "Big ACME"),
+    ] {
+        let slug = slug.replace('%', "x");
+        let on_plan = (slug != "acme").then(|| subscription(&plan.code));
+        let made = Tenant {
+            name: name.parse().unwrap(),
+            subscription: on_plan,
+            ..tenant(&slug)
+        };
+        store.create_tenant(&made, &ada()).await.unwrap();
+    }
+    let found = async |text: Option<&str>, plan: Option<&str>, status, after: Option<&str>| {
+        let search = TenantSearch {
+            text: text.map(str::to_owned),
+            plan: plan.map(|code| code.parse().unwrap()),
+            status,
+        };
+        let after = after.map(|slug| slug.parse().unwrap());
+        let found = store.search_tenants(&search, after.as_ref(), 2).await;
+        let slugs = found.unwrap().into_iter().map(|it| it.slug.to_string());
+        slugs.collect::<Vec<_>>()
+    };
+    let past_due = Some(SubscriptionStatus::PastDue);
+    assert_eq!(found(None, None, None, None).await, ["acme", "b-100x"]);
+    assert_eq!(found(None, None, None, Some("b-100x")).await, ["zeta"]);
+    assert_eq!(
+        found(Some("aCmE"), None, None, None).await,
+        ["acme", "zeta"]
+    );
+    assert_eq!(found(Some("%"), None, None, None).await, [""; 0]);
+    assert_eq!(
+        found(Some("acme"), Some("starter"), past_due, None).await,
+        ["zeta"]
+    );
+    let active = Some(SubscriptionStatus::Active);
+    assert_eq!(found(None, None, active, None).await, [""; 0]);
+    assert_eq!(found(None, Some("pro"), None, None).await, [""; 0]);
 }
 
 pub(crate) async fn a_tenant_has_one_subscription_which_is_replaced(store: &SharedStore) {

@@ -13,6 +13,7 @@ pub(crate) mod conversations;
 pub(crate) mod keys;
 pub(crate) mod reservations;
 pub(crate) mod sessions;
+pub(crate) mod trends;
 pub(crate) mod usage;
 
 use uuid::Uuid;
@@ -48,6 +49,7 @@ macro_rules! run_all {
         $crate::store::contract::keys::cases!($open);
         $crate::store::contract::reservations::cases!($open);
         $crate::store::contract::sessions::cases!($open);
+        $crate::store::contract::trends::cases!($open);
         $crate::store::contract::usage::cases!($open);
     };
 }

@@ -26,7 +26,7 @@ use crate::{
     },
     store::{
         StoreResult, audited,
-        catalogue::{CatalogueStore, Changed, Changes, TenantPolicy},
+        catalogue::{CatalogueStore, Changed, Changes, TenantPolicy, TenantSearch},
     },
 };
 
@@ -101,6 +101,19 @@ impl CatalogueStore for SqliteStore {
         let after = after.cloned();
         self.read("catalogue.list_tenants", move |tx| {
             tenants::list(tx, after.as_ref(), limit)
+        })
+        .await
+    }
+
+    async fn search_tenants(
+        &self,
+        search: &TenantSearch,
+        after: Option<&Slug>,
+        limit: usize,
+    ) -> StoreResult<Vec<Tenant>> {
+        let (search, after) = (search.clone(), after.cloned());
+        self.read("catalogue.search_tenants", move |tx| {
+            tenants::search(tx, &search, after.as_ref(), limit)
         })
         .await
     }

@@ -41,7 +41,31 @@ pub(super) fn rollups(tx: &Transaction<'_>) -> Result<Vec<String>, Failed> {
         }
         last = blob(tenant.uuid()).to_vec();
     }
+    lines.extend(trends(tx)?);
     Ok(lines)
+}
+
+/// Differences between the sums of all tenants and their rollups.
+fn trends(tx: &Transaction<'_>) -> Result<Vec<String>, Failed> {
+    rows::list(
+        tx,
+        "usage_trends",
+        "SELECT feature_key, hour, sum(rollup) AS rollup, sum(trend) AS trend FROM (
+             SELECT feature_key, hour, total(quantity) AS rollup, 0.0 AS trend FROM usage_rollups WHERE dimension = 'all'
+             GROUP BY feature_key, hour
+             UNION ALL
+             SELECT feature_key, hour, 0.0, quantity FROM usage_trends
+         ) GROUP BY feature_key, hour HAVING sum(rollup) <> sum(trend) LIMIT ?1",
+        [rows::limit(MOST_LINES)],
+        |cells| {
+            let feature: String = cells.get("feature_key")?;
+            let (rollups, trend): (f64, f64) = (cells.get("rollup")?, cells.get("trend")?);
+            let hour = cells.time("hour")?;
+            Ok(format!(
+                "{feature}, hour {hour}: all tenants {trend}, their rollups {rollups}"
+            ))
+        },
+    )
 }
 
 /// The first tenant after `last` that has rollups or events.

@@ -19,6 +19,7 @@ mod sessions;
 mod sums;
 mod tenant_sums;
 mod tenants;
+mod trends;
 mod usage;
 
 use std::{path::Path, sync::Arc};

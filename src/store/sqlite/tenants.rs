@@ -14,12 +14,12 @@ use crate::{
         feature::FeatureKey,
         ids::TenantId,
         limit::{Limit, Override},
-        names::{DisplayName, Slug},
-        subscription::{Period, Subscription},
+        names::{DisplayName, PlanCode, Slug},
+        subscription::{Period, Subscription, SubscriptionStatus},
         tenant::{Tenant, TenantRef},
         time::Timestamp,
     },
-    store::{audited, versions},
+    store::{audited, catalogue::TenantSearch, versions},
 };
 
 /// A tenant beside its subscription, whose columns are null if it has none.
@@ -78,6 +78,37 @@ pub(super) fn list(
         "tenants",
         &format!("{SELECT} AND tenants.slug > ?1 ORDER BY tenants.slug LIMIT ?2"),
         params![after.map_or("", Slug::as_str), rows::limit(limit)],
+        read_tenant,
+    )?;
+    tenants
+        .into_iter()
+        .map(|tenant| with_overrides(tx, tenant))
+        .collect()
+}
+
+/// Looks at every tenant after `after` until enough are found: text in the middle of names has no index.
+pub(super) fn search(
+    tx: &Transaction<'_>,
+    search: &TenantSearch,
+    after: Option<&Slug>,
+    limit: usize,
+) -> Result<Vec<Tenant>, Failed> {
+    let tenants = rows::list(
+        tx,
+        "tenants",
+        &format!(
+            "{SELECT} AND tenants.slug > ?1
+               AND (?2 IS NULL OR instr(lower(slug), lower(?2)) > 0 OR instr(lower(name), lower(?2)) > 0)
+               AND (?3 IS NULL OR plan_code = ?3) AND (?4 IS NULL OR status = ?4)
+             ORDER BY tenants.slug LIMIT ?5"
+        ),
+        params![
+            after.map_or("", Slug::as_str),
+            search.text,
+            search.plan.as_ref().map(PlanCode::as_str),
+            search.status.map(SubscriptionStatus::as_str),
+            rows::limit(limit)
+        ],
         read_tenant,
     )?;
     tenants

@@ -493,6 +493,7 @@ async fn a_rollup_that_differs_from_its_events_is_named() {
                 "{acme}, messages, user \"bob\", hour 2026-01-01T00:00:00Z: rollup 5, events 3"
             ),
             format!("{acme}, seats, hour 2026-01-01T00:00:00Z: rollup 0, events 6"),
+            "seats, hour 2026-01-01T00:00:00Z: all tenants 6, their rollups 0".to_owned(),
         ]
     );
 }

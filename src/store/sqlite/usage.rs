@@ -225,6 +225,11 @@ const ADD_TO_ROLLUP: &str = "
     ON CONFLICT (tenant_id, feature_key, dimension, value, hour)
     DO UPDATE SET quantity = min(max(quantity + excluded.quantity, ?7), ?8)";
 
+/// As [`ADD_TO_ROLLUP`], of all tenants; bounds are ?4 and ?5.
+const ADD_TO_TREND: &str = "
+    INSERT INTO usage_trends (feature_key, hour, quantity) VALUES (?1, ?2, ?3)
+    ON CONFLICT (feature_key, hour) DO UPDATE SET quantity = min(max(quantity + excluded.quantity, ?4), ?5)";
+
 fn record(
     tx: &Transaction<'_>,
     events: &[UsageEvent],
@@ -263,6 +268,16 @@ fn record(
         if event.source == Source::Reservation {
             reservations::note_recorded(tx, event.event_id)?;
         }
+    }
+    let mut add = tx.prepare_cached(ADD_TO_TREND)?;
+    for ((feature, hour), quantity) in rollups.of_all_tenants() {
+        add.execute(params![
+            feature.as_str(),
+            hour,
+            quantity,
+            -ROLLUP_MAX,
+            ROLLUP_MAX
+        ])?;
     }
     let mut add = tx.prepare_cached(ADD_TO_ROLLUP)?;
     for (key, quantity) in rollups.into_sorted() {
