@@ -1,6 +1,7 @@
 //! tollgate stands between an application and its language model: it meters what each tenant uses, checks the
 //! tenant's plan *before* the model runs, and writes the usage down before the answer leaves.
 
+pub mod admin;
 pub mod answers;
 pub mod app;
 pub mod backup;

@@ -53,6 +53,18 @@ pub fn is_behind_tls(headers: &HeaderMap) -> bool {
         || text(ORIGIN).is_some_and(|origin| origin.starts_with("https://"))
 }
 
+/// Where the browser reaches this server, such as `https://gate.example`.
+#[must_use]
+pub fn base(headers: &HeaderMap) -> String {
+    let scheme = if is_behind_tls(headers) {
+        "https"
+    } else {
+        "http"
+    };
+    let host = headers.get(HOST).and_then(|value| value.to_str().ok());
+    format!("{scheme}://{}", host.unwrap_or("127.0.0.1:8080"))
+}
+
 /// As the browser calls itself; `""` if it does not.
 #[must_use]
 pub fn user_agent(headers: &HeaderMap) -> String {

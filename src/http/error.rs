@@ -383,7 +383,7 @@ impl ApiError {
     }
 
     /// Says once, where it is handled, what the client is not told.
-    fn log(&self, request_id: &RequestId) {
+    pub(crate) fn log(&self, request_id: &RequestId) {
         match self {
             Self::StoreUnavailable { detail } => tracing::error!(
                 code = self.code(),
@@ -460,10 +460,15 @@ pub struct RenderContext<'a> {
     pub request_id: &'a RequestId,
 }
 
+/// Takes the failure out of an answer that is one, for who writes its body in another way than [`render`].
+pub(crate) fn take(response: &mut Response) -> Option<Arc<ApiError>> {
+    response.extensions_mut().remove::<Arc<ApiError>>()
+}
+
 /// Writes the body of an answer that is an [`ApiError`]; leaves all others as they are.
 #[must_use]
 pub fn render(mut response: Response, context: RenderContext<'_>) -> Response {
-    let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() else {
+    let Some(error) = take(&mut response) else {
         return response;
     };
     error.log(context.request_id);

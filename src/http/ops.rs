@@ -1,4 +1,4 @@
-//! What operators and their machines ask: does it live, would it take a chat, what does it count; and the first page.
+//! What operators and their machines ask: does it live, would it take a chat, what does it count.
 
 use std::{
     future::{Ready, ready},
@@ -12,11 +12,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{
-    HeaderMap, HeaderName, HeaderValue, StatusCode,
-    header::{
-        CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
-        X_CONTENT_TYPE_OPTIONS,
-    },
+    HeaderMap, HeaderValue, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE},
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
@@ -209,40 +206,6 @@ fn is_equal(given: &str, wanted: &SecretString) -> bool {
         .into()
 }
 
-/// `GET /admin`.
-#[utoipa::path(
-    get, path = "/admin", tag = "operation",
-    responses((status = 200, description = "The page for people", body = String, content_type = "text/html")),
-)]
-pub fn admin() -> Ready<Response> {
-    let page = include_str!("../../assets/admin/static/index.html");
-    ready(page_of("text/html; charset=utf-8", page))
-}
-
-/// `GET /admin/static/tollgate.css`, the page's style sheet.
-#[utoipa::path(
-    get, path = "/admin/static/tollgate.css", tag = "operation",
-    responses((status = 200, description = "The page's style sheet", body = String, content_type = "text/css")),
-)]
-pub fn admin_style() -> Ready<Response> {
-    let style = include_str!("../../assets/admin/static/tollgate.css");
-    ready(page_of("text/css; charset=utf-8", style))
-}
-
-fn page_of(content_type: &'static str, text: &'static str) -> Response {
-    // Nothing is loaded from elsewhere, nothing runs, nobody frames it (interface.md §12).
-    const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; \
-                          frame-ancestors 'none'";
-    let headers: [(HeaderName, HeaderValue); 5] = [
-        (CONTENT_TYPE, HeaderValue::from_static(content_type)),
-        (CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
-        (CACHE_CONTROL, NO_STORE),
-        (REFERRER_POLICY, HeaderValue::from_static("same-origin")),
-        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    ];
-    (headers, text).into_response()
-}
-
 #[cfg(test)]
 mod tests {
     use axum::{
@@ -303,8 +266,6 @@ mod tests {
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
-            .route("/admin", get(admin))
-            .route("/admin/static/tollgate.css", get(admin_style))
             .with_state(ops);
         let mut request = Request::builder().uri(path);
         if let Some(bearer) = bearer {
@@ -395,27 +356,5 @@ mod tests {
             response.headers()[CONTENT_TYPE],
             "text/plain; version=0.0.4; charset=utf-8"
         );
-    }
-
-    #[tokio::test]
-    async fn the_page_loads_nothing_from_elsewhere_and_runs_nothing() {
-        let response = ask(all_ready(), None, "/admin", None).await;
-        let policy = response.headers()[CONTENT_SECURITY_POLICY]
-            .to_str()
-            .unwrap()
-            .to_owned();
-        assert!(policy.starts_with("default-src 'none'"), "{policy}");
-        assert!(!policy.contains("unsafe"), "{policy}");
-        assert_eq!(response.headers()[CACHE_CONTROL], "no-store");
-        assert_eq!(response.headers()[REFERRER_POLICY], "same-origin");
-        let page = text(response).await;
-        for never in [
-            "<script", "<style", "style=", "http://", "https://", "onclick",
-        ] {
-            assert!(!page.contains(never), "{never}");
-        }
-        let style = ask(all_ready(), None, "/admin/static/tollgate.css", None).await;
-        assert!(page.contains("/admin/static/tollgate.css"));
-        assert!(!text(style).await.contains("@import"));
     }
 }

@@ -25,7 +25,8 @@ pub fn build(app: &App) -> Router {
         in_flight: InFlight::at_most(app.config.max_in_flight),
     };
     let admin = admin::routes().layer(from_fn_with_state(app.clone(), admin::then_refresh));
-    let (router, _) = listed(admin).split_for_parts();
+    let pages = crate::admin::routes().layer(from_fn_with_state(app.clone(), crate::admin::finish));
+    let (router, _) = listed(admin, pages).split_for_parts();
     router
         .fallback(error::no_route)
         .method_not_allowed_fallback(error::method_not_allowed)
@@ -33,9 +34,10 @@ pub fn build(app: &App) -> Router {
         .layer(from_fn_with_state(Arc::new(surroundings), surround))
 }
 
-/// All routes around those of administration.
-fn listed(admin: OpenApiRouter<App>) -> OpenApiRouter<App> {
+/// All routes around those of administration, by API and by page.
+fn listed(admin: OpenApiRouter<App>, pages: OpenApiRouter<App>) -> OpenApiRouter<App> {
     OpenApiRouter::default()
+        .merge(pages)
         .nest("/api/v1/admin", admin)
         .routes(routes!(chat::create))
         .routes(routes!(chat::stream))
@@ -53,14 +55,12 @@ fn listed(admin: OpenApiRouter<App>) -> OpenApiRouter<App> {
         .routes(routes!(ops::readyz))
         .routes(routes!(ops::metrics))
         .routes(routes!(openapi::show))
-        .routes(routes!(ops::admin))
-        .routes(routes!(ops::admin_style))
 }
 
 /// What `/openapi.json` says.
 #[must_use]
 pub fn description() -> utoipa::openapi::OpenApi {
-    openapi::complete(listed(admin::routes()).into_openapi())
+    openapi::complete(listed(admin::routes(), crate::admin::routes()).into_openapi())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
     reason = "helpers of tests fail the test; tests spawn tasks of their own, and read samples"
 )]
 
+mod admin;
 mod bench;
 mod cli;
 mod formats;

@@ -9,7 +9,7 @@ use utoipa::openapi::{
 use super::errors::answer;
 
 /// Named parts of paths: name, what it is, an example.
-const PATH_PARAMETERS: [(&str, &str, &str); 6] = [
+const PATH_PARAMETERS: [(&str, &str, &str); 5] = [
     ("code", "A plan's code", "starter"),
     ("key", "A feature's key", "messages"),
     ("t", "A tenant's slug or id", "acme"),
@@ -23,7 +23,6 @@ const PATH_PARAMETERS: [(&str, &str, &str); 6] = [
         "An end user's id, as the application gave it",
         "u-17",
     ),
-    ("file", "A file's name", "tollgate.css"),
 ];
 
 pub(super) fn add_to_all(document: &mut OpenApi) {

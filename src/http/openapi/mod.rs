@@ -70,7 +70,8 @@ impl Modify for Security {
                 "administrator",
                 bearer(
                     "An administrator's token, `tga_…`. An operation names the least role: `viewer` reads, \
-                     `operator` changes plans, tenants, keys and grants, `owner` also administrators.",
+                     `operator` changes plans, tenants, keys and grants, `owner` also administrators. The cookie of \
+                     the page's session stands for it; changes are then taken from the page itself alone.",
                 ),
             )
             .security_scheme(

@@ -1,0 +1,320 @@
+//! The first page: what the gate did, who is near a limit, how its parts do, and what needs a person.
+
+use askama::Template;
+use axum::{extract::State, response::Response};
+
+use super::{
+    assets,
+    chart::{Bar, Chart, Level},
+    form::Form,
+    format::{self, amount, percent},
+    start::{self, Start},
+    view::{self, PageResult, View},
+};
+use crate::{
+    app::App,
+    config::Guardrails,
+    domain::{feature::FeatureKey, quantity::Quantity, time::Timestamp},
+    http::{
+        error::ApiResult,
+        ops::{Ops as _, Part, PartStatus},
+    },
+    services::{
+        doctor,
+        overview::{Figures, Near, Picture, Sums},
+        usage_view::{UsageItem, UsageStatus},
+    },
+};
+
+/// How many tenants near a limit the page shows.
+const SHOWN: usize = 8;
+
+#[derive(Template)]
+#[template(path = "overview.html")]
+struct OverviewPage<'a> {
+    view: &'a View,
+    figures: Vec<Stretch>,
+    chart: Chart,
+    has_refusals: bool,
+    picture: &'a Picture,
+    near: Vec<NearRow>,
+    parts: Vec<PartRow>,
+    needs: Vec<Need>,
+    journal_pending: u64,
+    in_flight: u64,
+}
+
+/// Figures of a stretch of time, against those of the one before.
+struct Stretch {
+    name: &'static str,
+    before: &'static str,
+    rows: Vec<Figure>,
+}
+
+struct Figure {
+    name: &'static str,
+    value: String,
+    before: String,
+    change: Option<String>,
+}
+
+/// A tenant near its limit, as a row.
+pub(super) struct NearRow {
+    pub(super) slug: String,
+    pub(super) name: String,
+    pub(super) feature: String,
+    pub(super) window: &'static str,
+    pub(super) used: String,
+    pub(super) limit: String,
+    pub(super) percent: String,
+    pub(super) status: UsageStatus,
+    pub(super) level: Level,
+    pub(super) resets_at: Option<Timestamp>,
+}
+
+struct PartRow {
+    name: &'static str,
+    part: Part,
+}
+
+impl PartRow {
+    fn word(&self) -> (&'static str, &'static str) {
+        match self.part.status {
+            PartStatus::Ok => ("good", "works"),
+            PartStatus::Degraded => ("warn", "degraded"),
+            PartStatus::Down => ("bad", "down"),
+        }
+    }
+}
+
+/// Something that somebody should look at.
+struct Need {
+    text: String,
+    /// Where; `""`: nowhere on the page.
+    href: String,
+}
+
+/// `GET /admin`: the overview, the first steps, or signing in.
+#[utoipa::path(
+    get, path = "/admin", tag = "operation",
+    responses((status = 200, description = "The page for people; without a session, to sign in", body = String, content_type = "text/html")),
+)]
+pub(super) async fn show(State(app): State<App>, view: View) -> PageResult {
+    match start::step(&app, &view).await? {
+        Start::Over => overview(&app, &view).await,
+        step => start::show(&app, &view, step, None).await,
+    }
+}
+
+/// `POST /admin/start`: a first step.
+pub(super) async fn change(
+    State(app): State<App>,
+    view: Result<View, Response>,
+    form: Form,
+) -> PageResult {
+    match view {
+        Ok(view) => start::take(&app, &view, &form).await,
+        Err(sign_in) => Ok(sign_in),
+    }
+}
+
+async fn overview(app: &App, view: &View) -> PageResult {
+    let (figures, picture) = (
+        app.overview.figures().await?,
+        app.overview.picture(&app.tasks).await?,
+    );
+    let readiness = app.readiness().await;
+    let parts = readiness.parts;
+    let parts = [
+        ("Journal", parts.journal),
+        ("Store", parts.store),
+        ("Ledger", parts.ledger),
+        ("Upstream", parts.provider),
+    ];
+    let page = OverviewPage {
+        view,
+        has_refusals: figures.hours.iter().any(|hour| hour.refused > 0),
+        chart: chart(&figures),
+        figures: vec![
+            stretch(
+                "Today",
+                "yesterday by this hour",
+                &figures.today,
+                &figures.yesterday,
+            ),
+            stretch(
+                "This month",
+                "last month by this day",
+                &figures.month,
+                &figures.last_month,
+            ),
+        ],
+        near: near(app, &picture, SHOWN).await?,
+        picture: &picture,
+        parts: parts.map(|(name, part)| PartRow { name, part }).into(),
+        needs: needs(app).await?,
+        journal_pending: app.recorder.journal().pending(),
+        in_flight: app.recorder.ledger().in_flight().held,
+    };
+    view::show(&page)
+}
+
+fn stretch(name: &'static str, before: &'static str, now: &Sums, then: &Sums) -> Stretch {
+    let figure = |name, unit, now: Quantity, then: Quantity| Figure {
+        name,
+        value: amount(now, unit).to_string(),
+        before: amount(then, unit).to_string(),
+        change: format::change(now, then),
+    };
+    let counted = |count: u64| Quantity::new(i64::try_from(count).unwrap_or(i64::MAX));
+    let cost = FeatureKey::Cost;
+    Stretch {
+        name,
+        before,
+        rows: vec![
+            figure(
+                "Requests",
+                "requests",
+                now.of(&FeatureKey::Messages),
+                then.of(&FeatureKey::Messages),
+            ),
+            figure("Tokens", "tokens", now.tokens(), then.tokens()),
+            figure("Cost", cost.default_unit(), now.of(&cost), then.of(&cost)),
+            figure(
+                "Refused",
+                "requests",
+                counted(now.decisions.hard_limit),
+                counted(then.decisions.hard_limit),
+            ),
+            figure(
+                "Warned",
+                "requests",
+                counted(now.decisions.soft_limit),
+                counted(then.decisions.soft_limit),
+            ),
+        ],
+    }
+}
+
+fn chart(figures: &Figures) -> Chart {
+    let positive = |quantity: Quantity| u64::try_from(quantity.get()).unwrap_or(0);
+    let bars = figures.hours.iter().map(|hour| Bar {
+        title: format!(
+            "{}: {} requests, {} refused",
+            format::exact_time(hour.hour),
+            format::grouped(hour.messages.get()),
+            hour.refused
+        ),
+        value: positive(hour.messages),
+        on_top: hour.refused,
+    });
+    let messages: Quantity = figures.hours.iter().map(|hour| hour.messages).sum();
+    let label = format!(
+        "Requests by hour in the last 48 hours: {} in all",
+        format::grouped(messages.get())
+    );
+    Chart::new(
+        label,
+        bars.collect(),
+        ("48 hours ago".to_owned(), "now".to_owned()),
+        |top| {
+            format!(
+                "{} an hour",
+                amount(
+                    Quantity::new(i64::try_from(top).unwrap_or(i64::MAX)),
+                    "requests"
+                )
+                .short()
+            )
+        },
+    )
+}
+
+/// The nearest of the picture, as they stand now.
+async fn near(app: &App, picture: &Picture, most: usize) -> ApiResult<Vec<NearRow>> {
+    let mut rows = Vec::new();
+    for near in picture.near.iter().take(most) {
+        let near_enough = near.standing.status != UsageStatus::Ok;
+        if near_enough && let Some(row) = live(app, near).await? {
+            rows.push(row);
+        }
+    }
+    rows.sort_by_key(|(hundredths, _)| std::cmp::Reverse(*hundredths));
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
+}
+
+/// The tenant's nearest limit by the ledger; `None` if the tenant is gone.
+async fn live(app: &App, near: &Near) -> ApiResult<Option<(i64, NearRow)>> {
+    let tenant = crate::domain::tenant::TenantRef::Slug(near.slug.clone());
+    let current = match app.reports.current_of(&tenant).await {
+        Ok(current) => current,
+        Err(crate::services::reports::ReportError::NoTenant(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let items = current
+        .states
+        .iter()
+        .map(|state| UsageItem::of(state, crate::services::usage_view::DEFAULT_WARN_PERCENT));
+    let nearest = items
+        .filter_map(|item| Some((item.percent?.0, item)))
+        .max_by_key(|(hundredths, _)| *hundredths);
+    let Some((hundredths, item)) = nearest else {
+        return Ok(None);
+    };
+    let plan = current.policy.plan.as_deref();
+    let feature = item.feature;
+    let name = plan
+        .and_then(|plan| plan.feature(&feature.feature_key))
+        .map_or_else(
+            || feature.feature_key.default_display_name(),
+            |it| it.display_name.to_string(),
+        );
+    let whole = feature.hard_limit.or(feature.soft_limit);
+    let row = NearRow {
+        slug: near.slug.to_string(),
+        name: current.policy.tenant.name.to_string(),
+        feature: name,
+        window: feature.window.as_str(),
+        used: amount(feature.used, &feature.unit).to_string(),
+        limit: amount(whole.unwrap_or(Quantity::ZERO), &feature.unit).to_string(),
+        percent: percent(item.percent),
+        status: item.status,
+        level: Level::of(
+            feature.used.get(),
+            item.reserved.get(),
+            feature.soft_limit.map(Quantity::get),
+            whole.map(Quantity::get),
+        ),
+        resets_at: item.resets_at,
+    };
+    Ok(Some((hundredths, row)))
+}
+
+async fn needs(app: &App) -> ApiResult<Vec<Need>> {
+    let mut needs = Vec::new();
+    if app.config.guardrails != Guardrails::On {
+        needs.push(Need {
+            text: "Guardrails are off: nothing is metered and no limit holds. Set ENABLE_USAGE_GUARDRAILS=true and start again.".to_owned(),
+            href: String::new(),
+        });
+    }
+    for (plan, found) in doctor::untouchable_limits(&app.store, &app.config).await? {
+        needs.push(Need {
+            text: format!(
+                "No request can touch a limit of plan {plan}, {}: {}.",
+                found.feature, found.why
+            ),
+            href: format!("/admin/plans/{plan}"),
+        });
+    }
+    let drift = app.metrics.drift();
+    if drift > 0 {
+        needs.push(Need {
+            text: format!(
+                "Live totals and the store's differ by {drift} in all. `tollgate doctor` says where."
+            ),
+            href: String::new(),
+        });
+    }
+    Ok(needs)
+}
