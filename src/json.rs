@@ -1,6 +1,6 @@
 //! Strict looks at JSON that somebody else wrote: borrowed, one level deep, and never read two ways.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
@@ -16,14 +16,29 @@ const DEEPEST: usize = 128;
 #[error("{0}")]
 pub struct Unreadable(String);
 
-/// A member of an object: its key, and its value as it stands.
-pub type Member<'a> = (Cow<'a, str>, &'a RawValue);
+/// A member of an object: its key, and its value, as it stands unless said otherwise.
+pub type Member<'a, V = &'a RawValue> = (Cow<'a, str>, V);
 
 /// An object read one level deep.
-pub struct Object<'a> {
+pub struct Object<'a, V = &'a RawValue> {
     pub text: &'a str,
     /// In the order they stand in; no key twice.
-    pub members: Vec<Member<'a>>,
+    pub members: Vec<Member<'a, V>>,
+}
+
+/// What the value of a member is read as. One that is looked into at once is not gone through twice.
+pub trait ReadValue<'a>: Sized {
+    /// Reads the value of the member `key`, whatever it is.
+    ///
+    /// # Errors
+    /// Those of `map`, for what is not JSON.
+    fn read<A: MapAccess<'a>>(key: &str, map: &mut A) -> Result<Self, A::Error>;
+}
+
+impl<'a> ReadValue<'a> for &'a RawValue {
+    fn read<A: MapAccess<'a>>(_: &str, map: &mut A) -> Result<Self, A::Error> {
+        map.next_value()
+    }
 }
 
 /// Reads the members of a whole body.
@@ -32,6 +47,14 @@ pub struct Object<'a> {
 /// [`Unreadable`] for what is not UTF-8, not JSON, not an object, nested too deep, or has a key twice: of a repeated
 /// key two parsers would read two values, and a limit could be passed by it.
 pub fn read_object(body: &[u8]) -> Result<Object<'_>, Unreadable> {
+    read_object_as(body)
+}
+
+/// As [`read_object`], with values read as `V`.
+///
+/// # Errors
+/// As [`read_object`].
+pub fn read_object_as<'a, V: ReadValue<'a>>(body: &'a [u8]) -> Result<Object<'a, V>, Unreadable> {
     let text = std::str::from_utf8(body).map_err(|error| {
         Unreadable(format!(
             "the body is not UTF-8: byte {} is wrong",
@@ -39,7 +62,8 @@ pub fn read_object(body: &[u8]) -> Result<Object<'_>, Unreadable> {
         ))
     })?;
     check_depth(body)?;
-    let members = members(text).map_err(|error| Unreadable(unreadable(&error)))?;
+    let read = serde_json::from_str::<Fields<V>>(text);
+    let Fields(members) = read.map_err(|error| Unreadable(unreadable(&error)))?;
     Ok(Object { text, members })
 }
 
@@ -98,31 +122,32 @@ fn unreadable(error: &serde_json::Error) -> String {
 const REPEATED: &str = "repeated key ";
 
 /// The members of an object, in order; a repeated key is an error.
-struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+struct Fields<'a, V = &'a RawValue>(Vec<Member<'a, V>>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+impl<'de: 'a, 'a, V: ReadValue<'de>> Deserialize<'de> for Fields<'a, V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FieldsVisitor;
-        impl<'de> Visitor<'de> for FieldsVisitor {
-            type Value = Fields<'de>;
+        struct FieldsVisitor<V>(PhantomData<V>);
+        impl<'de, V: ReadValue<'de>> Visitor<'de> for FieldsVisitor<V> {
+            type Value = Fields<'de, V>;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("an object")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut fields: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::with_capacity(16);
+                let mut fields: Vec<Member<'de, V>> = Vec::with_capacity(16);
                 while let Some(Key(key)) = map.next_key()? {
                     if fields.iter().any(|(known, _)| *known == key) {
                         let key: String = key.chars().take(64).collect();
                         return Err(serde::de::Error::custom(format_args!("{REPEATED}{key:?}")));
                     }
-                    fields.push((key, map.next_value()?));
+                    let value = V::read(&key, &mut map)?;
+                    fields.push((key, value));
                 }
                 Ok(Fields(fields))
             }
         }
-        deserializer.deserialize_map(FieldsVisitor)
+        deserializer.deserialize_map(FieldsVisitor(PhantomData))
     }
 }
 

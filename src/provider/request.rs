@@ -7,10 +7,10 @@ mod content;
 use std::{borrow::Cow, ops::Range};
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, de::MapAccess};
 use serde_json::value::RawValue;
 
-use self::content::{ContentLook, UNREADABLE, for_each_text};
+use self::content::{ContentLook, KnownContent, UNREADABLE, for_each_text};
 use super::Endpoint;
 use crate::{domain::quantity::Quantity, json};
 
@@ -74,6 +74,37 @@ pub struct RequestLook {
     body: Bytes,
 }
 
+/// A member of the body. Messages are most of it, and looked into as they are come across.
+enum MemberLook<'a> {
+    Messages(ContentLook),
+    Raw(&'a RawValue),
+}
+
+impl<'a> json::ReadValue<'a> for MemberLook<'a> {
+    fn read<A: MapAccess<'a>>(key: &str, map: &mut A) -> Result<Self, A::Error> {
+        if key == "messages" {
+            let KnownContent(look) = map.next_value()?;
+            return Ok(Self::Messages(look));
+        }
+        map.next_value().map(Self::Raw)
+    }
+}
+
+/// The members of a body.
+fn read_members(body: &[u8]) -> Result<json::Object<'_, MemberLook<'_>>, json::Unreadable> {
+    json::read_object_as(body).or_else(|_| {
+        // Messages of a shape that is not known, if it is JSON at all.
+        let json::Object { text, members } = json::read_object(body)?;
+        let members = members
+            .into_iter()
+            .map(|(key, value)| (key, MemberLook::Raw(value)));
+        Ok(json::Object {
+            text,
+            members: members.collect(),
+        })
+    })
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Splice {
     span: Range<usize>,
@@ -84,8 +115,7 @@ impl RequestLook {
     /// # Errors
     /// [`BadRequest`], naming the field, what was found and what is accepted.
     pub fn read(endpoint: Endpoint, body: Bytes) -> Result<Self, BadRequest> {
-        let fields = json::read_object(&body)?;
-        let text = fields.text;
+        let json::Object { text, members } = read_members(&body)?;
         let mut look = Self {
             endpoint,
             model: None,
@@ -103,8 +133,16 @@ impl RequestLook {
         };
         let mut has_stream_options = false;
         let mut safety_identifier = None;
-        for (key, value) in &fields.members {
+        for (key, value) in members {
+            let value = match value {
+                MemberLook::Messages(messages) => {
+                    look.note_content(&messages);
+                    continue;
+                }
+                MemberLook::Raw(value) => value,
+            };
             match key.as_ref() {
+                "messages" | "input" => look.read_content(value),
                 "model" => look.model = read_model(value)?,
                 "user" => look.user = read_user("user", value)?,
                 "safety_identifier" => safety_identifier = read_user("safety_identifier", value)?,
@@ -116,7 +154,6 @@ impl RequestLook {
                     });
                 }
                 "n" if endpoint == Endpoint::ChatCompletions => look.answers = read_answers(value)?,
-                "messages" | "input" => look.read_content(value),
                 "previous_response_id"
                 | "conversation"
                 | "prompt"
@@ -124,7 +161,7 @@ impl RequestLook {
                 | "context_management"
                     if value.get() != "null" =>
                 {
-                    look.open_input = look.open_input.or(Some(open_field(key)));
+                    look.open_input = look.open_input.or(Some(open_field(&key)));
                 }
                 "tools" => look.read_tools(value),
                 "stream_options" if endpoint == Endpoint::ChatCompletions => {
@@ -288,10 +325,13 @@ impl RequestLook {
     }
 
     fn read_content(&mut self, value: &RawValue) {
-        let Ok(content) = serde_json::from_str::<ContentLook>(value.get()) else {
-            self.open_input = self.open_input.or(UNREADABLE);
-            return;
-        };
+        match serde_json::from_str::<ContentLook>(value.get()) {
+            Ok(content) => self.note_content(&content),
+            Err(_) => self.open_input = self.open_input.or(UNREADABLE),
+        }
+    }
+
+    fn note_content(&mut self, content: &ContentLook) {
         self.messages = content.messages.max(1);
         self.images = content.images;
         self.image_bytes = content.image_bytes;

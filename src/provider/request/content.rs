@@ -53,6 +53,33 @@ impl<'de> Deserialize<'de> for ContentLook {
     }
 }
 
+/// As [`ContentLook`], of a list of messages that are all of a known shape: gone through once, without a look ahead at
+/// each message.
+pub(super) struct KnownContent(pub(super) ContentLook);
+
+impl<'de> Deserialize<'de> for KnownContent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MessagesVisitor;
+        impl<'de> Visitor<'de> for MessagesVisitor {
+            type Value = KnownContent;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a list of messages")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut look = ContentLook::default();
+                while let Some(item) = items.next_element::<Item>()? {
+                    look.messages += 1;
+                    look.read_item(&item);
+                }
+                Ok(KnownContent(look))
+            }
+        }
+        deserializer.deserialize_seq(MessagesVisitor)
+    }
+}
+
 /// A message, or an item of a response's input.
 #[derive(Deserialize)]
 struct Item<'a> {

@@ -238,6 +238,14 @@ fn content_that_is_not_in_the_body_opens_the_prompt() {
             true,
         ),
         (chat, r#"{"web_search_options":{}}"#, true),
+        (chat, r#"{"messages":[7]}"#, true),
+        (chat, r#"{"messages":null}"#, true),
+        (chat, r#"{"messages":"hi"}"#, false),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":"hi","content":"ho"}]}"#,
+            true,
+        ),
         (
             chat,
             r#"{"messages":[{"content":[{"type":"text","type":"file"}]}]}"#,
