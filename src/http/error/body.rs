@@ -11,6 +11,9 @@ use crate::domain::{
     window::WindowKind,
 };
 
+/// Room for a refusal by one limit, so that writing it does not move it again and again.
+const USUAL_BYTES: usize = 1_536;
+
 #[derive(Serialize)]
 struct ErrorBody<'a> {
     error: ErrorObject<'a>,
@@ -104,7 +107,9 @@ pub(super) fn of(error: &ApiError, context: RenderContext<'_>) -> Vec<u8> {
             request_id: &context.request_id.0,
         },
     };
-    serde_json::to_vec(&body).expect("an error is plain strings and numbers")
+    let mut written = Vec::with_capacity(USUAL_BYTES);
+    serde_json::to_writer(&mut written, &body).expect("an error is plain strings and numbers");
+    written
 }
 
 fn details(error: &ApiError) -> Details<'_> {
