@@ -20,8 +20,9 @@ use crate::{
     telemetry::{events, metrics::Metrics},
 };
 
-/// How soon a change in the catalogue is seen: well within the second that is promised.
-const POLL_EVERY: Duration = Duration::from_millis(200);
+/// How soon a change in the catalogue is seen that did not come through this server, which sees its own at once: well
+/// within the second that is promised.
+const POLL_EVERY: Duration = Duration::from_millis(500);
 /// How soon usage leaves the journal: within the second that is promised, and in batches under load.
 const DRAIN_EVERY: Duration = Duration::from_millis(200);
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -39,6 +40,8 @@ const DRIFT_BATCH: usize = 50;
 enum Again {
     Now,
     After(Duration),
+    /// Once usage has been written down, and a moment to let more of it come together.
+    AfterUsage(Duration),
 }
 
 /// Starts all jobs; each ends when the server stops, the drain after a last attempt to move everything.
@@ -76,14 +79,20 @@ where
     let app = app.clone();
     app.tasks.clone().spawn(async move {
         while !stopping.is_cancelled() {
-            match step(app.clone()).await {
-                Again::Now => {}
-                Again::After(pause) => {
-                    tokio::select! {
-                        () = stopping.cancelled() => {}
-                        () = tokio::time::sleep(pause) => {}
+            let again = step(app.clone()).await;
+            let pause = async {
+                match again {
+                    Again::Now => {}
+                    Again::After(pause) => tokio::time::sleep(pause).await,
+                    Again::AfterUsage(pause) => {
+                        app.recorder.journal().written().await;
+                        tokio::time::sleep(pause).await;
                     }
                 }
+            };
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = pause => {}
             }
         }
     });
@@ -116,7 +125,8 @@ impl StoreHealth {
                     Progress::Moved(events) if events >= crate::services::recorder::BATCH => {
                         Again::Now
                     }
-                    Progress::Moved(_) | Progress::Idle => Again::After(DRAIN_EVERY),
+                    Progress::Moved(_) => Again::After(DRAIN_EVERY),
+                    Progress::Idle => Again::AfterUsage(DRAIN_EVERY),
                 }
             }
             Err(error) => {

@@ -235,6 +235,11 @@ impl Journal {
         self.inner.shared.progress().pending()
     }
 
+    /// Waits until events have become durable since this was last waited for. One at a time may wait.
+    pub async fn written(&self) {
+        self.inner.shared.written.notified().await;
+    }
+
     /// The oldest events not yet drained, at most `limit`, in order.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::{
 };
 
 use redb::{Database, ReadTransaction, ReadableDatabase};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::{
@@ -20,6 +21,8 @@ pub(super) struct Shared {
     database: RwLock<Option<Database>>,
     progress: Mutex<Progress>,
     availability: Mutex<Availability>,
+    /// Told of each commit of events.
+    pub(super) written: Notify,
 }
 
 /// How far the journal is written and drained.
@@ -79,6 +82,7 @@ impl Shared {
             database: RwLock::new(Some(database)),
             progress: Mutex::new(progress),
             availability: Mutex::new(Availability::Open),
+            written: Notify::new(),
         };
         Ok((shared, id))
     }

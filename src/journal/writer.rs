@@ -234,6 +234,9 @@ impl Writer {
                 seqs.push(progress.push(append.tenant));
             }
         }
+        if !seqs.is_empty() {
+            self.shared.written.notify_one();
+        }
         for (append, seq) in batch.appends.into_iter().zip(seqs) {
             // Who went away has its event written all the same.
             let _ = append.reply.send(Ok(seq));
