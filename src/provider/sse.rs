@@ -66,6 +66,12 @@ impl Splitter {
         None
     }
 
+    /// How many bytes of an event have come whose end has not.
+    #[must_use]
+    pub fn begun_bytes(&self) -> usize {
+        self.tail.len() + self.chunk.len()
+    }
+
     /// What is left when the stream has ended: an event without its closing line, mostly nothing.
     pub fn finish(&mut self) -> Option<Bytes> {
         let left = std::mem::take(&mut self.chunk);

@@ -7,8 +7,12 @@ use tiktoken_rs::{
     CoreBPE, cl100k_base_singleton, o200k_base_singleton,
     tokenizer::{Tokenizer, get_tokenizer},
 };
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::domain::{price::base_of, quantity::Quantity};
+
+/// Which encodings were read in by [`read_in`].
+static READ_IN: [OnceCell<()>; 2] = [OnceCell::const_new(), OnceCell::const_new()];
 
 /// The longest text that is tokenized in one go. See [`count`].
 const MAX_PIECE_BYTES: usize = 64 * 1024;
@@ -21,7 +25,10 @@ const MAX_PIECE_BYTES: usize = 64 * 1024;
 /// no word to cut before in 64 KiB (one long run of letters, say), it adds at most two tokens.
 #[must_use]
 pub fn count(model: &str, text: &str) -> Quantity {
-    let (tokenizer, _) = tokenizer_of(model);
+    if text.is_empty() {
+        return Quantity::ZERO;
+    }
+    let tokenizer = encoding_of(model).0.tokenizer();
     let mut rest = text;
     let mut sum = 0;
     while !rest.is_empty() {
@@ -35,7 +42,37 @@ pub fn count(model: &str, text: &str) -> Quantity {
 /// Whether the tokenizer of `model` is known.
 #[must_use]
 pub fn is_exact(model: &str) -> bool {
-    tokenizer_of(model).1 == Known::Yes
+    encoding_of(model).1 == Known::Yes
+}
+
+/// Whether the tokenizer of `model` is there; if not, whoever counts first waits a tenth of a second for it.
+#[must_use]
+pub fn is_read_in(model: &str) -> bool {
+    READ_IN[encoding_of(model).0 as usize].initialized()
+}
+
+/// Has the tokenizer of `model` read in where nobody else waits for it, unless it is there.
+pub async fn read_in(model: &str) {
+    let (encoding, _) = encoding_of(model);
+    READ_IN[encoding as usize]
+        .get_or_init(|| aside(move || _ = encoding.tokenizer()))
+        .await;
+}
+
+/// Runs `work`, which counts a whole prompt, where nobody else waits for it: that may take longer than all else that a
+/// core does for a request, and the tokenizer may have to be read in first.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tokenizing blocks; the semaphore bounds how many threads do"
+)]
+pub async fn aside<T: Send + 'static>(work: impl Fn() -> T + Clone + Send + 'static) -> T {
+    static TURNS: Semaphore = Semaphore::const_new(2);
+    let _turn = TURNS.acquire().await;
+    let aside = work.clone();
+    // While the runtime ends no thread begins; then it is done here.
+    tokio::task::spawn_blocking(aside)
+        .await
+        .unwrap_or_else(|_| work())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,22 +81,45 @@ enum Known {
     No,
 }
 
-/// Each is loaded once, when first needed.
-fn tokenizer_of(model: &str) -> (&'static CoreBPE, Known) {
+#[derive(Clone, Copy)]
+enum Encoding {
+    O200k,
+    Cl100k,
+}
+
+impl Encoding {
+    /// Read in once, when first needed.
+    fn tokenizer(self) -> &'static CoreBPE {
+        match self {
+            Self::O200k => o200k_base_singleton(),
+            Self::Cl100k => cl100k_base_singleton(),
+        }
+    }
+}
+
+fn encoding_of(model: &str) -> (Encoding, Known) {
     let base = base_of(model);
     // The point releases have no dash after the family's name, so that the library's table misses them.
     if ["gpt-4o", "gpt-4.1", "gpt-4.5", "o1", "o3", "o4-mini"].contains(&base) {
-        return (o200k_base_singleton(), Known::Yes);
+        return (Encoding::O200k, Known::Yes);
     }
     match get_tokenizer(base) {
         // The harmony encoding differs from o200k_base in its special tokens alone.
-        Some(Tokenizer::O200kBase | Tokenizer::O200kHarmony) => {
-            (o200k_base_singleton(), Known::Yes)
-        }
-        Some(Tokenizer::Cl100kBase) => (cl100k_base_singleton(), Known::Yes),
+        Some(Tokenizer::O200kBase | Tokenizer::O200kHarmony) => (Encoding::O200k, Known::Yes),
+        Some(Tokenizer::Cl100kBase) => (Encoding::Cl100k, Known::Yes),
         Some(Tokenizer::P50kBase | Tokenizer::R50kBase | Tokenizer::P50kEdit | Tokenizer::Gpt2)
-        | None => (o200k_base_singleton(), Known::No),
+        | None => (Encoding::O200k, Known::No),
     }
+}
+
+/// Where the last word of `text` begins, the space before it included: cut there, a text has as many tokens as its two
+/// parts. `None` if there is no word that such a cut can be made before.
+#[must_use]
+pub fn last_word(text: &str) -> Option<usize> {
+    let before_a_word = text.as_bytes().windows(3).rposition(|three| {
+        three[0].is_ascii_alphanumeric() && three[1] == b' ' && three[2].is_ascii_alphabetic()
+    });
+    before_a_word.map(|at| at + 1)
 }
 
 /// Where to cut `text`: its end if it is short enough.
@@ -68,10 +128,7 @@ fn cut_of(text: &str) -> usize {
         return text.len();
     }
     let end = text.floor_char_boundary(MAX_PIECE_BYTES);
-    let before_a_word = text.as_bytes()[..end].windows(3).rposition(|three| {
-        three[0].is_ascii_alphanumeric() && three[1] == b' ' && three[2].is_ascii_alphabetic()
-    });
-    before_a_word.map_or(end, |at| at + 1)
+    last_word(&text[..end]).unwrap_or(end)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -199,6 +199,10 @@ impl Chat {
             user: None, // whom the operator's customers serve is not the provider's to know
             request_id: ask.caller.request_id.to_string(),
         };
+        let tokenized = || {
+            let call = call.clone();
+            tokens::aside(move || tokenized_input(&call, TOKENS_PER_TURN)).boxed()
+        };
         let admitted = self
             .guard
             .admit(&Ask {
@@ -206,7 +210,7 @@ impl Chat {
                 endpoint: Endpoint::ChatCompletions,
                 model: &call.model,
                 input_bound: input_bound(&call),
-                tokenized_input: &|| tokenized_input(&call, TOKENS_PER_TURN),
+                tokenized_input: &tokenized,
                 open_input: None,
                 output: Some(OutputAsk {
                     named: ask.max_output_tokens,
@@ -473,6 +477,9 @@ async fn take(
     }
     if delta.text.is_empty() {
         return Flow::Continue;
+    }
+    if run.lacks_tokenizer(delta.text.len()) {
+        tokens::read_in(run.model()).await;
     }
     run.saw_text(0, &delta.text);
     if run.flow() == Flow::CutOff {

@@ -7,6 +7,7 @@ mod reserved;
 
 use std::{sync::Arc, time::Instant};
 
+use futures_util::future::BoxFuture;
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
@@ -61,7 +62,7 @@ pub struct Ask<'a> {
     /// An upper bound of the input that costs nothing.
     pub input_bound: Quantity,
     /// A tighter bound, taken only where the first does not fit.
-    pub tokenized_input: &'a (dyn Fn() -> Quantity + Sync),
+    pub tokenized_input: &'a (dyn Fn() -> BoxFuture<'static, Quantity> + Sync),
     /// What names content that nobody here can see, if anything does.
     pub open_input: Option<&'static str>,
     pub output: Option<OutputAsk>,
@@ -325,7 +326,7 @@ impl Guard {
             let Some(Want { amount, .. }) = input.filter(|_| by_input) else {
                 return Ok(reserved);
             };
-            let tokenized = (ask.tokenized_input)();
+            let tokenized = (ask.tokenized_input)().await;
             let tighter = match amount {
                 Amount::UpTo { want, .. } => Amount::UpTo {
                     want: *want,

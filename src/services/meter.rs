@@ -10,7 +10,7 @@ const LONGEST_KEPT_BYTES: usize = 32 * 1024;
 struct Answer {
     /// Frames that carried text: each is at least one token.
     frames: i64,
-    /// Text not counted yet.
+    /// Text not counted for good: after a check, the last word, which may go on.
     text: String,
     counted: Quantity,
     /// Bytes that may still come before the count could pass the maximum: a token is at least a byte.
@@ -45,10 +45,9 @@ impl OutputMeter {
         answer.unchecked_bytes += text.len();
         answer.text.push_str(text);
         if answer.text.len() > LONGEST_KEPT_BYTES {
-            answer.counted = answer
-                .counted
-                .plus(tokens::count(&self.model, &answer.text));
-            answer.text.clear();
+            let all = answer.text.len();
+            let end = tokens::last_word(&answer.text).unwrap_or(all);
+            answer.count_for_good(&self.model, end);
         }
     }
 
@@ -71,16 +70,22 @@ impl OutputMeter {
             .sum()
     }
 
+    /// Whether `bytes` more of text may have to be counted to know whether `maximum` is passed.
+    #[must_use]
+    pub fn may_count(&self, maximum: Quantity, bytes: usize) -> bool {
+        let fits = |answer: &Answer| answer.fits(maximum.get(), bytes);
+        !Answer::default().fits(maximum.get(), bytes) || !self.answers.iter().all(fits)
+    }
+
     /// Whether an answer has passed `maximum`, so that its upstream plainly does not honour it.
     ///
     /// A model whose own tokenizer is not known here may need up to a quarter fewer tokens for a text than the
     /// stand-in counts, and a stream that keeps its maximum must not be cut.
     pub fn passes(&mut self, maximum: Quantity) -> bool {
-        let exact = tokens::is_exact(&self.model);
         let model = &self.model;
         self.answers
             .iter_mut()
-            .any(|answer| answer.passes(model, maximum.get(), exact))
+            .any(|answer| answer.passes(model, maximum.get()))
     }
 }
 
@@ -89,16 +94,30 @@ impl Answer {
         self.counted.plus(tokens::count(model, &self.text))
     }
 
-    fn passes(&mut self, model: &str, maximum: i64, exact: bool) -> bool {
+    /// Counts the first `end` bytes of the text, and lets them go.
+    fn count_for_good(&mut self, model: &str, end: usize) {
+        self.counted = self.counted.plus(tokens::count(model, &self.text[..end]));
+        self.text.drain(..end);
+    }
+
+    /// Whether not even a token for each byte, and `bytes` more, would pass the maximum.
+    fn fits(&self, maximum: i64, bytes: usize) -> bool {
+        let most = i64::try_from(self.unchecked_bytes.saturating_add(bytes)).unwrap_or(i64::MAX);
+        most <= maximum.saturating_sub(self.tokens_at_check)
+    }
+
+    fn passes(&mut self, model: &str, maximum: i64) -> bool {
         if self.frames > maximum {
             return true;
         }
-        let headroom = maximum.saturating_sub(self.tokens_at_check);
-        if i64::try_from(self.unchecked_bytes).unwrap_or(i64::MAX) <= headroom {
+        if self.fits(maximum, 0) {
             return false;
         }
+        if let Some(end) = tokens::last_word(&self.text) {
+            self.count_for_good(model, end);
+        }
         let tokens = self.tokens(model).get();
-        let tokens = if exact {
+        let tokens = if tokens::is_exact(model) {
             tokens
         } else {
             tokens.saturating_mul(3) / 4
@@ -126,6 +145,37 @@ mod tests {
         let mut in_one_frame = OutputMeter::new("gpt-5.1");
         in_one_frame.add(0, &" word".repeat(11));
         assert!(in_one_frame.passes(Quantity::new(10)));
+    }
+
+    #[test]
+    fn words_that_come_in_pieces_are_counted_as_one_text() {
+        let text =
+            "The quick brown fox jumps over 12 lazy dogs, doesn't it? Unbelievably so. ".repeat(9);
+        let whole = tokens::count("gpt-5.1", &text);
+        let mut meter = OutputMeter::new("gpt-5.1");
+        for piece in text.as_bytes().chunks(3) {
+            meter.add(0, std::str::from_utf8(piece).unwrap());
+            // Looks at it each time: pieces are fewer than the maximum, and bytes are more.
+            meter.answers[0].frames = 0;
+            assert!(!meter.passes(whole));
+        }
+        assert!(
+            meter.answers[0].text.len() < text.len() / 2,
+            "counted for good"
+        );
+        assert_eq!(meter.tokens(), whole);
+        meter.add(0, " and so on");
+        assert!(meter.passes(whole));
+    }
+
+    #[test]
+    fn a_maximum_within_reach_of_the_bytes_may_have_to_be_counted_for() {
+        let mut meter = OutputMeter::new("gpt-5.1");
+        assert!(!meter.may_count(Quantity::new(10), 10));
+        assert!(meter.may_count(Quantity::new(10), 11));
+        meter.add(0, "12345");
+        assert!(!meter.may_count(Quantity::new(10), 5));
+        assert!(meter.may_count(Quantity::new(10), 6));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::{
     config::{ChargeOnAbort, Config, Guardrails, Mode, StreamCutoff},
     domain::{quantity::Quantity, usage::TokenUsage},
     journal::JournalError,
+    provider::tokens,
     services::{
         admitted::{Admitted, Ending, Settlement, Used},
         meter::OutputMeter,
@@ -109,7 +110,8 @@ impl Run {
     /// What it would be charged if it ended now.
     #[must_use]
     pub fn usage_so_far(&self) -> TokenUsage {
-        self.reported.unwrap_or_else(|| self.estimate())
+        self.reported
+            .unwrap_or_else(|| estimate(&self.estimate_input, &self.meter))
     }
 
     /// How many answers have begun.
@@ -128,16 +130,24 @@ impl Run {
         self.meter.add(answer, text);
     }
 
+    /// The maximum at which it is cut off.
+    fn cut_off_at(&self) -> Option<Quantity> {
+        let maximum = self.admitted.output.and_then(|output| output.sent());
+        maximum.filter(|_| self.rules.stream_cutoff == StreamCutoff::On)
+    }
+
+    /// Whether the tokenizer is needed to say how `bytes` more of text [`flow`](Self::flow), and is not there yet.
+    #[must_use]
+    pub fn lacks_tokenizer(&self, bytes: usize) -> bool {
+        let may_count = |maximum| self.meter.may_count(maximum, bytes);
+        self.cut_off_at().is_some_and(may_count) && !tokens::is_read_in(&self.model)
+    }
+
     /// Whether what was seen so far keeps to the maximum that the upstream was given.
     pub fn flow(&mut self) -> Flow {
-        let maximum = self.admitted.output.and_then(|output| output.sent());
-        match maximum {
-            Some(maximum)
-                if self.rules.stream_cutoff == StreamCutoff::On && self.meter.passes(maximum) =>
-            {
-                Flow::CutOff
-            }
-            _ => Flow::Continue,
+        match self.cut_off_at() {
+            Some(maximum) if self.meter.passes(maximum) => Flow::CutOff,
+            Some(_) | None => Flow::Continue,
         }
     }
 
@@ -146,8 +156,16 @@ impl Run {
     /// # Errors
     /// [`JournalError`]: nothing was written down; the answer, or the stream's end, must not be released.
     pub async fn finish(self, end: End) -> Result<Outcome, JournalError> {
-        let Some((tokens, estimated)) = self.charge(end) else {
+        if !self.is_charged(end) {
             return Ok(Outcome::Free);
+        }
+        let (tokens, estimated) = match self.reported {
+            Some(usage) => (usage, false),
+            None => {
+                let (count_input, meter) = (self.estimate_input, Arc::new(self.meter));
+                let estimated = tokens::aside(move || estimate(&count_input, &meter)).await;
+                (estimated, true)
+            }
         };
         let is_whole = matches!(end, End::Completed | End::CutOff);
         let used = Used {
@@ -168,30 +186,23 @@ impl Run {
         Ok(Outcome::Charged(settlement))
     }
 
-    /// What the run is charged, and whether that is an estimate; `None`: nothing.
-    fn charge(&self, end: End) -> Option<(TokenUsage, bool)> {
+    fn is_charged(&self, end: End) -> bool {
         let has_produced = self.meter.has_produced()
             || self
                 .reported
                 .is_some_and(|usage| usage.output_tokens > Quantity::ZERO);
         match (end, self.rules.charge_on_abort) {
-            (End::Completed | End::CutOff, _) => {}
-            (End::Broken, _) => has_produced.then_some(())?,
-            (End::ClientGone, ChargeOnAbort::Produced) => has_produced.then_some(())?,
-            (End::ClientGone, ChargeOnAbort::Input) => {}
-            (End::ClientGone, ChargeOnAbort::Nothing) => return None,
-        }
-        match self.reported {
-            Some(usage) => Some((usage, false)),
-            None => Some((self.estimate(), true)),
+            (End::Completed | End::CutOff, _) | (End::ClientGone, ChargeOnAbort::Input) => true,
+            (End::Broken, _) | (End::ClientGone, ChargeOnAbort::Produced) => has_produced,
+            (End::ClientGone, ChargeOnAbort::Nothing) => false,
         }
     }
+}
 
-    fn estimate(&self) -> TokenUsage {
-        TokenUsage {
-            input_tokens: (self.estimate_input)(),
-            output_tokens: self.meter.tokens(),
-            ..TokenUsage::default()
-        }
+fn estimate(count_input: &EstimateInput, meter: &OutputMeter) -> TokenUsage {
+    TokenUsage {
+        input_tokens: count_input(),
+        output_tokens: meter.tokens(),
+        ..TokenUsage::default()
     }
 }

@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use tokio::sync::oneshot;
@@ -196,6 +197,11 @@ async fn prepare(
         .clone()
         .unwrap_or_else(|| app.config.default_model.clone());
     let look = Arc::new(look);
+    let tokenized = || {
+        let (look, model) = (Arc::clone(&look), model.clone());
+        let count = move || look.tokenized_input(|text| tokens::count(&model, text));
+        tokens::aside(count).boxed()
+    };
     let output = (endpoint != Endpoint::Embeddings).then(|| OutputAsk {
         named: look.named_maximum(),
         answers: look.answers,
@@ -207,7 +213,7 @@ async fn prepare(
             endpoint,
             model: &model,
             input_bound: look.input_bound(),
-            tokenized_input: &|| look.tokenized_input(|text| tokens::count(&model, text)),
+            tokenized_input: &tokenized,
             open_input: look.open_input,
             output,
         })

@@ -4,14 +4,15 @@
 //! what is left of the stream to a task, which reads on for a while and settles.
 
 use std::{
+    future::{Future, poll_fn},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Bytes, BytesMut};
+use futures_util::{FutureExt as _, future::BoxFuture};
 use http_body::{Body, Frame};
-use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -26,7 +27,7 @@ use crate::{
     provider::{
         Endpoint, ProviderError, UpstreamBody,
         answer::{self, FrameLook},
-        sse, usage,
+        sse, tokens, usage,
     },
     services::run::{End, Flow, Outcome, Run},
 };
@@ -60,6 +61,8 @@ struct Reading {
     /// Every answer has said why it ended; what is missing is `[DONE]`.
     has_finished: bool,
     completion_id: Option<String>,
+    /// What came while the tokenizer that has to count it is read in.
+    waiting: Option<(Bytes, BoxFuture<'static, ()>)>,
 }
 
 /// What one event of the upstream's becomes.
@@ -92,7 +95,11 @@ impl MeteredStream {
             wants_usage_chunk,
             has_finished: false,
             completion_id: None,
+            waiting: None,
         };
+        if !tokens::is_read_in(reading.run.model()) {
+            app.tasks.spawn(reading.read_in()); // to be there when it is needed
+        }
         Self {
             app,
             request_id,
@@ -120,16 +127,7 @@ impl MeteredStream {
             let State::Reading(reading) = &mut self.state else {
                 return Poll::Ready(None);
             };
-            let step = match ready!(Pin::new(&mut reading.upstream).poll_frame(context)) {
-                Some(Ok(frame)) => {
-                    let Ok(chunk) = frame.into_data() else {
-                        continue;
-                    };
-                    reading.take(chunk)
-                }
-                Some(Err(error)) => reading.broken(&error),
-                None => reading.ended(),
-            };
+            let step = ready!(reading.poll_step(context));
             match step {
                 Step::Pass(bytes) if bytes.is_empty() => {}
                 Step::Pass(bytes) => return Poll::Ready(Some(bytes)),
@@ -201,16 +199,13 @@ async fn read_on(app: App, mut reading: Reading) {
     let keyed = reading.run.admitted().caller().keyed.as_ref();
     let was_read_on = keyed.is_some_and(|keyed| keyed.is_given_up());
     if let Some(_place) = app.tasks.detach().filter(|_| !was_read_on) {
-        let to_the_end = async {
-            while let Some(Ok(frame)) = reading.upstream.frame().await {
-                let Ok(chunk) = frame.into_data() else {
-                    continue;
-                };
-                if matches!(reading.take(chunk), Step::End { .. }) {
-                    return;
+        let to_the_end = poll_fn(|context| {
+            loop {
+                if let Step::End { .. } = ready!(reading.poll_step(context)) {
+                    return Poll::Ready(());
                 }
             }
-        };
+        });
         // Whether it came to its end or not, what was seen until now is what is charged.
         drop(tokio::time::timeout(app.config.disconnect_grace, to_the_end).await);
     }
@@ -220,6 +215,38 @@ async fn read_on(app: App, mut reading: Reading) {
 }
 
 impl Reading {
+    /// Takes the next chunk, or the stream's end.
+    fn poll_step(&mut self, context: &mut Context<'_>) -> Poll<Step> {
+        loop {
+            if let Some((_, tokenizer)) = &mut self.waiting {
+                ready!(tokenizer.as_mut().poll(context));
+            }
+            if let Some((chunk, _)) = self.waiting.take() {
+                return Poll::Ready(self.take(chunk));
+            }
+            match ready!(Pin::new(&mut self.upstream).poll_frame(context)) {
+                Some(Ok(frame)) => {
+                    let Ok(chunk) = frame.into_data() else {
+                        continue;
+                    };
+                    // A text is never longer than the JSON that it stands in.
+                    let bytes = self.splitter.begun_bytes() + chunk.len();
+                    if !self.run.lacks_tokenizer(bytes) {
+                        return Poll::Ready(self.take(chunk));
+                    }
+                    self.waiting = Some((chunk, self.read_in().boxed()));
+                }
+                Some(Err(error)) => return Poll::Ready(self.broken(&error)),
+                None => return Poll::Ready(self.ended()),
+            }
+        }
+    }
+
+    fn read_in(&self) -> impl Future<Output = ()> + Send + use<> {
+        let model = self.run.model().to_owned();
+        async move { tokens::read_in(&model).await }
+    }
+
     /// Counts what a chunk brings; releases its whole events.
     fn take(&mut self, chunk: Bytes) -> Step {
         let whole_chunk = chunk.clone();

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use tollgate::{
     app::App,
     clock::Clock,
@@ -112,7 +113,7 @@ fn admit_on_one_thread(app: &App, tenant_id: TenantId, start: &Barrier) -> Vec<D
         endpoint: Endpoint::ChatCompletions,
         model: "gpt-5.1",
         input_bound: Quantity::new(300),
-        tokenized_input: &|| Quantity::new(20),
+        tokenized_input: &|| std::future::ready(Quantity::new(20)).boxed(),
         open_input: None,
         output: Some(OutputAsk {
             named: Some(Quantity::new(256)),
