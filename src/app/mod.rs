@@ -1,6 +1,7 @@
 //! The whole program, built from its settings: every part once, wired in one place.
 
 mod backend;
+mod cores;
 pub mod data_dir;
 mod dev;
 mod operation;

@@ -16,13 +16,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{App, data_dir::DataDir, dev, workers};
+use super::{App, cores::Cores, data_dir::DataDir, dev, workers};
 use crate::{
     cli::output,
     clock::Clock,
     config::{Config, Guardrails, Loaded},
     control,
-    http::{router, server},
+    http::{direct, server},
     services::doctor,
     telemetry::events,
 };
@@ -92,14 +92,17 @@ pub async fn serve(loaded: Loaded, start: Start) -> anyhow::Result<ExitCode> {
     }
     tracing::info!(code = "listening", address = %address, data_dir = %data_dir.path().display(), "tollgate listens");
 
-    let router = router::build(&app);
+    let routes = direct::Routes::of(&app);
+    let cores = Cores::start().context("the threads that answer requests can't be started")?;
     let options = server::ServerOptions {
+        cores: cores.handles(),
         tracker: app.tasks.tracker().clone(),
         stop_time: STOP_TIME,
     };
-    server::serve(listener, router, options, stop).await;
+    server::serve(listener, routes, options, stop).await;
     drop(commands.await);
     app.close().await;
+    cores.end(); // nothing runs on them any more
     tracing::info!(code = "stopped", "tollgate has stopped");
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,14 @@
 //! Tasks that outlive the request that began them, tracked so that shutdown waits for them.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -36,6 +44,20 @@ impl Tasks {
         self.tracker.spawn(task)
     }
 
+    /// Runs what `begin` makes to its end: by whoever waits for it, and in a task of its own once nobody does, which
+    /// [`Waiter`] tells it. A task from the start would cost each request more than all that decides on it.
+    pub fn see_through<F>(&self, begin: impl FnOnce(Waiter) -> F) -> SeenThrough<F>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let waiter = Waiter::default();
+        SeenThrough {
+            running: Some(Box::pin(begin(waiter.clone()))),
+            waiter,
+            tasks: self.clone(),
+        }
+    }
+
     /// A place among the readers of streams whose client has gone; `None` if all are taken.
     #[must_use]
     pub fn detach(&self) -> Option<OwnedSemaphorePermit> {
@@ -57,5 +79,89 @@ impl Tasks {
     #[must_use]
     pub fn tracker(&self) -> &TaskTracker {
         &self.tracker
+    }
+}
+
+/// Whether somebody still waits for what [`Tasks::see_through`] runs.
+#[derive(Clone, Debug, Default)]
+pub struct Waiter {
+    has_gone: Arc<AtomicBool>,
+}
+
+impl Waiter {
+    #[must_use]
+    pub fn has_gone(&self) -> bool {
+        self.has_gone.load(Ordering::Acquire)
+    }
+}
+
+/// See [`Tasks::see_through`].
+pub struct SeenThrough<F>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    /// `None` once it has ended.
+    running: Option<Pin<Box<F>>>,
+    waiter: Waiter,
+    tasks: Tasks,
+}
+
+impl<F> Future for SeenThrough<F>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let running = self.running.as_mut().expect("polled after its end");
+        let output = ready!(running.as_mut().poll(context));
+        self.running = None;
+        Poll::Ready(output)
+    }
+}
+
+impl<F> Drop for SeenThrough<F>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn drop(&mut self) {
+        // One that has panicked can't go on.
+        if let Some(running) = self.running.take().filter(|_| !std::thread::panicking()) {
+            self.waiter.has_gone.store(true, Ordering::Release);
+            self.tasks.spawn(running);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_runs_to_its_end_and_knows() {
+        let tasks = Tasks::new(1);
+        let (go_on, waits) = oneshot::channel::<()>();
+        let (end, ended) = oneshot::channel();
+        let mut running = tasks.see_through(|waiter| async move {
+            let was_there = !waiter.has_gone();
+            waits.await.unwrap();
+            end.send((was_there, waiter.has_gone())).unwrap();
+        });
+        let polled = futures_util::poll!(&mut running);
+        assert!(polled.is_pending());
+        drop(running);
+        go_on.send(()).unwrap();
+        assert_eq!(ended.await.unwrap(), (true, true));
+        tasks.finish().await;
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_begins_no_task() {
+        let tasks = Tasks::new(1);
+        let had_waiter = tasks.see_through(|waiter| async move { !waiter.has_gone() });
+        assert!(had_waiter.await);
+        assert!(tasks.tracker().is_empty());
     }
 }

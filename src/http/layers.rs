@@ -1,7 +1,7 @@
 //! What happens around every request: its id, its place among those in flight, errors written, panics caught, and
 //! the metrics of it all. One function, so that a request pays for one layer.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -16,35 +16,59 @@ use super::{
     overload::{InFlight, Place},
     request_id::{RequestId, X_REQUEST_ID},
 };
-use crate::telemetry::metrics::Metrics;
+use crate::{app::App, telemetry::metrics::Metrics};
 
 /// The label of requests that no route matches: a client chooses paths.
 const UNMATCHED: &str = "unmatched";
 /// Answered even when everything else is turned away: an operator has to see why.
 const ALWAYS_ANSWERED: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
-/// What [`surround`] needs; put around the routes with
+/// What [`surround`] and [`surrounded`] need; put around the routes with
 /// `.layer(axum::middleware::from_fn_with_state(Arc::new(surroundings), layers::surround))`.
 pub struct Surroundings {
     pub metrics: Arc<Metrics>,
     pub in_flight: InFlight,
 }
 
-/// Runs a request, and finishes its answer.
+impl Surroundings {
+    #[must_use]
+    pub fn of(app: &App) -> Arc<Self> {
+        Arc::new(Self {
+            metrics: Arc::clone(&app.metrics),
+            in_flight: InFlight::at_most(app.config.max_in_flight),
+        })
+    }
+}
+
+/// Runs a request that the router matched, and finishes its answer.
 pub async fn surround(
     State(surroundings): State<Arc<Surroundings>>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
+    surrounded(&surroundings, route, request, |request| next.run(request)).await
+}
+
+/// Has `answer` answer a request to `route`, and finishes what it answers.
+pub async fn surrounded<F>(
+    surroundings: &Surroundings,
+    route: &str,
+    mut request: Request,
+    answer: impl FnOnce(Request) -> F,
+) -> Response
+where
+    F: Future<Output = Response>,
+{
     let began = Instant::now();
     let id = RequestId::of(request.headers());
     request.extensions_mut().insert(id.clone());
     let method = request.method().clone();
     let dialect = Dialect::of_path(request.uri().path());
-    let route = request.extensions().get::<MatchedPath>().cloned();
 
     let (response, place) = match enter(&surroundings.in_flight, request.uri().path()) {
-        Ok(place) => (run(request, next, &id).await, place),
+        Ok(place) => (run(answer(request), &id).await, place),
         Err(overloaded) => (overloaded.into_response(), None),
     };
     let context = RenderContext {
@@ -53,12 +77,9 @@ pub async fn surround(
     };
     let mut response = error::render(response, context);
     response.headers_mut().insert(X_REQUEST_ID, id.to_value());
-    surroundings.metrics.http_answered(
-        route.as_ref().map_or(UNMATCHED, MatchedPath::as_str),
-        &method,
-        response.status(),
-        began.elapsed(),
-    );
+    surroundings
+        .metrics
+        .http_answered(route, &method, response.status(), began.elapsed());
     match place {
         Some(place) => place.until_end_of(response),
         None => response,
@@ -73,8 +94,8 @@ fn enter(in_flight: &InFlight, path: &str) -> Result<Option<Place>, ApiError> {
 }
 
 /// A panic is a fault of one request: it is answered 500, and the connection lives on.
-async fn run(request: Request, next: Next, id: &RequestId) -> Response {
-    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+async fn run(answer: impl Future<Output = Response>, id: &RequestId) -> Response {
+    match AssertUnwindSafe(answer).catch_unwind().await {
         Ok(response) => response,
         Err(panic) => {
             // The text only: a panic's message is the program's own, but its payload could be anything.

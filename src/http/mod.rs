@@ -7,6 +7,7 @@ pub mod caller;
 pub mod chat;
 pub mod cloud_events;
 pub mod conditional;
+pub mod direct;
 pub mod error;
 pub mod extract;
 pub mod fields;

@@ -12,18 +12,17 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     admin, chat, cloud_events, error,
     layers::{Surroundings, surround},
-    openai, openapi, ops,
-    overload::InFlight,
-    reservations, usage,
+    openai, openapi, ops, reservations, usage,
 };
 use crate::app::App;
 
 /// The routes over `app`, and what surrounds each.
 pub fn build(app: &App) -> Router {
-    let surroundings = Surroundings {
-        metrics: Arc::clone(&app.metrics),
-        in_flight: InFlight::at_most(app.config.max_in_flight),
-    };
+    build_in(Surroundings::of(app), app)
+}
+
+/// As [`build`], in surroundings that other ways in share.
+pub(super) fn build_in(surroundings: Arc<Surroundings>, app: &App) -> Router {
     let admin = admin::routes().layer(from_fn_with_state(app.clone(), admin::then_refresh));
     let pages = crate::admin::routes().layer(from_fn_with_state(app.clone(), crate::admin::finish));
     let (router, _) = listed(admin, pages).split_for_parts();
@@ -31,7 +30,7 @@ pub fn build(app: &App) -> Router {
         .fallback(error::no_route)
         .method_not_allowed_fallback(error::method_not_allowed)
         .with_state(app.clone())
-        .layer(from_fn_with_state(Arc::new(surroundings), surround))
+        .layer(from_fn_with_state(surroundings, surround))
 }
 
 /// All routes around those of administration, by API and by page.

@@ -8,14 +8,17 @@ mod activity;
 mod connection;
 mod socket;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{extract::Request, response::Response};
+use hyper::body::Incoming;
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Service;
 
 use self::connection::Connection;
 
@@ -30,9 +33,31 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub SocketAddr);
 
+/// What answers requests; cheap to clone.
+pub trait Routes:
+    Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<R> Routes for R where
+    R: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
 /// How to serve.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
+    /// Where connections run, and the requests that pass through: each connection on the one that has the fewest. At
+    /// least one; they outlive the server.
+    pub cores: Vec<Handle>,
     /// Counts the connections' tasks.
     pub tracker: TaskTracker,
     /// What is in flight when the server is told to stop has this long to end.
@@ -40,10 +65,10 @@ pub struct ServerOptions {
 }
 
 /// Serves until `shutdown`; then takes nothing new, closes idle connections, and returns when what was in flight
-/// has ended, or `stop_time` is over.
-pub async fn serve(
+/// has ended, or `stop_time` is over. Requests that may take long run on the runtime that this is called on.
+pub async fn serve<R: Routes>(
     listener: TcpListener,
-    router: Router,
+    routes: R,
     options: ServerOptions,
     shutdown: CancellationToken,
 ) {
@@ -55,20 +80,49 @@ pub async fn serve(
         places: Arc::clone(&places),
         pause: FIRST_PAUSE,
     };
+    let cores: Vec<Core> = options.cores.iter().cloned().map(Core::new).collect();
     loop {
         let (stream, peer, place) = tokio::select! {
             accepted = acceptor.accept() => accepted,
             () = shutdown.cancelled() => break,
         };
-        let connection = Connection::new(router.clone(), peer, &shutdown, options.clone());
-        options.tracker.spawn(async move {
+        let Some(core) = cores.iter().min_by_key(|core| core.connections()) else {
+            break;
+        };
+        let Ok(stream) = stream.into_std() else {
+            continue; // it can't be moved to its core: the client sees it closed
+        };
+        let connection = Connection::new(routes.clone(), peer, &shutdown, &options);
+        let counted = Arc::clone(&core.counter);
+        let serving = async move {
             connection.run(stream).await;
-            drop(place);
-        });
+            drop((place, counted));
+        };
+        options.tracker.spawn_on(serving, &core.handle);
     }
     drop(acceptor);
     // Each connection ends itself, at the latest after `stop_time`: then all places are free.
     let _all = places.acquire_many(MOST_CONNECTIONS).await;
+}
+
+/// A runtime that connections run on.
+struct Core {
+    handle: Handle,
+    /// Each of its connections has a clone.
+    counter: Arc<()>,
+}
+
+impl Core {
+    fn new(handle: Handle) -> Self {
+        Self {
+            handle,
+            counter: Arc::default(),
+        }
+    }
+
+    fn connections(&self) -> usize {
+        Arc::strong_count(&self.counter) - 1
+    }
 }
 
 struct Acceptor {

@@ -2,9 +2,12 @@
 //!
 //! HTTP/1.1: idle connections, the one used last is taken first, so that the others grow old and are closed.
 //! HTTP/2: connections that are shared, up to [`MAX_STREAMS`] requests each.
+//!
+//! A connection is driven by a task of the runtime that it was opened on, and serves the requests of that runtime
+//! alone: another thread would have to be woken for each step of a request.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     error::Error as _,
     io,
     sync::{
@@ -21,7 +24,10 @@ use hyper::{
     body::Incoming,
     client::conn::{http1, http2},
 };
-use tokio::time::Instant;
+use tokio::{
+    runtime::{self, Handle},
+    time::Instant,
+};
 
 use super::{
     ProviderError,
@@ -44,7 +50,7 @@ const STALE_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Pool {
     connector: Connector,
-    idle: Mutex<VecDeque<Idle>>,
+    idle: Mutex<HashMap<runtime::Id, VecDeque<Idle>>>,
     shared: Mutex<Vec<Shared>>,
     /// Set by the first connection that speaks HTTP/2. From then on one request connects and the others wait for it.
     speaks_http2: AtomicBool,
@@ -58,6 +64,7 @@ struct Idle {
 }
 
 struct Shared {
+    runtime: runtime::Id,
     sender: http2::SendRequest<Full<Bytes>>,
     streams: Arc<AtomicUsize>,
 }
@@ -65,6 +72,8 @@ struct Shared {
 /// A connection for one request. Dropped without [`Lease::hand_back`] it is closed.
 pub(super) struct Lease {
     pool: Arc<Pool>,
+    /// Where the connection is driven.
+    runtime: runtime::Id,
     connection: Leased,
     origin: Origin,
 }
@@ -137,6 +146,7 @@ impl Pool {
             Connection::Http1 { sender, received } => Leased::Http1 { sender, received },
             Connection::Http2(sender) => {
                 let shared = Shared {
+                    runtime: here(),
                     sender,
                     streams: Arc::default(),
                 };
@@ -152,6 +162,7 @@ impl Pool {
     fn lease(self: &Arc<Self>, connection: Leased, origin: Origin) -> Lease {
         Lease {
             pool: Arc::clone(self),
+            runtime: here(),
             connection,
             origin,
         }
@@ -159,12 +170,17 @@ impl Pool {
 
     async fn take_idle(self: &Arc<Self>) -> Option<Lease> {
         loop {
-            let mut newest = self.lock_idle().pop_back()?;
-            if newest.since.elapsed() > IDLE_TIMEOUT {
-                // What lies below it is older still.
-                self.lock_idle().clear();
-                return None;
-            }
+            let mut newest = {
+                let mut idle = self.lock_idle();
+                let idle = idle.get_mut(&here())?;
+                let newest = idle.pop_back()?;
+                if newest.since.elapsed() > IDLE_TIMEOUT {
+                    // What lies below it is older still.
+                    idle.clear();
+                    return None;
+                }
+                newest
+            };
             let ready = tokio::time::timeout(READY_WITHIN, newest.sender.ready()).await;
             if matches!(ready, Ok(Ok(()))) {
                 let connection = Leased::Http1 {
@@ -179,18 +195,25 @@ impl Pool {
     fn take_shared(self: &Arc<Self>) -> Option<Lease> {
         let mut shared = self.lock_shared();
         shared.retain(|connection| !connection.sender.is_closed());
-        let free = shared
-            .iter()
-            .find(|connection| connection.streams.load(Ordering::Acquire) < MAX_STREAMS)?;
+        let here = here();
+        let free = shared.iter().find(|connection| {
+            connection.runtime == here && connection.streams.load(Ordering::Acquire) < MAX_STREAMS
+        })?;
         Some(self.lease(free.lease(), Origin::Reused))
     }
 
-    fn keep(&self, sender: http1::SendRequest<Full<Bytes>>, received: Received) {
+    fn keep(
+        &self,
+        runtime: runtime::Id,
+        sender: http1::SendRequest<Full<Bytes>>,
+        received: Received,
+    ) {
         if sender.is_closed() {
             return;
         }
         let since = Instant::now();
         let mut idle = self.lock_idle();
+        let idle = idle.entry(runtime).or_default();
         while idle
             .front()
             .is_some_and(|oldest| since.duration_since(oldest.since) > IDLE_TIMEOUT)
@@ -205,7 +228,7 @@ impl Pool {
         });
     }
 
-    fn lock_idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
+    fn lock_idle(&self) -> MutexGuard<'_, HashMap<runtime::Id, VecDeque<Idle>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -262,11 +285,16 @@ impl Lease {
     /// The answer was read to its end.
     pub(super) fn hand_back(self) {
         match self.connection {
-            Leased::Http1 { sender, received } => self.pool.keep(sender, received),
+            Leased::Http1 { sender, received } => self.pool.keep(self.runtime, sender, received),
             // Shared all the time; dropping the stream's count is all there is to do.
             Leased::Http2 { .. } => {}
         }
     }
+}
+
+/// The runtime that asks.
+fn here() -> runtime::Id {
+    Handle::current().id()
 }
 
 fn was_closed_by_peer(error: &hyper::Error) -> bool {

@@ -7,28 +7,27 @@ use std::{sync::Arc, time::Instant};
 
 use axum::{
     body::Body,
-    extract::State,
+    extract::{FromRequestParts as _, Request, State},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use tokio::sync::oneshot;
 
 use self::{
     headers::{for_client, for_upstream},
     stream::MeteredStream,
 };
 use crate::{
-    app::App,
+    app::{App, tasks::Waiter},
     config::{ChargeOnAbort, StreamUsage},
     domain::quantity::Quantity,
     http::{
         Dialect,
         caller::Caller,
         error::{ApiError, ApiResult},
-        extract::WholeBody,
+        extract::{WholeBody, read_body},
         guarded::GuardHeaders,
         idempotency::{IDEMPOTENCY_KEY, once},
         openapi::{
@@ -139,6 +138,42 @@ pub async fn models(
     passed_on(head, body)
 }
 
+/// The endpoint of a request that passes through to the model; `None` for all others.
+#[must_use]
+pub fn passed_on_at(method: &Method, path: &str) -> Option<Endpoint> {
+    if method != Method::POST {
+        return None;
+    }
+    let passed_on = [
+        Endpoint::ChatCompletions,
+        Endpoint::Responses,
+        Endpoint::Embeddings,
+    ];
+    passed_on.into_iter().find(|it| route(*it) == path)
+}
+
+/// Where an endpoint is served.
+#[must_use]
+pub fn route(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::ChatCompletions => "/v1/chat/completions",
+        Endpoint::Responses => "/v1/responses",
+        Endpoint::Embeddings => "/v1/embeddings",
+        Endpoint::Models => "/v1/models",
+    }
+}
+
+/// Answers a request that passes through to the model, as its route does.
+pub async fn answer(app: App, endpoint: Endpoint, request: Request) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let answered = async {
+        let caller = Caller::from_request_parts(&mut parts, &app).await?;
+        let body = read_body(&parts.headers, body, app.config.max_body_bytes).await?;
+        pass(app, caller, endpoint, &parts.headers, body).await
+    };
+    answered.await.into_response()
+}
+
 /// A request on its way: what was looked at, and what goes upstream.
 struct Passing {
     endpoint: Endpoint,
@@ -161,14 +196,9 @@ async fn pass(
     if !headers.contains_key(IDEMPOTENCY_KEY) {
         return admit_and_run(app, &caller.guarded(), headers, look).await;
     }
-    let route = match endpoint {
-        Endpoint::Responses => "/v1/responses",
-        Endpoint::Embeddings => "/v1/embeddings",
-        Endpoint::ChatCompletions | Endpoint::Models => "/v1/chat/completions",
-    };
     let (runner, sent) = (app.clone(), headers.clone());
     let run = |caller| async move { admit_and_run(runner, &caller, &sent, look).await };
-    once(&app, &caller, headers, route, &body, run).await
+    once(&app, &caller, headers, route(endpoint), &body, run).await
 }
 
 async fn admit_and_run(
@@ -178,11 +208,9 @@ async fn admit_and_run(
     look: RequestLook,
 ) -> ApiResult<Response> {
     let passing = prepare(&app, caller, headers, look).await?;
-    let (sender, answered) = oneshot::channel();
     let tasks = app.tasks.clone();
-    // A task of its own: the client may go away, the run does not.
-    tasks.spawn(async move { run(app, passing, sender).await });
-    answered.await.unwrap_or(Err(ApiError::stopped()))
+    // The client may go away, the run does not.
+    tasks.see_through(|client| run(app, passing, client)).await
 }
 
 async fn prepare(
@@ -261,8 +289,8 @@ fn maximum_field(endpoint: Endpoint, app: &App) -> &'static str {
     }
 }
 
-/// Calls the upstream, and answers through `sender`: at once for a stream, after settling for a whole answer.
-async fn run(app: App, passing: Passing, sender: oneshot::Sender<ApiResult<Response>>) {
+/// Calls the upstream, and answers: at once for a stream, after settling for a whole answer.
+async fn run(app: App, passing: Passing, client: Waiter) -> ApiResult<Response> {
     let Passing {
         endpoint,
         run,
@@ -271,18 +299,11 @@ async fn run(app: App, passing: Passing, sender: oneshot::Sender<ApiResult<Respo
         wants_usage_chunk,
         capped,
     } = passing;
-    let model = run.model().to_owned();
     let begun = Instant::now();
     let answer = app.provider.forward(forward).await;
-    app.metrics.upstream_took(&model, begun.elapsed());
-    let answer = match answer {
-        Ok(answer) => answer,
-        Err(error) => {
-            drop(run); // what it held is back before anybody can ask again
-            drop(sender.send(Err(error.into())));
-            return;
-        }
-    };
+    app.metrics.upstream_took(run.model(), begun.elapsed());
+    // On an error the run is dropped: what it held is back before anybody can ask again.
+    let answer = answer?;
     if is_stream && answer.status().is_success() && is_event_stream(answer.headers()) {
         let guard_headers = GuardHeaders::at_admission(run.admitted(), capped, app.clock.now());
         let (mut head, body) = answer.into_parts();
@@ -290,12 +311,10 @@ async fn run(app: App, passing: Passing, sender: oneshot::Sender<ApiResult<Respo
         for_client(&mut head.headers);
         let mut response = Response::from_parts(head, Body::new(stream));
         guard_headers.put(response.headers_mut(), Dialect::OpenAi);
-        // A client that has gone drops the response, and the stream is read on by itself.
-        drop(sender.send(Ok(response)));
-        return;
+        // Where no client takes the response it is dropped, and the stream is read on by itself.
+        return Ok(response);
     }
-    let response = whole(&app, endpoint, answer, run, capped, &sender).await;
-    drop(sender.send(response));
+    whole(&app, endpoint, answer, run, capped, &client).await
 }
 
 async fn whole(
@@ -304,7 +323,7 @@ async fn whole(
     answer: Response<UpstreamBody>,
     mut run: Run,
     capped: Option<Quantity>,
-    sender: &oneshot::Sender<ApiResult<Response>>,
+    client: &Waiter,
 ) -> ApiResult<Response> {
     let (head, body) = collect(answer).await?;
     if !head.status.is_success() {
@@ -319,13 +338,13 @@ async fn whole(
         }
     }
     let mut guard_headers = GuardHeaders::at_admission(run.admitted(), capped, app.clock.now());
-    let is_forgiven = sender.is_closed() && app.config.charge_on_abort == ChargeOnAbort::Nothing;
+    let is_forgiven = client.has_gone() && app.config.charge_on_abort == ChargeOnAbort::Nothing;
     let end = if is_forgiven {
         End::ClientGone
     } else {
         End::Completed
     };
-    if let Outcome::Charged(settlement) = run.finish(end).await.map_err(ApiError::from)? {
+    if let Outcome::Charged(settlement) = run.finish(end).await? {
         guard_headers.settled(settlement.states);
     }
     let mut response = passed_on(head, body)?;

@@ -4,19 +4,21 @@ use std::{
     convert::Infallible, future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration,
 };
 
-use axum::{Router, body::Body};
+use axum::body::Body;
 use http::{Request, Response, StatusCode, Version};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, time::Instant};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::Service as _;
+use tokio::{net::TcpStream, runtime::Handle, time::Instant};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use super::{
-    Peer, ServerOptions,
+    Peer, Routes, ServerOptions,
     activity::{Activity, RequestGuard, Verdict},
     socket::{Protocol, Socket},
 };
@@ -31,36 +33,46 @@ const MOST_STREAMS: u32 = 256;
 /// An idle HTTP/2 client is told to go, and has so long to do it.
 const GO_AWAY: Duration = Duration::from_secs(1);
 
-pub(super) struct Connection {
-    handler: Handler,
+pub(super) struct Connection<R> {
+    handler: Handler<R>,
     activity: Arc<Activity>,
     stopping: CancellationToken,
-    options: ServerOptions,
+    stop_time: Duration,
 }
 
-impl Connection {
+impl<R: Routes> Connection<R> {
+    /// Called on the runtime where requests run that may take long.
     pub(super) fn new(
-        router: Router,
+        routes: R,
         peer: SocketAddr,
         shutdown: &CancellationToken,
-        options: ServerOptions,
+        options: &ServerOptions,
     ) -> Self {
         let activity = Activity::begin();
         Self {
             handler: Handler {
-                router,
+                routes,
                 peer,
                 activity: Arc::clone(&activity),
+                tracker: options.tracker.clone(),
+                elsewhere: Handle::current(),
             },
             activity,
             // A child of its own: waking up looks at the token, and all connections would meet at one lock.
             stopping: shutdown.child_token(),
-            options,
+            stop_time: options.stop_time,
         }
     }
 
-    /// Serves the connection to its end.
-    pub(super) async fn run(self, stream: TcpStream) {
+    /// Serves the connection to its end, on the runtime that this is called on.
+    pub(super) async fn run(self, stream: std::net::TcpStream) {
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(code = "accept_failed", %error, "a connection can't be taken");
+                return;
+            }
+        };
         // Answers are written whole, frames of streams one by one: waiting for more to send would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY was refused");
@@ -80,7 +92,7 @@ impl Connection {
                 self.watch(connection).await;
             }
             Protocol::Http2 => {
-                let connection = http2(Executor(self.options.tracker.clone()))
+                let connection = http2(Executor(self.handler.tracker.clone()))
                     .serve_connection(TokioIo::new(socket), self.handler.clone());
                 self.watch(connection).await;
             }
@@ -111,7 +123,7 @@ impl Connection {
                 }
                 () = self.stopping.cancelled(), if forced_at.is_none() => {
                     connection.as_mut().begin_close();
-                    forced_at = Some(Instant::now() + self.options.stop_time);
+                    forced_at = Some(Instant::now() + self.stop_time);
                 }
                 () = look.as_mut() => match self.activity.verdict() {
                     _ if forced_at.is_some_and(|at| at <= Instant::now()) => return,
@@ -169,7 +181,7 @@ trait Graceful: Future<Output = hyper::Result<()>> {
     fn begin_close(self: Pin<&mut Self>);
 }
 
-impl Graceful for http1::Connection<TokioIo<Socket>, Handler> {
+impl<R: Routes> Graceful for http1::Connection<TokioIo<Socket>, Handler<R>> {
     const TELLS_ITS_END: bool = false;
 
     fn begin_close(self: Pin<&mut Self>) {
@@ -177,7 +189,7 @@ impl Graceful for http1::Connection<TokioIo<Socket>, Handler> {
     }
 }
 
-impl Graceful for http2::Connection<TokioIo<Socket>, Handler, Executor> {
+impl<R: Routes> Graceful for http2::Connection<TokioIo<Socket>, Handler<R>, Executor> {
     const TELLS_ITS_END: bool = true;
 
     fn begin_close(self: Pin<&mut Self>) {
@@ -203,15 +215,18 @@ where
 
 /// Hands requests to the routes.
 #[derive(Clone)]
-struct Handler {
-    router: Router,
+struct Handler<R> {
+    routes: R,
     peer: SocketAddr,
     activity: Arc<Activity>,
+    tracker: TaskTracker,
+    /// Where requests run that may take long.
+    elsewhere: Handle,
 }
 
 type Answer = Response<Guarded<Body, RequestGuard>>;
 
-impl hyper::service::Service<Request<Incoming>> for Handler {
+impl<R: Routes> hyper::service::Service<Request<Incoming>> for Handler<R> {
     type Response = Answer;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
@@ -219,14 +234,41 @@ impl hyper::service::Service<Request<Incoming>> for Handler {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let guard = self.activity.request();
         if request.version() == Version::HTTP_2 && request.headers().len() > MOST_HEAD_FIELDS {
-            let mut refused = Response::new(Body::empty());
-            *refused.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            let refused = status_only(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
             return Box::pin(std::future::ready(Ok(guarded(refused, guard))));
         }
         request.extensions_mut().insert(Peer(self.peer));
-        let answer = self.router.clone().call(request);
-        Box::pin(async move { answer.await.map(|answer| guarded(answer, guard)) })
+        let passes_through = passes_through(request.uri().path());
+        let answer = self.routes.clone().call(request);
+        if passes_through {
+            return Box::pin(async move { answer.await.map(|answer| guarded(answer, guard)) });
+        }
+        // Dropped with the request if the client hangs up, as it would be here.
+        let running = AbortOnDropHandle::new(self.tracker.spawn_on(answer, &self.elsewhere));
+        Box::pin(async move {
+            let answer = match running.await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(never)) => match never {},
+                // The runtime ends: so does the server.
+                Err(_) => status_only(StatusCode::SERVICE_UNAVAILABLE),
+            };
+            Ok(guarded(answer, guard))
+        })
     }
+}
+
+/// Whether a request goes to the model: it waits, and works little. All others may work long on what they answer, and
+/// those that pass through on this core would wait for them.
+fn passes_through(path: &str) -> bool {
+    ["/v1/", "/api/v1/chat"]
+        .iter()
+        .any(|begin| path.starts_with(begin))
+}
+
+fn status_only(status: StatusCode) -> Response<Body> {
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = status;
+    answer
 }
 
 /// The request is in flight until its answer's body has ended.

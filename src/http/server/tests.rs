@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use axum::{
+    Router,
     body::{Body, Bytes},
     extract::Request,
     middleware::from_fn,
@@ -41,6 +42,7 @@ async fn serving(router: Router) -> Server {
     let shutdown = CancellationToken::new();
     let tracker = TaskTracker::new();
     let options = ServerOptions {
+        cores: vec![Handle::current()],
         tracker: tracker.clone(),
         stop_time: STOP_TIME,
     };

@@ -482,6 +482,34 @@ fn tls_provider(port: u16, roots: Roots) -> OpenAi {
 }
 
 #[tokio::test]
+async fn a_connection_serves_the_runtime_that_opened_it_and_no_other() {
+    let server = TestServer::start(|_| vec![answer("200 OK", "{}")]).await;
+    let provider = Arc::new(provider(&server.base_url()));
+    let ask = |provider: Arc<OpenAi>| async move {
+        let answered = provider.forward(chat("{}", PATIENCE)).await.unwrap();
+        assert_eq!(read(answered).await.unwrap(), "{}");
+    };
+    ask(Arc::clone(&provider)).await;
+    let (other, asked) = (Arc::clone(&provider), Signal::new());
+    let done = asked.clone();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            ask(Arc::clone(&other)).await;
+            ask(other).await;
+        });
+        done.give();
+    });
+    asked.wait().await;
+    thread.join().unwrap();
+    ask(provider).await;
+    assert_eq!(server.connections(), [0, 1, 1, 0]);
+}
+
+#[tokio::test]
 async fn over_tls_the_version_is_negotiated_and_connections_are_kept() {
     for (protocols, version) in [
         (&[b"h2".as_slice(), b"http/1.1"][..], "HTTP/2.0"),
