@@ -82,6 +82,10 @@ impl Pool {
             // The reason comes with the error that the caller gets.
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .build_unchecked(ReaderManager::new(path));
+        // The first reader is opened in peace: on a busy machine that may take longer than a request would wait.
+        readers
+            .get_timeout(BUSY_TIMEOUT)
+            .map_err(|error| unavailable(error.to_string()))?;
         Ok(Self {
             path: path.to_owned(),
             readers,

@@ -848,8 +848,9 @@ fn status_of(status: Status) -> tollgate::domain::subscription::SubscriptionStat
 
 /// How many tasks of the program's belong to a run in flight.
 fn tasks_of(run: &Run) -> usize {
-    // A stream that passes through is read by the client's own connection while it is there.
-    usize::from(run.ask.kind != Kind::V1Stream || run.words == 0 || run.is_gone)
+    // What passes through is run by the client's own connection while it is there.
+    let passes_through = matches!(run.ask.kind, Kind::V1Whole | Kind::V1Stream);
+    usize::from(!passes_through || run.is_gone)
 }
 
 fn usage_of(run: &Run, input: i64, output: i64, estimated: bool) -> Usage {
