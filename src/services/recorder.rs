@@ -191,7 +191,7 @@ impl Recorder {
             seq: upto,
         };
         let events: Vec<UsageEvent> = batch.iter().map(|(_, event)| event.clone()).collect();
-        let recorded = self.store.record(&events, position).await;
+        let recorded = self.store.record(&events, position, &[]).await;
         let fault = recorded.as_ref().err().map(StoreError::to_string);
         *self.lock_store_fault() = fault;
         let recorded = recorded?;

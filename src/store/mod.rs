@@ -10,6 +10,8 @@ mod contract;
 pub mod conversations;
 pub mod keys;
 pub mod maintenance;
+pub mod notices;
+pub mod outbox;
 pub mod reservations;
 mod rollups;
 pub mod sessions;
@@ -32,6 +34,8 @@ pub trait Store:
     + sessions::SessionStore
     + trends::TrendStore
     + audit::AuditStore
+    + outbox::OutboxStore
+    + notices::NoticeStore
     + maintenance::MaintenanceStore
 {
 }
@@ -45,6 +49,8 @@ impl<T> Store for T where
         + sessions::SessionStore
         + trends::TrendStore
         + audit::AuditStore
+        + outbox::OutboxStore
+        + notices::NoticeStore
         + maintenance::MaintenanceStore
 {
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::StoreResult;
+use super::{StoreResult, outbox::NewEntry};
 use crate::domain::{
     administrator::Actor,
     feature::FeatureKey,
@@ -92,11 +92,13 @@ pub struct FeatureSum {
 #[async_trait]
 pub trait UsageStore: Send + Sync {
     /// Adds settled events and their rollups in one transaction, and notes `drained` with them; an event id seen
-    /// before adds nothing. Durable (fsynced) when it returns: the journal forgets these events.
+    /// before adds nothing. What others are to be told of them, `tell`, goes into the outbox with them. Durable (fsynced)
+    /// when it returns: the journal forgets these events.
     async fn record(
         &self,
         events: &[UsageEvent],
         drained: JournalPosition,
+        tell: &[NewEntry],
     ) -> StoreResult<Recorded>;
 
     /// How far `journal` has been recorded; 0 if never.

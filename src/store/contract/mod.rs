@@ -11,6 +11,8 @@ pub(crate) mod audit;
 pub(crate) mod catalogue;
 pub(crate) mod conversations;
 pub(crate) mod keys;
+pub(crate) mod notices;
+pub(crate) mod outbox;
 pub(crate) mod reservations;
 pub(crate) mod sessions;
 pub(crate) mod trends;
@@ -47,6 +49,8 @@ macro_rules! run_all {
         $crate::store::contract::catalogue::cases!($open);
         $crate::store::contract::conversations::cases!($open);
         $crate::store::contract::keys::cases!($open);
+        $crate::store::contract::notices::cases!($open);
+        $crate::store::contract::outbox::cases!($open);
         $crate::store::contract::reservations::cases!($open);
         $crate::store::contract::sessions::cases!($open);
         $crate::store::contract::trends::cases!($open);

@@ -172,7 +172,7 @@ pub(crate) async fn a_settlement_waits_until_its_event_is_recorded(store: &Share
         admitted_at: made.admitted_at,
         recorded_at: settled.at,
     };
-    store.record(&[event], position(1)).await.unwrap();
+    store.record(&[event], position(1), &[]).await.unwrap();
     assert_eq!(store.list_unrecorded_reservations().await, Ok(vec![]));
     let found = store.find_reservation(made.reservation_id).await.unwrap();
     assert!(found.unwrap().settlement.unwrap().is_recorded);

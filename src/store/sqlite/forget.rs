@@ -41,7 +41,7 @@ struct Piece {
 }
 
 impl SqliteStore {
-    /// How many events, rollups, keys and reservations it was.
+    /// How many events, rollups, keys, reservations and notices it was.
     pub(super) async fn forget(&self, what: Forgetting, by: Actor) -> StoreResult<u64> {
         let first = what.clone();
         let begun = self
@@ -96,12 +96,16 @@ fn begin(tx: &Transaction<'_>, what: &Forgetting, by: &Actor) -> Result<Option<u
     }
     .note(tx, by)?;
     let places = params![blob(what.tenant.uuid()), what.user, what.replacement];
-    let keys = "UPDATE keys SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2";
-    let reservations =
-        "UPDATE reservations SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2";
-    Ok(Some(
-        rows::run(tx, keys, places)? + rows::run(tx, reservations, places)?,
-    ))
+    let little = [
+        "UPDATE keys SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2",
+        "UPDATE reservations SET end_user = ?3 WHERE tenant_id = ?1 AND end_user = ?2",
+        "UPDATE notices SET subject = ?3 WHERE tenant_id = ?1 AND scope = 'user' AND subject = ?2",
+    ];
+    let replaced = little
+        .iter()
+        .map(|statement| rows::run(tx, statement, places))
+        .sum::<Result<u64, Failed>>()?;
+    Ok(Some(replaced))
 }
 
 /// Whole hours from `start` on, of which at least one is taken, and about `most` events looked at.

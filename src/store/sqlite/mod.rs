@@ -11,6 +11,8 @@ mod forget;
 mod keys;
 pub mod maintenance;
 mod migrate;
+mod notices;
+mod outbox;
 mod plans;
 mod pool;
 mod reservations;

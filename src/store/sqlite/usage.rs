@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     Failed, SqliteStore, check,
     forget::Forgetting,
-    reservations,
+    outbox, reservations,
     rows::{self, Cells, blob},
     sums, tenant_sums,
 };
@@ -25,6 +25,7 @@ use crate::{
     },
     store::{
         StoreResult,
+        outbox::NewEntry,
         rollups::{ROLLUP_MAX, Rollups},
         usage::{
             CounterOf, Dimension, FeatureSum, JournalPosition, Recorded, Seq, TenantAsk, Totals,
@@ -39,10 +40,15 @@ impl UsageStore for SqliteStore {
         &self,
         events: &[UsageEvent],
         drained: JournalPosition,
+        tell: &[NewEntry],
     ) -> StoreResult<Recorded> {
-        let events = events.to_vec();
-        self.write("usage.record", move |tx| record(tx, &events, drained))
-            .await
+        let (events, tell) = (events.to_vec(), tell.to_vec());
+        self.write("usage.record", move |tx| {
+            let recorded = record(tx, &events, drained)?;
+            outbox::enqueue(tx, &tell)?;
+            Ok(recorded)
+        })
+        .await
     }
 
     async fn drained(&self, journal: Uuid) -> StoreResult<Seq> {

@@ -210,7 +210,7 @@ fn time_of_year(events_an_hour: i64) -> Duration {
                 seq: Seq(0),
             };
             store
-                .record(batch, position)
+                .record(batch, position, &[])
                 .await
                 .expect("the disk takes it");
         }

@@ -1,0 +1,201 @@
+//! What is to be told to others, from the transaction that brings it about until the other side has it.
+
+use async_trait::async_trait;
+
+use super::StoreResult;
+use crate::domain::{
+    administrator::Actor, feature::FeatureKey, ids::TenantId, quantity::Quantity, time::Timestamp,
+};
+
+/// Who sends an entry, and what its payload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Usage events for the analytics sink: a CloudEvent a line.
+    AnalyticsBatch,
+    /// A notice to one address.
+    Notice,
+    /// Limits that are to be looked at, since usage was recorded: internal, and forgotten once done.
+    NoticeCheck,
+}
+
+impl Kind {
+    pub const ALL: [Self; 3] = [Self::AnalyticsBatch, Self::Notice, Self::NoticeCheck];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AnalyticsBatch => "analytics.batch",
+            Self::Notice => "notice",
+            Self::NoticeCheck => "notice.check",
+        }
+    }
+}
+
+/// How far an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// To be sent, or being sent.
+    Pending,
+    /// The other side has it.
+    Sent,
+    /// The other side shows that it has it.
+    Confirmed,
+    /// Whether the other side has it can't be told; it is not sent again by itself.
+    Uncertain,
+    /// Given up; `last_error` says why.
+    Dead,
+}
+
+impl Status {
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Sent,
+        Self::Confirmed,
+        Self::Uncertain,
+        Self::Dead,
+    ];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Sent => "sent",
+            Self::Confirmed => "confirmed",
+            Self::Uncertain => "uncertain",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// Something to be sent, due at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewEntry {
+    /// Visible ASCII without `/`; the same one again adds nothing.
+    pub identifier: String,
+    pub kind: Kind,
+    /// What of its kind it is.
+    pub topic: Option<String>,
+    pub tenant: Option<TenantId>,
+    pub feature: Option<FeatureKey>,
+    /// How much, as the kind defines it.
+    pub value: Option<Quantity>,
+    /// Entries of one kind and lane are sent one at a time, the oldest first.
+    pub lane: Option<String>,
+    pub payload: String,
+    pub created_at: Timestamp,
+}
+
+/// An entry, without its payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboxEntry {
+    pub identifier: String,
+    pub kind: Kind,
+    pub topic: Option<String>,
+    pub tenant: Option<TenantId>,
+    /// `None` also where the tenant is not there any more.
+    pub tenant_slug: Option<String>,
+    pub feature: Option<FeatureKey>,
+    pub value: Option<Quantity>,
+    pub status: Status,
+    pub attempts: u32,
+    pub last_error: Option<String>,
+    /// Not to be tried before; while an attempt runs, when it counts as lost.
+    pub next_attempt_at: Option<Timestamp>,
+    pub created_at: Timestamp,
+}
+
+/// An entry that is the caller's to send until its lease ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leased {
+    pub identifier: String,
+    pub topic: Option<String>,
+    /// This attempt included.
+    pub attempts: u32,
+    pub created_at: Timestamp,
+    pub payload: String,
+}
+
+/// A call for entries to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Lease {
+    pub kind: Kind,
+    pub now: Timestamp,
+    /// From here on they are due again, should nothing be heard of them.
+    pub until: Timestamp,
+    pub limit: usize,
+}
+
+/// What became of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Sent,
+    /// Nothing of it is kept.
+    Forgotten,
+    Retry {
+        at: Timestamp,
+        error: String,
+    },
+    Uncertain {
+        error: String,
+    },
+    Dead {
+        error: String,
+    },
+}
+
+/// An attempt that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    pub identifier: String,
+    /// As leased: an attempt whose lease was lost to another changes nothing.
+    pub attempts: u32,
+    pub ending: Ending,
+}
+
+/// Which entries are asked for; what is `None` does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutboxFilter {
+    pub kind: Option<Kind>,
+    pub status: Option<Status>,
+    pub tenant: Option<TenantId>,
+}
+
+/// What became of a call to send something again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Replaying {
+    /// It is pending again, with all its attempts before it anew.
+    Replayed(OutboxEntry),
+    /// It is neither dead nor uncertain; nothing changed.
+    NotEnded(OutboxEntry),
+    NotFound,
+}
+
+#[async_trait]
+pub trait OutboxStore: Send + Sync {
+    /// Adds entries in one transaction; an identifier that is there adds nothing. How many are new.
+    async fn enqueue(&self, entries: &[NewEntry]) -> StoreResult<u64>;
+
+    /// Takes entries that are due, those due longest first, in one transaction: nobody else gets them before the lease
+    /// ends. Given oldest first. Of a lane only its oldest pending entry is ever due.
+    async fn lease(&self, lease: Lease) -> StoreResult<Vec<Leased>>;
+
+    /// Writes down how attempts ended, in one transaction.
+    async fn finish(&self, finished: &[Finished], now: Timestamp) -> StoreResult<()>;
+
+    /// Newest first, older than `before`, at most `limit`.
+    async fn list_outbox(
+        &self,
+        filter: &OutboxFilter,
+        before: Option<(Timestamp, String)>,
+        limit: usize,
+    ) -> StoreResult<Vec<OutboxEntry>>;
+
+    /// Makes a dead or uncertain entry pending and due, its attempts counted anew; audited.
+    async fn replay(&self, identifier: &str, by: &Actor) -> StoreResult<Replaying>;
+
+    /// How many entries there are of each kind and status that has any.
+    async fn count_outbox(&self) -> StoreResult<Vec<(Kind, Status, u64)>>;
+
+    /// Forgets what was sent before `before`, at most `limit`; what is dead or uncertain stays.
+    async fn prune_outbox(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;
+}

@@ -1,0 +1,302 @@
+//! The outbox.
+
+use async_trait::async_trait;
+use rusqlite::{Transaction, params};
+use serde_json::json;
+
+use super::{
+    Failed, SqliteStore,
+    audit::Change,
+    rows::{self, Cells, blob, units},
+};
+use crate::{
+    domain::{administrator::Actor, ids::TenantId, time::Timestamp},
+    store::{
+        StoreResult,
+        outbox::{
+            Ending, Finished, Kind, Lease, Leased, NewEntry, OutboxEntry, OutboxFilter,
+            OutboxStore, Replaying, Status,
+        },
+    },
+};
+
+const TABLE: &str = "outbox";
+
+#[async_trait]
+impl OutboxStore for SqliteStore {
+    async fn enqueue(&self, entries: &[NewEntry]) -> StoreResult<u64> {
+        let entries = entries.to_vec();
+        self.write("outbox.enqueue", move |tx| enqueue(tx, &entries))
+            .await
+    }
+
+    async fn lease(&self, asked: Lease) -> StoreResult<Vec<Leased>> {
+        // Most looks find nothing, and a look must not keep the one writer from its work.
+        let is_due = self
+            .read("outbox.look", move |tx| is_due(tx, asked))
+            .await?;
+        if !is_due {
+            return Ok(Vec::new());
+        }
+        self.write("outbox.lease", move |tx| lease(tx, asked)).await
+    }
+
+    async fn finish(&self, finished: &[Finished], now: Timestamp) -> StoreResult<()> {
+        let finished = finished.to_vec();
+        self.write("outbox.finish", move |tx| {
+            finished.iter().try_for_each(|it| finish(tx, it, now))
+        })
+        .await
+    }
+
+    async fn list_outbox(
+        &self,
+        filter: &OutboxFilter,
+        before: Option<(Timestamp, String)>,
+        limit: usize,
+    ) -> StoreResult<Vec<OutboxEntry>> {
+        let filter = filter.clone();
+        let (at, identifier) = before.unwrap_or((Timestamp::NEVER, String::new()));
+        self.read("outbox.list", move |tx| {
+            rows::list(
+                tx,
+                TABLE,
+                "SELECT outbox.*, slug FROM outbox LEFT JOIN tenants USING (tenant_id)
+                 WHERE (outbox.created_at, identifier) < (?1, ?2)
+                   AND (?4 IS NULL OR kind = ?4) AND (?5 IS NULL OR outbox.status = ?5)
+                   AND (?6 IS NULL OR outbox.tenant_id = ?6)
+                 ORDER BY outbox.created_at DESC, identifier DESC LIMIT ?3",
+                params![
+                    at.micros(),
+                    identifier,
+                    rows::limit(limit),
+                    filter.kind.map(Kind::as_str),
+                    filter.status.map(Status::as_str),
+                    filter.tenant.map(|tenant| blob(tenant.uuid())),
+                ],
+                read,
+            )
+        })
+        .await
+    }
+
+    async fn replay(&self, identifier: &str, by: &Actor) -> StoreResult<Replaying> {
+        let (identifier, by) = (identifier.to_owned(), by.clone());
+        self.write("outbox.replay", move |tx| replay(tx, &identifier, &by))
+            .await
+    }
+
+    async fn count_outbox(&self) -> StoreResult<Vec<(Kind, Status, u64)>> {
+        self.read("outbox.count", |tx| {
+            rows::list(
+                tx,
+                TABLE,
+                "SELECT kind, status, count(*) AS count FROM outbox GROUP BY kind, status",
+                [],
+                |cells| {
+                    let count: i64 = cells.get("count")?;
+                    Ok((
+                        kind(cells)?,
+                        status(cells)?,
+                        u64::try_from(count).unwrap_or_default(),
+                    ))
+                },
+            )
+        })
+        .await
+    }
+
+    async fn prune_outbox(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
+        self.write("outbox.prune", move |tx| {
+            rows::run(
+                tx,
+                "DELETE FROM outbox WHERE identifier IN (
+                     SELECT identifier FROM outbox WHERE status IN ('sent', 'confirmed') AND finished_at < ?1
+                     ORDER BY finished_at LIMIT ?2
+                 )",
+                params![before.micros(), rows::limit(limit)],
+            )
+        })
+        .await
+    }
+}
+
+/// In a transaction of the caller's: what is to be told goes in with what it is about.
+pub(super) fn enqueue(tx: &Transaction<'_>, entries: &[NewEntry]) -> Result<u64, Failed> {
+    let mut added = 0;
+    for entry in entries {
+        let inserted = rows::run(
+            tx,
+            "INSERT INTO outbox (identifier, kind, topic, tenant_id, feature_key, value, lane, status, next_attempt_at,
+                                 created_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'pending', ?8, ?8) ON CONFLICT DO NOTHING",
+            params![
+                entry.identifier,
+                entry.kind.as_str(),
+                entry.topic,
+                entry.tenant.map(|tenant| blob(tenant.uuid())),
+                entry.feature.as_ref().map(|feature| feature.as_str()),
+                units(entry.value),
+                entry.lane,
+                entry.created_at.micros(),
+            ],
+        )?;
+        if inserted > 0 {
+            rows::run(
+                tx,
+                "INSERT INTO outbox_payloads (identifier, payload) VALUES (?1, ?2)",
+                params![entry.identifier, entry.payload],
+            )?;
+        }
+        added += inserted;
+    }
+    Ok(added)
+}
+
+fn is_due(tx: &Transaction<'_>, asked: Lease) -> Result<bool, Failed> {
+    rows::exists(
+        tx,
+        "SELECT 1 FROM outbox WHERE kind = ?1 AND next_attempt_at <= ?2",
+        params![asked.kind.as_str(), asked.now.micros()],
+    )
+}
+
+fn lease(tx: &Transaction<'_>, asked: Lease) -> Result<Vec<Leased>, Failed> {
+    let mut leased = rows::list(
+        tx,
+        TABLE,
+        "SELECT identifier, topic, attempts + 1 AS attempts, created_at, payload
+         FROM outbox AS due JOIN outbox_payloads USING (identifier)
+         WHERE kind = ?1 AND next_attempt_at <= ?2 AND (lane IS NULL OR NOT EXISTS (
+             SELECT 1 FROM outbox AS ahead
+             WHERE ahead.kind = due.kind AND ahead.lane = due.lane AND ahead.status = 'pending'
+               AND (ahead.created_at, ahead.identifier) < (due.created_at, due.identifier)
+         ))
+         ORDER BY next_attempt_at, identifier LIMIT ?3",
+        params![
+            asked.kind.as_str(),
+            asked.now.micros(),
+            rows::limit(asked.limit)
+        ],
+        |cells| {
+            Ok(Leased {
+                identifier: cells.get("identifier")?,
+                topic: cells.get("topic")?,
+                attempts: cells.get("attempts")?,
+                created_at: cells.time("created_at")?,
+                payload: cells.get("payload")?,
+            })
+        },
+    )?;
+    for it in &leased {
+        rows::run(
+            tx,
+            "UPDATE outbox SET attempts = ?2, next_attempt_at = ?3 WHERE identifier = ?1",
+            params![it.identifier, it.attempts, asked.until.micros()],
+        )?;
+    }
+    leased.sort_by(|a, b| (a.created_at, &a.identifier).cmp(&(b.created_at, &b.identifier)));
+    Ok(leased)
+}
+
+fn finish(tx: &Transaction<'_>, finished: &Finished, now: Timestamp) -> Result<(), Failed> {
+    let identifier = &finished.identifier;
+    let (status, error, next, ended_at) = match &finished.ending {
+        Ending::Forgotten => {
+            rows::run(
+                tx,
+                "DELETE FROM outbox WHERE identifier = ?1 AND attempts = ?2 AND status = 'pending'",
+                params![identifier, finished.attempts],
+            )?;
+            return Ok(());
+        }
+        Ending::Retry { at, error } => (Status::Pending, Some(error), Some(at.micros()), None),
+        Ending::Sent => (Status::Sent, None, None, Some(now.micros())),
+        Ending::Uncertain { error } => (Status::Uncertain, Some(error), None, Some(now.micros())),
+        Ending::Dead { error } => (Status::Dead, Some(error), None, Some(now.micros())),
+    };
+    let changed = rows::run(
+        tx,
+        "UPDATE outbox SET status = ?3, last_error = ?4, next_attempt_at = ?5, finished_at = ?6
+         WHERE identifier = ?1 AND attempts = ?2 AND status = 'pending'",
+        params![
+            identifier,
+            finished.attempts,
+            status.as_str(),
+            error,
+            next,
+            ended_at
+        ],
+    )?;
+    if changed > 0 && status == Status::Sent {
+        rows::run(
+            tx,
+            "DELETE FROM outbox_payloads WHERE identifier = ?1",
+            [identifier],
+        )?;
+    }
+    Ok(())
+}
+
+fn replay(tx: &Transaction<'_>, identifier: &str, by: &Actor) -> Result<Replaying, Failed> {
+    let find = || {
+        rows::find(
+            tx,
+            TABLE,
+            "SELECT outbox.*, slug FROM outbox LEFT JOIN tenants USING (tenant_id) WHERE identifier = ?1",
+            [identifier],
+            read,
+        )
+    };
+    let Some(found) = find()? else {
+        return Ok(Replaying::NotFound);
+    };
+    if !matches!(found.status, Status::Dead | Status::Uncertain) {
+        return Ok(Replaying::NotEnded(found));
+    }
+    let shown =
+        |status: Status| Some(json!({ "kind": found.kind.as_str(), "status": status.as_str() }));
+    Change {
+        action: "outbox.replay",
+        target: identifier,
+        before: shown(found.status),
+        after: shown(Status::Pending),
+    }
+    .note(tx, by)?;
+    rows::run(
+        tx,
+        "UPDATE outbox SET status = 'pending', attempts = 0, next_attempt_at = ?2, finished_at = NULL
+         WHERE identifier = ?1",
+        params![identifier, by.at.micros()],
+    )?;
+    Ok(find()?.map_or(Replaying::NotFound, Replaying::Replayed))
+}
+
+fn kind(cells: &Cells<'_>) -> Result<Kind, Failed> {
+    cells.one_of("kind", &Kind::ALL, Kind::as_str)
+}
+
+fn status(cells: &Cells<'_>) -> Result<Status, Failed> {
+    cells.one_of("status", &Status::ALL, Status::as_str)
+}
+
+fn read(cells: &Cells<'_>) -> Result<OutboxEntry, Failed> {
+    let feature: Option<String> = cells.get("feature_key")?;
+    Ok(OutboxEntry {
+        identifier: cells.get("identifier")?,
+        kind: kind(cells)?,
+        topic: cells.get("topic")?,
+        tenant: cells.optional_uuid("tenant_id")?.map(TenantId::new),
+        tenant_slug: cells.get("slug")?,
+        feature: match feature {
+            Some(_) => Some(cells.parse("feature_key")?),
+            None => None,
+        },
+        value: cells.optional_quantity("value")?,
+        status: status(cells)?,
+        attempts: cells.get("attempts")?,
+        last_error: cells.get("last_error")?,
+        next_attempt_at: cells.optional_time("next_attempt_at")?,
+        created_at: cells.time("created_at")?,
+    })
+}
