@@ -441,10 +441,9 @@ fn unavailable(given: &Reader) -> Result<Vec<Unavailable>, ConfigError> {
             value: setting.shown(&value),
         }))
     };
-    let all: [Result<Option<Unavailable>, ConfigError>; 6] = [
+    let all: [Result<Option<Unavailable>, ConfigError>; 5] = [
         of_value("DATABASE_URL", |value| !value.starts_with("sqlite:")),
         of_value("USAGE_GUARDRAIL_CACHE_BACKEND", |value| value == "redis"),
-        of_value("TOLLGATE_PRICES", |_| true),
         of_value("USAGE_WEBHOOK_URL", |_| true),
         of_value("ENABLE_STRIPE_USAGE", |value| {
             parse::switch(value) == Some(true)

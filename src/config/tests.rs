@@ -236,7 +236,6 @@ fn what_this_version_has_not_is_refused_in_plain_words_and_malformed_values_as_s
     for (name, value, shown) in [
         ("DATABASE_URL", "postgres://u:p@h/d", "postgres://u:…@h/d"),
         ("USAGE_GUARDRAIL_CACHE_BACKEND", "redis", "redis"),
-        ("TOLLGATE_PRICES", "p.json", "p.json"),
         (
             "USAGE_WEBHOOK_URL",
             "https://h/x,http://i/",
@@ -259,6 +258,7 @@ fn what_this_version_has_not_is_refused_in_plain_words_and_malformed_values_as_s
         ("STRIPE_SECRET_KEY", "sk_test_1"),
         ("ENABLE_STRIPE_USAGE", "false"),
         ("REDIS_URL", "redis://h"),
+        ("TOLLGATE_PRICES", "p.json"),
     ];
     Config::load(&given(&harmless))
         .unwrap()
