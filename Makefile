@@ -82,6 +82,13 @@ test-cloudevents: ## Send usage with the CloudEvents SDK for Python, again and a
 	$(TARGET_DIR)/cloudevents/bin/pip install -q --disable-pip-version-check 'cloudevents>=1.11,<2'
 	$(TARGET_DIR)/cloudevents/bin/python tests/cloudevents/send.py $(TARGET_DIR)/debug/tollgate
 
+.PHONY: test-analytics
+test-analytics: ## Read what a server wrote for analytics with DuckDB and pandas, and check its notices with Standard Webhooks' library
+	cargo build --locked
+	[ -x $(TARGET_DIR)/analytics/bin/python ] || python3 -m venv $(TARGET_DIR)/analytics
+	$(TARGET_DIR)/analytics/bin/pip install -q --disable-pip-version-check duckdb pandas standardwebhooks
+	$(TARGET_DIR)/analytics/bin/python tests/analytics/read.py $(TARGET_DIR)/debug/tollgate
+
 .PHONY: check
 check: lint test test-openapi ## Everything that must be green: lints, tests, generated files unchanged, the API as described
 

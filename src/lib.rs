@@ -2,6 +2,7 @@
 //! tenant's plan *before* the model runs, and writes the usage down before the answer leaves.
 
 pub mod admin;
+pub mod analytics;
 pub mod answers;
 pub mod app;
 pub mod backup;
@@ -18,6 +19,7 @@ pub mod provider;
 pub mod services;
 pub mod store;
 pub mod telemetry;
+pub mod web;
 
 /// One file with the integration tests, which link this library without its own tests.
 #[cfg(test)]

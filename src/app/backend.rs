@@ -39,6 +39,7 @@ impl App {
             administrators: self.administrators.clone(),
             usage: Some(Arc::clone(&self.0) as Arc<dyn UsageOperations>),
             prices: Some(Arc::clone(&self.prices)),
+            notices: self.notices.clone(),
             operation: Arc::clone(&self.0) as Arc<dyn Operation>,
             directory: std::env::current_dir().unwrap_or_default(),
             refresh: Some(Arc::clone(&self.0) as Arc<dyn Refresh>),

@@ -18,6 +18,7 @@ use std::{ops::Deref, path::Path, sync::Arc};
 use anyhow::Context;
 
 use crate::{
+    analytics,
     answers::Answers,
     clock::Clock,
     config::{CacheBackend, Config, Database, Durability, ProviderKind},
@@ -32,6 +33,9 @@ use crate::{
         guard::Guard,
         in_flight::InFlight,
         overview::Overview,
+        notices::{CheckSender, NoticeParts, NoticeSender, Notices},
+        onward::{Onward, Told},
+        outbox::{Outbox, Progress, Senders},
         prices::Prices,
         recorder::{KeepTotals, Recorder},
         reporting::Reporting,
@@ -40,8 +44,9 @@ use crate::{
         sessions::Sessions,
         statement::Statements,
     },
-    store::{SharedStore, sqlite::SqliteStore},
+    store::{SharedStore, outbox::Kind, sqlite::SqliteStore},
     telemetry::metrics::Metrics,
+    web::Poster,
 };
 
 /// The name of the file that keeps answers for their repeats.
@@ -79,6 +84,10 @@ pub struct Parts {
     pub explanations: Explanations,
     pub statements: Statements,
     pub answers: Answers,
+    pub outbox: Outbox,
+    pub senders: Senders,
+    /// `None` if no notices are wanted.
+    pub notices: Option<Arc<Notices>>,
     pub provider: Arc<dyn Provider>,
     pub tasks: tasks::Tasks,
 }
@@ -146,6 +155,7 @@ impl App {
         ));
         let administrators =
             Administrators::new(Arc::clone(&store), config.admin_token.as_ref(), clock.now());
+        let (notices, senders) = outgoing(&config, &store, &catalogue, &recorder, &clock)?;
         let guard = Guard::new(
             Arc::clone(&config),
             Arc::clone(&catalogue),
@@ -153,6 +163,7 @@ impl App {
             Arc::clone(&recorder),
             clock.clone(),
             Arc::clone(&metrics),
+            notices.clone(),
         );
         let chat = Arc::new(Chat {
             config: Arc::clone(&config),
@@ -212,6 +223,11 @@ impl App {
             clock.clone(),
         ));
         let answers = Answers::new(&config.data_dir.join(ANSWERS_FILE));
+        let outbox = Outbox {
+            store: Arc::clone(&store),
+            clock: clock.clone(),
+            metrics: Arc::clone(&metrics),
+        };
         Ok(Self(Arc::new(Parts {
             config,
             started_at: clock.now().to_whole_second(),
@@ -233,6 +249,9 @@ impl App {
             explanations,
             statements,
             answers,
+            outbox,
+            senders,
+            notices,
             provider,
             tasks,
         })))
@@ -244,9 +263,66 @@ impl App {
         if let Err(error) = self.recorder.flush().await {
             tracing::warn!(%error, "usage waits in the journal until the next start");
         }
+        self.write_last_files().await;
         self.answers.close().await;
         self.recorder.journal().close().await;
     }
+}
+
+impl App {
+    /// What was used just before the end is in analytics' files too; a collector waits for the next start.
+    async fn write_last_files(&self) {
+        let sink = self.config.analytics_sink.as_deref().unwrap_or_default();
+        if !sink.starts_with("file:") {
+            return;
+        }
+        let senders = self.senders.iter();
+        for sender in senders.filter(|it| it.kind() == Kind::AnalyticsBatch) {
+            while let Ok(Progress::Moved { is_more: true }) =
+                self.outbox.step(sender.as_ref()).await
+            {}
+        }
+    }
+}
+
+/// Who makes notices, and who sends what is in the outbox, as the settings say; the recorder is told of both.
+fn outgoing(
+    config: &Config,
+    store: &SharedStore,
+    catalogue: &Arc<Catalogue>,
+    recorder: &Arc<Recorder>,
+    clock: &Clock,
+) -> anyhow::Result<(Option<Arc<Notices>>, Senders)> {
+    let (mut notices, mut senders): (_, Senders) = (None, Vec::new());
+    if config.webhook_urls.is_empty() && config.analytics_sink.is_none() {
+        return Ok((notices, senders));
+    }
+    let poster = Arc::new(Poster::new(&config.webhook_secrets)?);
+    if let Some(setting) = &config.analytics_sink {
+        senders.push(analytics::sink(setting, &poster));
+    }
+    if !config.webhook_urls.is_empty() {
+        let made = Notices::new(NoticeParts {
+            store: Arc::clone(store),
+            catalogue: Arc::clone(catalogue),
+            recorder: Arc::clone(recorder),
+            poster,
+            clock: clock.clone(),
+            thresholds: config.alert_thresholds.clone(),
+            addresses: config.webhook_urls.clone(),
+        });
+        senders.push(Arc::new(CheckSender(Arc::clone(&made))));
+        senders.push(Arc::new(NoticeSender(Arc::clone(&made))));
+        notices = Some(made);
+    }
+    let told = |is_there: bool| if is_there { Told::Yes } else { Told::No };
+    recorder.tell_with(Arc::new(Onward {
+        catalogue: Arc::downgrade(catalogue),
+        clock: clock.clone(),
+        analytics: told(config.analytics_sink.is_some()),
+        notices: told(notices.is_some()),
+    }));
+    Ok((notices, senders))
 }
 
 /// The journal of a data dir that the caller has locked; `None` if there is none.

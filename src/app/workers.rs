@@ -15,7 +15,10 @@ use super::App;
 use crate::{
     domain::{feature::FeatureKey, ids::TenantId},
     journal::JournalStatus,
-    services::recorder::{Drift, Progress, Recorder},
+    services::{
+        outbox::{self, Sender},
+        recorder::{Drift, Progress, Recorder},
+    },
     store::StoreError,
     telemetry::{events, metrics::Metrics},
 };
@@ -35,6 +38,14 @@ const PRUNE_BATCH: usize = 5_000;
 /// Live totals are compared with the store's a few tenants at a time: each is a read of the store.
 const DRIFT_EVERY: Duration = Duration::from_secs(5);
 const DRIFT_BATCH: usize = 50;
+
+/// How soon a refusal, or a window's end, becomes a notice.
+const NOTICE_EVERY: Duration = Duration::from_millis(500);
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// While the other side takes nothing; each entry has a longer pause of its own.
+const FAILING_PAUSE: Duration = Duration::from_secs(2);
+/// How long what was sent can still be seen.
+const SENT_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// When a job is to run again.
 enum Again {
@@ -63,6 +74,17 @@ pub(super) fn start(app: &App) {
     );
     job(app, |app| async move { prune(&app).await });
     job(app, |app| async move { keep_decisions(&app).await });
+    for sender in &app.senders {
+        let sender = Arc::clone(sender);
+        job(app, move |app| {
+            let sender = Arc::clone(&sender);
+            async move { send(&app, sender.as_ref()).await }
+        });
+    }
+    if app.notices.is_some() {
+        job(app, |app| async move { notice(&app).await });
+    }
+    job(app, |app| async move { count_outbox(&app).await });
     let drift = Arc::new(tokio::sync::Mutex::new(DriftWatch::default()));
     job(app, move |app| {
         let watch = Arc::clone(&drift);
@@ -225,6 +247,37 @@ async fn keep_decisions(app: &App) -> Again {
     Again::After(KEEP_DECISIONS_EVERY)
 }
 
+async fn send(app: &App, sender: &dyn Sender) -> Again {
+    match app.outbox.step(sender).await {
+        Ok(outbox::Progress::Moved { is_more: true }) => Again::Now,
+        Ok(outbox::Progress::Failing) => Again::After(FAILING_PAUSE.max(sender.pause())),
+        Ok(outbox::Progress::Moved { is_more: false } | outbox::Progress::Idle) => {
+            Again::After(sender.pause())
+        }
+        Err(error) => {
+            tracing::debug!(%error, "the outbox can't be read or written");
+            Again::After(FAILING_PAUSE.max(sender.pause()))
+        }
+    }
+}
+
+async fn notice(app: &App) -> Again {
+    if let Some(notices) = &app.notices
+        && let Err(error) = notices.step().await
+    {
+        tracing::debug!(%error, "notices could not be made; they are when the store is back");
+    }
+    Again::After(NOTICE_EVERY)
+}
+
+async fn count_outbox(app: &App) -> Again {
+    match app.store.count_outbox().await {
+        Ok(counts) => app.metrics.set_outbox(&counts),
+        Err(error) => tracing::debug!(%error, "the outbox can't be counted"),
+    }
+    Again::After(COUNT_EVERY)
+}
+
 async fn prune(app: &App) -> Again {
     let now = app.clock.now();
     let before = now.minus(app.config.retention);
@@ -237,7 +290,10 @@ async fn prune(app: &App) -> Again {
         app.store.prune_changes(now.minus(PRUNE_EVERY)).await?;
         let reservations = app.store.prune_reservations(before, PRUNE_BATCH).await?;
         let events = app.store.prune_events(before, PRUNE_BATCH).await?;
-        Ok::<u64, StoreError>(events.max(reservations))
+        let sent_before = now.minus(SENT_KEPT);
+        let sent = app.store.prune_outbox(sent_before, PRUNE_BATCH).await?;
+        let told = app.store.prune_told(sent_before, PRUNE_BATCH).await?;
+        Ok::<u64, StoreError>(events.max(reservations).max(sent).max(told))
     };
     match pruned.await {
         Ok(most) if most >= PRUNE_BATCH as u64 => Again::Now,

@@ -4,6 +4,7 @@
 //! or one opened here if no server runs. The others run where they are typed.
 
 mod admin_token;
+mod alert;
 pub mod arguments;
 mod backup;
 mod completions;
@@ -121,6 +122,9 @@ enum Stored {
     /// Shows what models cost, and brings prices of your own in
     #[command(subcommand, after_help = "Example: tollgate price check gpt-5.1")]
     Price(price::PriceCommand),
+    /// Tests, lists and sends notices again
+    #[command(subcommand, after_help = "Example: tollgate alert test")]
+    Alert(alert::AlertCommand),
     Backup(backup::Backup),
     Doctor(doctor::Examine),
 }
@@ -134,7 +138,7 @@ impl Stored {
             Self::Key(command) => command.question(),
             Self::Reservation(command) => command.question(),
             Self::AdminToken(command) => command.question(),
-            Self::Usage(_) | Self::Price(_) | Self::Doctor(_) => None,
+            Self::Usage(_) | Self::Price(_) | Self::Alert(_) | Self::Doctor(_) => None,
             Self::Backup(command) => command.question(),
         }
     }
@@ -154,6 +158,7 @@ impl Stored {
             | Self::Key(_)
             | Self::Reservation(_)
             | Self::AdminToken(_)
+            | Self::Alert(_)
             | Self::Backup(_)
             | Self::Doctor(_) => Ok(None),
         }
@@ -173,6 +178,7 @@ impl Stored {
             Self::Usage(command) => Box::pin(command.run(backend, typed, progress)).await,
             Self::Reservation(command) => Box::pin(command.run(backend)).await,
             Self::Price(command) => Box::pin(command.run(backend, typed)).await,
+            Self::Alert(command) => Box::pin(command.run(backend)).await,
             Self::Backup(command) => Box::pin(command.run(backend)).await,
             Self::Doctor(command) => Box::pin(command.run(backend)).await,
         };

@@ -378,7 +378,7 @@ impl Config {
                 .optional("USAGE_WEBHOOK_URL", parse::web_addresses)?
                 .unwrap_or_default(),
             webhook_secrets: given
-                .optional("USAGE_WEBHOOK_SECRET", parse::secrets)?
+                .optional("USAGE_WEBHOOK_SECRET", parse::signing_secrets)?
                 .unwrap_or_default(),
             provider: given.value("TOLLGATE_PROVIDER", parse::provider)?,
             openai_api_key: given.optional("OPENAI_API_KEY", parse::secret)?,
@@ -441,14 +441,12 @@ fn unavailable(given: &Reader) -> Result<Vec<Unavailable>, ConfigError> {
             value: setting.shown(&value),
         }))
     };
-    let all: [Result<Option<Unavailable>, ConfigError>; 5] = [
+    let all: [Result<Option<Unavailable>, ConfigError>; 3] = [
         of_value("DATABASE_URL", |value| !value.starts_with("sqlite:")),
         of_value("USAGE_GUARDRAIL_CACHE_BACKEND", |value| value == "redis"),
-        of_value("USAGE_WEBHOOK_URL", |_| true),
         of_value("ENABLE_STRIPE_USAGE", |value| {
             parse::switch(value) == Some(true)
         }),
-        of_value("USAGE_ANALYTICS_SINK", |_| true),
     ];
     all.into_iter().filter_map(Result::transpose).collect()
 }

@@ -187,6 +187,17 @@ pub(super) fn secrets(text: &str) -> Parsed<Vec<SecretString>> {
     secrets.collect()
 }
 
+/// As [`secrets`]; one that begins with `whsec_` holds its bytes in base64, as Standard Webhooks has it.
+pub(super) fn signing_secrets(text: &str) -> Parsed<Vec<SecretString>> {
+    let secrets = secrets(text)?;
+    let is_readable = |secret: &SecretString| crate::web::signing_key(secret).is_some();
+    if secrets.iter().all(is_readable) {
+        Ok(secrets)
+    } else {
+        Err(detail("what follows whsec_ is not base64"))
+    }
+}
+
 pub(super) fn admin_token(text: &str) -> Parsed<SecretString> {
     let length = text.len();
     if length < 32 {

@@ -165,9 +165,9 @@ pub static SETTINGS: &[Setting] = settings! {
     "USAGE_ALERT_THRESHOLDS" Value is("80,100"), "whole percentages from 1 to 1000 separated by commas, such as 80,100",
         "Percent of the hard (else soft) limit at which a notice goes out; a plan feature can have its own";
     "USAGE_WEBHOOK_URL" Url unset("none"), "http:// or https:// addresses separated by commas",
-        "Where notices go";
-    "USAGE_WEBHOOK_SECRET" Secret unset("none"), "visible ASCII characters, several secrets separated by commas",
-        "Signs notices";
+        "Where notices go (docs/guide/notices.md)";
+    "USAGE_WEBHOOK_SECRET" Secret unset("none"), "visible ASCII characters, several secrets separated by commas; whsec_ and base64 as Standard Webhooks has it",
+        "Signs notices and analytics batches";
     "TOLLGATE_PROVIDER" Value is("openai"), "openai or simulated",
         "The upstream: `openai`, or `simulated` (no key, no network)";
     "OPENAI_API_KEY" Secret unset("none"), "a key of visible ASCII characters",
@@ -203,7 +203,7 @@ pub static SETTINGS: &[Setting] = settings! {
     "STRIPE_API_BASE" Url is("https://api.stripe.com"), "an http:// or https:// address without query or user",
         "Stripe's API";
     "USAGE_ANALYTICS_SINK" Url unset("none"), "file:DIR, or an http:// or https:// collector",
-        "Where usage is sent as CloudEvents batches";
+        "Where usage is sent as CloudEvents batches (docs/guide/analytics.md)";
     "LOG_FORMAT" Value unset("`json`; `pretty` on a terminal"), "json or pretty",
         "Form of the log on stderr";
     "RUST_LOG" Value is("info"), "levels as tracing-subscriber reads them, such as info or tollgate=debug,info",

@@ -236,13 +236,7 @@ fn what_this_version_has_not_is_refused_in_plain_words_and_malformed_values_as_s
     for (name, value, shown) in [
         ("DATABASE_URL", "postgres://u:p@h/d", "postgres://u:…@h/d"),
         ("USAGE_GUARDRAIL_CACHE_BACKEND", "redis", "redis"),
-        (
-            "USAGE_WEBHOOK_URL",
-            "https://h/x,http://i/",
-            "https://h/x,http://i/",
-        ),
         ("ENABLE_STRIPE_USAGE", "yes", "yes"),
-        ("USAGE_ANALYTICS_SINK", "file:out", "file:out"),
     ] {
         let refusal = Config::load(&given(&[(name, value)]))
             .unwrap()
@@ -254,11 +248,17 @@ fn what_this_version_has_not_is_refused_in_plain_words_and_malformed_values_as_s
     }
     assert!(refusal(&[("USAGE_ANALYTICS_SINK", "kafka:x")]).contains("; write file:DIR"));
     assert!(refusal(&[("USAGE_WEBHOOK_URL", "h/x")]).starts_with("USAGE_WEBHOOK_URL is 'h/x'"));
+    let refused = refusal(&[("USAGE_WEBHOOK_SECRET", "plain,whsec_not base64")]);
+    assert!(!refused.contains("plain"), "{refused}");
+    assert!(refusal(&[("USAGE_WEBHOOK_SECRET", "whsec_*")]).contains("not base64"));
     let harmless = [
         ("STRIPE_SECRET_KEY", "sk_test_1"),
         ("ENABLE_STRIPE_USAGE", "false"),
         ("REDIS_URL", "redis://h"),
         ("TOLLGATE_PRICES", "p.json"),
+        ("USAGE_WEBHOOK_URL", "https://h/x,http://i/"),
+        ("USAGE_WEBHOOK_SECRET", "whsec_c2VjcmV0,another"),
+        ("USAGE_ANALYTICS_SINK", "file:out"),
     ];
     Config::load(&given(&harmless))
         .unwrap()

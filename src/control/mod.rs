@@ -22,7 +22,8 @@ use crate::{
     cli::output::Output,
     clock::Clock,
     services::{
-        UsageOperations, administrators::Administrators, operation::Operation, prices::Prices,
+        UsageOperations, administrators::Administrators, notices::Notices, operation::Operation,
+        prices::Prices,
     },
     store::SharedStore,
 };
@@ -47,6 +48,8 @@ pub struct Backend {
     pub administrators: Administrators,
     pub usage: Option<Arc<dyn UsageOperations>>,
     pub prices: Option<Arc<Prices>>,
+    /// `None` if no notices are wanted.
+    pub notices: Option<Arc<Notices>>,
     pub operation: Arc<dyn Operation>,
     /// Where the command was typed: the paths that it names are relative to this.
     pub directory: PathBuf,

@@ -29,7 +29,10 @@ use super::{
     tls::{self, Roots},
     usage,
 };
-use crate::store::conversations::{Speaker, Turn};
+use crate::{
+    store::conversations::{Speaker, Turn},
+    web,
+};
 
 /// OpenAI's own base URL.
 pub const DEFAULT_BASE_URL: &str = "https://api.openai.com/v1";
@@ -76,7 +79,7 @@ impl OpenAi {
         let connector = Connector::new(target.clone(), resolver.clone(), tls.clone())?;
         Ok(Self {
             own_host: own_host(&target.host),
-            http: http_client(resolver, tls)?,
+            http: web::client(resolver, tls)?,
             upstream: Upstream {
                 base_url: target.base_url(),
                 authorization: authorization.clone(),
@@ -244,7 +247,7 @@ fn bearer(key: &SecretString) -> Result<HeaderValue, SetupError> {
 /// See [`super::from_settings`].
 pub fn plain_client() -> Result<reqwest::Client, SetupError> {
     let tls = tls::client_config(&tls::Roots::Environment, &[b"h2", b"http/1.1"])?;
-    http_client(Resolver::default(), tls)
+    web::client(Resolver::default(), tls)
 }
 
 /// The client and the `Authorization` for calls beside chat.
@@ -256,25 +259,7 @@ pub(super) fn client_of(
 ) -> Result<(reqwest::Client, Option<HeaderValue>), SetupError> {
     let authorization = settings.api_key.as_ref().map(bearer).transpose()?;
     let tls = tls::client_config(&settings.roots, &[b"h2", b"http/1.1"])?;
-    Ok((http_client(Resolver::default(), tls)?, authorization))
-}
-
-/// The one client of reqwest here: our resolver and roots, no redirect, no proxy, no retry.
-fn http_client(
-    resolver: Resolver,
-    tls: rustls::ClientConfig,
-) -> Result<reqwest::Client, SetupError> {
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .dns_resolver(resolver)
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .no_proxy()
-        .connect_timeout(Duration::from_secs(10))
-        .pool_idle_timeout(Duration::from_secs(60))
-        .tcp_nodelay(true)
-        .build()
-        .map_err(|error| SetupError(format!("the HTTP client cannot be set up: {error}")))
+    Ok((web::client(Resolver::default(), tls)?, authorization))
 }
 
 fn into_provider_error(error: OpenAIError) -> ProviderError {

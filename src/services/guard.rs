@@ -28,6 +28,7 @@ use crate::{
     services::{
         admitted::{Admitted, OutputGrant},
         catalogue::{Catalogue, Policy},
+        notices::Notices,
         prices::Prices,
         recorder::Recorder,
         refusals::{Refusals, Refused},
@@ -135,6 +136,7 @@ pub struct Guard {
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
     refusals: Refusals,
+    notices: Option<Arc<Notices>>,
 }
 
 /// What a request asks for, with what the price list says of its model.
@@ -156,6 +158,7 @@ impl Guard {
         recorder: Arc<Recorder>,
         clock: Clock,
         metrics: Arc<Metrics>,
+        notices: Option<Arc<Notices>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             config,
@@ -165,6 +168,7 @@ impl Guard {
             clock,
             metrics,
             refusals: Refusals::default(),
+            notices,
         })
     }
 
@@ -177,6 +181,22 @@ impl Guard {
     #[must_use]
     pub fn refusals(&self) -> &Refusals {
         &self.refusals
+    }
+
+    /// For whoever asks why, and for notices.
+    fn keep(&self, refused: Refused) {
+        let refused = self.refusals.keep(refused);
+        if let Some(notices) = &self.notices {
+            notices.refused(&refused);
+        }
+    }
+
+    fn notice_inactive(&self, policy: &Policy, refused: &AdmitError, now: Timestamp) {
+        if let (Some(notices), AdmitError::SubscriptionInactive { status, .. }) =
+            (&self.notices, refused)
+        {
+            notices.inactive(policy, status, now);
+        }
     }
 
     fn enforces(&self) -> bool {
@@ -229,6 +249,7 @@ impl Guard {
             .and_then(|()| self.check_request(&asked, &policy))
         {
             if self.enforces() {
+                self.notice_inactive(&policy, &refused, asked.now);
                 return Err(refused);
             }
             events::WouldRefuse {
@@ -450,7 +471,7 @@ impl Guard {
             states,
             now,
         };
-        self.refusals.keep(Refused {
+        self.keep(Refused {
             caller: ask.caller.clone(),
             model: Some(ask.model.to_owned()),
             refusal: refusal.clone(),

@@ -5,7 +5,7 @@
 //! journal forget it, together with the snapshot of the live totals as they were at that event.
 
 use std::{
-    sync::{self, Arc, PoisonError, Weak},
+    sync::{self, Arc, OnceLock, PoisonError, Weak},
     time::Instant,
 };
 
@@ -29,6 +29,7 @@ use crate::{
     store::{
         SharedStore, StoreError, StoreResult,
         maintenance::StoreCopy,
+        outbox::NewEntry,
         usage::{CounterOf, JournalPosition, Seq},
     },
     telemetry::{events, metrics::Metrics},
@@ -81,6 +82,21 @@ pub enum DrainError {
     Journal(#[from] JournalError),
 }
 
+/// Says what others are to be told of usage that comes into the store.
+#[async_trait]
+pub trait Teller: Send + Sync {
+    /// What goes into the outbox in the transaction that records these events of `journal`. Each event is shown once,
+    /// unless that transaction failed. Must not wait for the drain, which waits for this.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the events wait in the journal, and are shown again.
+    async fn tell(
+        &self,
+        journal: uuid::Uuid,
+        events: &[(Seq, UsageEvent)],
+    ) -> StoreResult<Vec<NewEntry>>;
+}
+
 /// Writes usage down and moves it on.
 pub struct Recorder {
     journal: Journal,
@@ -88,6 +104,7 @@ pub struct Recorder {
     store: SharedStore,
     metrics: Arc<Metrics>,
     keep: KeepTotals,
+    teller: OnceLock<Arc<dyn Teller>>,
     drain: Mutex<Drain>,
     /// Why the store did not take the last batch; `None` if it did.
     store_fault: sync::Mutex<Option<String>>,
@@ -98,6 +115,8 @@ pub struct Recorder {
 struct Drain {
     /// Recorded in the store, but the journal could not be told yet: it must be before anything else is read.
     unmarked: Option<(Seq, Snapshot)>,
+    /// How far the store has this journal's events; `None` if it must be asked.
+    recorded: Option<Seq>,
 }
 
 impl Recorder {
@@ -121,6 +140,7 @@ impl Recorder {
             store,
             metrics,
             keep,
+            teller: OnceLock::new(),
             drain: Mutex::default(),
             store_fault: sync::Mutex::default(),
         });
@@ -191,7 +211,11 @@ impl Recorder {
             seq: upto,
         };
         let events: Vec<UsageEvent> = batch.iter().map(|(_, event)| event.clone()).collect();
-        let recorded = self.store.record(&events, position, &[]).await;
+        let recorded = match self.told_of(&mut drain, &batch).await {
+            Ok(tell) => self.store.record(&events, position, &tell).await,
+            Err(error) => Err(error),
+        };
+        drain.recorded = recorded.as_ref().ok().map(|_| upto);
         let fault = recorded.as_ref().err().map(StoreError::to_string);
         *self.lock_store_fault() = fault;
         let recorded = recorded?;
@@ -206,6 +230,33 @@ impl Recorder {
         drain.unmarked = Some((upto, snapshot));
         self.mark(&mut drain).await?;
         Ok(Progress::Moved(batch.len()))
+    }
+
+    /// What others are to be told of a batch. Events that a run before recorded without marking them come again: of those
+    /// they were told.
+    async fn told_of(
+        &self,
+        drain: &mut Drain,
+        batch: &[(Seq, UsageEvent)],
+    ) -> StoreResult<Vec<NewEntry>> {
+        let Some(teller) = self.teller.get() else {
+            return Ok(Vec::new());
+        };
+        let journal = self.journal.id();
+        let recorded = match drain.recorded {
+            Some(recorded) => recorded,
+            None => self.store.drained(journal).await?,
+        };
+        let new = batch.partition_point(|(seq, _)| *seq <= recorded);
+        match &batch[new..] {
+            [] => Ok(Vec::new()),
+            new => teller.tell(journal, new).await,
+        }
+    }
+
+    /// Has `teller` say what others are to be told of usage; the first one given stays.
+    pub fn tell_with(&self, teller: Arc<dyn Teller>) {
+        let _ = self.teller.set(teller);
     }
 
     /// Why usage does not arrive in the store, if it does not: it may be read all the same, as from a full disk.

@@ -21,12 +21,14 @@ pub struct Refused {
 pub struct Refusals(Mutex<VecDeque<Arc<Refused>>>);
 
 impl Refusals {
-    pub fn keep(&self, refused: Refused) {
+    pub fn keep(&self, refused: Refused) -> Arc<Refused> {
+        let refused = Arc::new(refused);
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT {
             kept.pop_front();
         }
-        kept.push_back(Arc::new(refused));
+        kept.push_back(Arc::clone(&refused));
+        refused
     }
 
     /// The last one of a request.

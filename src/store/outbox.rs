@@ -10,7 +10,7 @@ use crate::domain::{
 /// Who sends an entry, and what its payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Usage events for the analytics sink: a CloudEvent a line.
+    /// Usage events for the analytics sink, as CloudEvents, one a line.
     AnalyticsBatch,
     /// A notice to one address.
     Notice,

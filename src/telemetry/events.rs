@@ -14,7 +14,10 @@ use crate::{
         usage::Quantities,
     },
     services::recorder::Drift,
-    store,
+    store::{
+        self,
+        outbox::{Ending, Kind, Leased},
+    },
 };
 
 /// What was decided on a request.
@@ -430,6 +433,64 @@ impl LedgerDrift<'_> {
             stored = self.drift.stored.get(),
             "a live total differs from the store's; see the runbook"
         );
+    }
+}
+
+/// An attempt to send an entry of the outbox ended.
+pub struct OutboxTried<'a> {
+    pub kind: Kind,
+    pub entry: &'a Leased,
+    pub ending: &'a Ending,
+}
+
+impl OutboxTried<'_> {
+    pub fn emit(&self, metrics: &Metrics) {
+        let Leased {
+            identifier,
+            topic,
+            attempts,
+            ..
+        } = self.entry;
+        let kind = self.kind.as_str();
+        let result = match self.ending {
+            Ending::Sent | Ending::Forgotten => {
+                tracing::debug!(kind, identifier, attempts, "sent");
+                "ok"
+            }
+            Ending::Retry { at, error } => {
+                // What is tried again is told once; its last failure is in the outbox.
+                if *attempts == 1 && self.kind != Kind::NoticeCheck {
+                    tracing::warn!(
+                        code = "outbox_retry",
+                        kind,
+                        identifier,
+                        error,
+                        next_attempt_at = %at,
+                        "could not be sent; it is tried again"
+                    );
+                } else {
+                    tracing::debug!(kind, identifier, attempts, error, next_attempt_at = %at, "not sent yet");
+                }
+                "error"
+            }
+            Ending::Uncertain { error } | Ending::Dead { error } => {
+                metrics.count_outbox_dead(self.kind);
+                tracing::error!(
+                    code = "outbox_dead",
+                    kind,
+                    identifier,
+                    attempts,
+                    error,
+                    "could not be sent and is given up; send it again with `tollgate alert replay`"
+                );
+                "rejected"
+            }
+        };
+        if self.kind == Kind::Notice {
+            let topic = topic.as_deref().unwrap_or_default();
+            let notice = topic.rsplit('.').next().unwrap_or_default();
+            metrics.count_alert(notice, result);
+        }
     }
 }
 

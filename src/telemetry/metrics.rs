@@ -17,7 +17,10 @@ use super::{
     events::{Decision, FailReason, OvershootCause},
     models::ModelLabels,
 };
-use crate::domain::{feature::FeatureKey, limit::LimitType, quantity::Quantity};
+use crate::{
+    domain::{feature::FeatureKey, limit::LimitType, quantity::Quantity},
+    store::outbox::{Kind, Status},
+};
 
 /// From 1 µs on: a decision is made in memory.
 const DECISION_BUCKETS: [f64; 12] = [
@@ -32,6 +35,16 @@ const REQUEST_BUCKETS: [f64; 14] = [
 ];
 const UPSTREAM_BUCKETS: [f64; 12] = [
     5e-3, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0,
+];
+
+/// The notices that there are, by their types without the prefix.
+const NOTICES: [&str; 6] = [
+    "threshold_reached",
+    "soft_limit_reached",
+    "limit_reached",
+    "overshoot",
+    "window_reset",
+    "subscription_inactive",
 ];
 
 /// How reservations ended, counted since the start by the ledger.
@@ -77,6 +90,9 @@ pub struct Metrics {
     pub(super) catalogue_stale: IntCounter,
     pub(super) estimated: IntCounter,
     unpriced: IntCounterVec,
+    alerts: IntCounterVec,
+    outbox: IntGaugeVec,
+    outbox_dead: IntCounterVec,
     decision_seconds: Histogram,
     commit_seconds: Histogram,
     http_requests: IntCounterVec,
@@ -211,6 +227,20 @@ impl Metrics {
                 "Requests to models without a price; their cost counts as 0",
                 &["model"],
             ),
+            alerts: declare.counters(
+                "usage_alerts_total",
+                "Attempts to send notices, by what became of them; rejected: given up",
+                &["kind", "result"],
+            ),
+            outbox: declare.add(IntGaugeVec::new(
+                Opts::new("usage_outbox_entries", "Entries of the outbox"),
+                &["kind", "status"],
+            )),
+            outbox_dead: declare.counters(
+                "usage_outbox_dead_total",
+                "Entries of the outbox that were given up",
+                &["kind"],
+            ),
             decision_seconds: declare.histogram(
                 "usage_decision_seconds",
                 "Time to decide on a request",
@@ -254,6 +284,18 @@ impl Metrics {
         }
         for end in ["settled", "released", "expired", "reaped"] {
             self.reservations_ended.with_label_values(&[end]);
+        }
+        for kind in NOTICES {
+            for result in ["ok", "error", "rejected"] {
+                self.alerts.with_label_values(&[kind, result]);
+            }
+        }
+        for kind in Kind::ALL {
+            self.outbox_dead.with_label_values(&[kind.as_str()]);
+            for status in Status::ALL {
+                self.outbox
+                    .with_label_values(&[kind.as_str(), status.as_str()]);
+            }
         }
         for feature in [
             FeatureKey::Messages,
@@ -363,6 +405,17 @@ impl Metrics {
         }
     }
 
+    /// Sets how many entries the outbox has of each kind and status; those not named have none.
+    pub fn set_outbox(&self, counts: &[(Kind, Status, u64)]) {
+        self.outbox.reset();
+        self.touch();
+        for (kind, status, count) in counts {
+            self.outbox
+                .with_label_values(&[kind.as_str(), status.as_str()])
+                .set(gauge(*count));
+        }
+    }
+
     /// All metrics in Prometheus' text format.
     #[must_use]
     pub fn render(&self) -> String {
@@ -428,6 +481,15 @@ impl Metrics {
         self.recorded
             .with_label_values(&[feature.as_str(), plan_code])
             .inc_by(counted(quantity));
+    }
+
+    /// `kind`: a notice's type without its prefix; `result`: `ok`, `error` or `rejected`.
+    pub(super) fn count_alert(&self, kind: &str, result: &str) {
+        self.alerts.with_label_values(&[kind, result]).inc();
+    }
+
+    pub(super) fn count_outbox_dead(&self, kind: Kind) {
+        self.outbox_dead.with_label_values(&[kind.as_str()]).inc();
     }
 
     pub(super) fn count_fail_open(&self, reason: FailReason) {

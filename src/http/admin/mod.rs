@@ -12,6 +12,7 @@ mod entitlements;
 mod grants;
 mod keys;
 mod limits;
+mod outbox;
 mod plans;
 mod records;
 mod report;
@@ -62,6 +63,9 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(report::json))
         .routes(routes!(report::csv))
         .routes(routes!(audit::list))
+        .routes(routes!(outbox::list))
+        .routes(routes!(outbox::replay))
+        .routes(routes!(outbox::alerts))
         .routes(routes!(status::show))
 }
 

@@ -97,7 +97,7 @@ impl Guard {
                     states,
                     now,
                 };
-                self.refusals.keep(Refused {
+                self.keep(Refused {
                     caller: ask.caller.clone(),
                     model: ask.model.map(str::to_owned),
                     refusal: refusal.clone(),
@@ -131,7 +131,10 @@ impl Guard {
             });
         match checked {
             Ok(()) => Ok(None),
-            Err(refused) if self.enforces() => Err(refused),
+            Err(refused) if self.enforces() => {
+                self.notice_inactive(policy, &refused, now);
+                Err(refused)
+            }
             Err(refused) => {
                 events::WouldRefuse {
                     plan_code: policy.plan_code(),

@@ -1,6 +1,7 @@
 //! The promises of tollgate, a file each: what would break one makes a test here fail.
 
 mod acts_at_once;
+mod analytics;
 mod clear;
 mod cost;
 mod durable;
@@ -9,6 +10,7 @@ mod exact;
 mod fail_modes;
 mod guarantees;
 mod in_sight;
+mod notices;
 mod repeats;
 mod reported;
 mod reservations;

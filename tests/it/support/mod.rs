@@ -3,6 +3,7 @@
 mod answer;
 mod faulty_disk;
 mod gate;
+mod receiver;
 mod tenant;
 pub(crate) mod torture;
 mod upstream;
@@ -13,6 +14,7 @@ pub(crate) use self::{
     answer::Answer,
     faulty_disk::{Calls, Fault, FaultyDisk, How},
     gate::{CliRun, Serve, Tollgate},
+    receiver::{Post, Receiver, Says},
     tenant::{Tenant, hard, soft},
     upstream::{Ends, FakeOpenAi, Frames, Reply},
 };
