@@ -129,6 +129,16 @@ async fn a_model_without_a_price_costs_nothing_and_that_is_said_or_it_is_refused
 
     let gate = Tollgate::serve()
         .upstream(&upstream)
+        .set("TOLLGATE_PRICES", prices.to_str().unwrap())
+        .start()
+        .await;
+    let own_file = gate.tenant("acme").create().await;
+    let answer = own_file.post("/api/v1/chat", &body()).await.expect_ok();
+    assert_eq!(answer.json()["usage"]["cost_usd_micros"], 17);
+    gate.finish().await;
+
+    let gate = Tollgate::serve()
+        .upstream(&upstream)
         .set("USAGE_UNPRICED_MODEL", "refuse")
         .start()
         .await;

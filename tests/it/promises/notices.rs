@@ -293,6 +293,36 @@ async fn what_could_not_be_delivered_is_once_the_other_side_is_back() {
 }
 
 #[tokio::test]
+async fn a_notice_that_was_given_up_is_said_and_can_be_sent_again() {
+    let receiver = Receiver::start().await;
+    receiver.next(Says::Status(410));
+    let gate = Tollgate::serve()
+        .set("USAGE_WEBHOOK_URL", &receiver.url())
+        .set("USAGE_ALERT_THRESHOLDS", "100")
+        .start()
+        .await;
+    let acme = gate
+        .tenant("acme")
+        .limit("messages", hard(1))
+        .create()
+        .await;
+    acme.chat("hi").await.expect_ok();
+    gate.logged("outbox_dead").await;
+    assert_eq!(gate.metric("usage_outbox_dead_total", "notice").await, 1);
+    let item = gate.cli_json(&["alert", "list"]).await["items"][0].clone();
+    assert_eq!(item["status"], "dead");
+    assert!(
+        item["last_error"].as_str().unwrap().contains("410"),
+        "{item}"
+    );
+    let id = item["identifier"].as_str().unwrap();
+    let replayed = gate.cli_json(&["alert", "replay", id]).await;
+    assert_eq!(replayed["status"], "pending");
+    is_told(&receiver, "acme", &[("threshold_reached 100", 1)]).await;
+    gate.finish().await;
+}
+
+#[tokio::test]
 async fn a_test_notice_says_what_each_address_answered() {
     let (good, bad) = (Receiver::start().await, Receiver::start().await);
     bad.always(Says::Status(404));
