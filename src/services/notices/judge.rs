@@ -1,6 +1,6 @@
 //! Whether something is to be told: the rule, without clock or store.
 
-use crate::domain::quantity::Quantity;
+use crate::{domain::quantity::Quantity, store::notices::Told};
 
 /// What of a limit can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,16 @@ pub(super) enum Verdict {
     Adjust,
 }
 
+/// What was used when something was last told of a limit below `limit`: what was told of `limit` itself came after the
+/// raise.
+pub(super) fn used_before<'a>(told: impl Iterator<Item = &'a Told>, limit: Quantity) -> Quantity {
+    let earlier = told.filter(|told| told.limit < limit);
+    earlier
+        .map(|told| told.used)
+        .max()
+        .unwrap_or(Quantity::ZERO)
+}
+
 /// `told`: the limit that it was told of, if it was. `before`: what was used when the limit was last looked at, which
 /// counts where it was raised in between. `is_due`: it would be told now, if it never was.
 pub(super) fn judge(
@@ -85,6 +95,7 @@ pub(super) fn judge(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::time::Timestamp;
 
     #[test]
     fn a_mark_is_reached_at_its_percentage_and_not_a_unit_before() {
@@ -107,6 +118,20 @@ mod tests {
         );
         let most = Quantity::MAX.get();
         assert!(reached(Mark::Threshold(1000), most, most / 10));
+    }
+
+    #[test]
+    fn what_was_told_of_the_raised_limit_says_nothing_of_the_time_before() {
+        let told = [(100, 85), (100, 100), (120, 120)].map(|(limit, used)| Told {
+            window_end: Timestamp::NEVER,
+            limit: Quantity::new(limit),
+            used: Quantity::new(used),
+            at: Timestamp::EPOCH,
+        });
+        for (limit, expected) in [(120, 100), (150, 120), (100, 0)] {
+            let before = used_before(told.iter(), Quantity::new(limit));
+            assert_eq!(before.get(), expected, "raised to {limit}");
+        }
     }
 
     #[test]

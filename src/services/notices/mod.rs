@@ -27,7 +27,7 @@ pub use self::{
 };
 use self::{
     event::{Data, Standing},
-    judge::{Mark, Verdict, judge},
+    judge::{Mark, Verdict, judge, used_before},
 };
 use crate::{
     clock::{self, Clock},
@@ -226,7 +226,7 @@ impl Notices {
             }
             match &queued.waiting {
                 None => return Ok(()),
-                Some(Heard::Refused(refused)) => self.tell_refused(refused).await?,
+                Some(Heard::Refused(refused)) => while !self.tell_refused(refused).await? {},
                 Some(Heard::Inactive { tenant, status, at }) => {
                     self.tell_inactive(*tenant, status, *at).await?;
                 }
@@ -235,10 +235,11 @@ impl Notices {
         }
     }
 
-    async fn tell_refused(&self, refused: &Refused) -> Result<(), NoticeError> {
+    /// No if somebody was faster with something about the same limit: then it is to be looked at anew.
+    async fn tell_refused(&self, refused: &Refused) -> Result<bool, NoticeError> {
         let refusal = &refused.refusal;
         let Some(policy) = self.parts.catalogue.policy(refusal.tenant_id).await? else {
-            return Ok(());
+            return Ok(true);
         };
         let now = self.parts.clock.now();
         let mut changes = Vec::new();
@@ -256,7 +257,7 @@ impl Notices {
                 .find(|(it, _)| *it == key)
                 .map(|(_, told)| *told);
             let value = violation.limit_value;
-            let before = self.before(&key, &rows);
+            let before = self.before(&key, value, &rows);
             let seen = told.map(|it| it.limit);
             if judge(Mark::Limit, value, seen, before, true) != Verdict::Tell {
                 continue;
@@ -299,7 +300,8 @@ impl Notices {
                 at: now,
             }),
         };
-        self.make(vec![change]).await
+        self.make(vec![change]).await?;
+        Ok(())
     }
 
     async fn tell_ended(&self) -> Result<(), NoticeError> {
@@ -335,8 +337,8 @@ impl Notices {
         }
     }
 
-    /// Looks at the limits of a tenant, one of its keys and one of its users, as they stand at `at`. Whether what is
-    /// reserved may bring more to tell about.
+    /// Looks at the limits of a tenant, one of its keys and one of its users, as they stand at `at`. Whether there may
+    /// be more to tell about: something is reserved that would reach it, or somebody was faster.
     async fn look(
         &self,
         policy: &Policy,
@@ -389,7 +391,7 @@ impl Notices {
                 ));
             }
         }
-        self.make(changes).await?;
+        is_open |= !self.make(changes).await?;
         for state in &states {
             if let Some(place) = place_of(tenant, key, user, &state.limit) {
                 self.last_used.insert(place, state.settled);
@@ -418,7 +420,7 @@ impl Notices {
             .find(|(it, _)| *it == key)
             .map(|(_, told)| *told);
         let seen = told.map(|it| it.limit);
-        match judge(mark, value, seen, self.before(&key, rows), is_due) {
+        match judge(mark, value, seen, self.before(&key, value, rows), is_due) {
             Verdict::Nothing => {
                 match seen {
                     Some(_) => self.known.insert(key, value),
@@ -482,27 +484,19 @@ impl Notices {
             .collect()
     }
 
-    /// What was used when the limit was last looked at; after a start, when something was last told of it.
-    fn before(&self, key: &NoticeKey, rows: &[(NoticeKey, Told)]) -> Quantity {
+    /// What was used when the limit was last looked at, which counts where it was raised to `value` since.
+    fn before(&self, key: &NoticeKey, value: Quantity, rows: &[(NoticeKey, Told)]) -> Quantity {
         let place = key.feature.clone().map(|feature| {
-            (
-                key.tenant,
-                key.subject.clone(),
-                feature,
-                key.window,
-                key.window_start,
-            )
+            let subject = key.subject.clone();
+            (key.tenant, subject, feature, key.window, key.window_start)
         });
         let looked = place.and_then(|place| self.last_used.get(&place));
-        looked.unwrap_or_else(|| {
-            let same = rows.iter().filter(|(it, _)| {
-                (&it.feature, it.window, it.window_start)
-                    == (&key.feature, key.window, key.window_start)
-            });
-            same.map(|(_, told)| told.used)
-                .max()
-                .unwrap_or(Quantity::ZERO)
-        })
+        let is_same = |it: &NoticeKey| {
+            (&it.feature, it.window, it.window_start)
+                == (&key.feature, key.window, key.window_start)
+        };
+        let told = rows.iter().filter(|(it, _)| is_same(it));
+        looked.unwrap_or_else(|| used_before(told.map(|(_, told)| told), value))
     }
 
     fn tell(
@@ -564,12 +558,13 @@ impl Notices {
         entries.collect()
     }
 
-    /// Makes changes, and remembers them. One that another was faster with is looked at anew when it comes up again.
-    async fn make(&self, changes: Vec<NoticeChange>) -> Result<(), NoticeError> {
+    /// Makes changes, and remembers them. Whether all were made: with the others, somebody was faster.
+    async fn make(&self, changes: Vec<NoticeChange>) -> Result<bool, NoticeError> {
         if changes.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let made = self.parts.store.change_told(&changes).await?;
+        let all_made = made.iter().all(|it| *it);
         for (change, is_made) in changes.into_iter().zip(made) {
             match change.becomes {
                 Some(told) if is_made => self.known.insert(change.key, told.limit),
@@ -581,7 +576,7 @@ impl Notices {
                 }
             }
         }
-        Ok(())
+        Ok(all_made)
     }
 
     /// Sends a test to every address at once, past the outbox.
