@@ -227,7 +227,7 @@ mod tests {
             journal: new_id(),
             seq: Seq(6),
         };
-        store.record(&events, drained).await.unwrap();
+        store.record(&events, drained, &[]).await.unwrap();
         let what = Forgetting {
             tenant,
             user: "bob".to_owned(),
