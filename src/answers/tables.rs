@@ -40,6 +40,12 @@ enum State {
     NotKept,
 }
 
+impl Record {
+    fn runs_in(&self, process: Uuid) -> bool {
+        matches!(self.state, State::Running { process: its } if Uuid::from_bytes(its) == process)
+    }
+}
+
 /// What is known of a request.
 pub(super) enum Found {
     Run { begun_at: Timestamp, is_rerun: bool },
@@ -76,7 +82,7 @@ pub(super) fn begin(
     let (mut begun_at, mut is_rerun) = (now, false);
     if let Some(record) = find(tx, id)? {
         let began = Timestamp::from_micros(record.begun_at);
-        if began.plus(KEPT_FOR) <= now {
+        if began.plus(KEPT_FOR) <= now && !record.runs_in(process) {
             freed = forget(tx, id, &record)?;
         } else if record.body != body {
             return Ok((Found::OtherBody, 0));
@@ -84,7 +90,7 @@ pub(super) fn begin(
             match record.state {
                 State::Answered => return Ok((answer(tx, id)?, 0)),
                 State::NotKept => return Ok((Found::NotKept, 0)),
-                State::Running { process: its } if Uuid::from_bytes(its) == process => {
+                State::Running { .. } if record.runs_in(process) => {
                     return Ok((Found::InFlight, 0));
                 }
                 State::Running { .. } => (begun_at, is_rerun) = (began, true),
@@ -155,23 +161,22 @@ pub(super) fn make_room(tx: &WriteTransaction, over: u64) -> TableResult<u64> {
     Ok(freed)
 }
 
-/// Forgets what began before `before`, as much as one transaction should; the bytes freed. The rest goes with the
-/// next call.
-pub(super) fn expire(tx: &WriteTransaction, before: Timestamp) -> TableResult<u64> {
-    let mut old: Vec<Hash> = Vec::new();
+/// Forgets what began before `before`, but for what still runs, as much as one transaction should; the bytes freed. The
+/// rest goes with the next call.
+pub(super) fn expire(tx: &WriteTransaction, before: Timestamp, process: Uuid) -> TableResult<u64> {
+    let mut old: Vec<(Hash, Record)> = Vec::new();
     for entry in tx.open_table(BY_TIME)?.iter()? {
         let (key, _) = entry?;
         let (at, id) = key.value();
         if at >= before.micros() || old.len() >= FORGOTTEN_AT_ONCE {
             break;
         }
-        old.push(*id);
+        let record = find(tx, id)?.filter(|record| !record.runs_in(process));
+        old.extend(record.map(|record| (*id, record)));
     }
     let mut freed = 0;
-    for id in &old {
-        if let Some(record) = find(tx, id)? {
-            freed += forget(tx, id, &record)?;
-        }
+    for (id, record) in &old {
+        freed += forget(tx, id, record)?;
     }
     Ok(freed)
 }

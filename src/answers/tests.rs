@@ -165,6 +165,21 @@ async fn expiry_forgets_what_is_old_and_nothing_else() {
     assert!(matches!(young, Begun::Answered(_)), "{young:?}");
 }
 
+#[tokio::test]
+async fn what_runs_is_in_flight_however_long_it_takes() {
+    let directory = TempDir::new().unwrap();
+    let answers = opened(&directory, ALL_BYTES);
+    let claim = claimed(&answers, "k").await;
+    let then = NOW.plus(KEPT_FOR + Duration::from_secs(1));
+    answers.expire(then).await.unwrap();
+    let again = answers.begin(asked("k"), b"body", then).await.unwrap();
+    assert!(matches!(again, Begun::InFlight), "{again:?}");
+    claim.keep(&answer(b"late")).await.unwrap();
+    answers.expire(then).await.unwrap();
+    let again = answers.begin(asked("k"), b"body", then).await.unwrap();
+    assert!(matches!(again, Begun::Run(_)), "{again:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_at_once_one_runs() {
     let directory = TempDir::new().unwrap();

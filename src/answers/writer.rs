@@ -246,7 +246,7 @@ fn apply(
                 Err(error) => (told, Some(error)),
             }
         }
-        Job::Expire { before, reply } => match tables::expire(tx, before) {
+        Job::Expire { before, reply } => match tables::expire(tx, before, process) {
             Ok(freed) => {
                 *bytes = bytes.saturating_sub(freed);
                 (Told::Done(reply), None)
