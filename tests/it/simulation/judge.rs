@@ -142,7 +142,7 @@ impl World {
     }
 
     /// `/api/v1/usage` as it is shown to `who`.
-    fn compare_usage(&self, who: Who) -> Step {
+    pub(super) fn compare_usage(&self, who: Who) -> Step {
         let key = who.key.expect("who asks has a key");
         let (status, body) = self
             .life()

@@ -29,6 +29,8 @@ pub(super) struct Ask {
     pub(super) maximum: Option<i64>,
     /// The model that answers ignores its maximum.
     pub(super) is_rude: bool,
+    /// It comes with an `Idempotency-Key` of its own.
+    pub(super) is_keyed: bool,
 }
 
 /// What the model reports at its end.
@@ -78,6 +80,8 @@ pub(super) enum Op {
     /// So many more words of an answer in flight.
     Words(usize, i64),
     HangUp(usize),
+    /// A request with an `Idempotency-Key` is sent again: one in flight, or one that was answered.
+    Repeat(usize),
     End(usize, Ending),
     /// Its reservation is released by hand.
     Release(usize),
@@ -199,6 +203,7 @@ impl Dice {
             prompt: self.below(30),
             maximum: (self.below(4) > 0).then(|| self.between(1, 60)),
             is_rude: self.below(4) == 0,
+            is_keyed: self.below(3) == 0,
         }
     }
 
@@ -227,7 +232,8 @@ impl Dice {
 
     fn progress(&mut self) -> Op {
         let which = self.below(64);
-        match self.below(12) {
+        match self.below(14) {
+            12 | 13 => Op::Repeat(which),
             0..3 => Op::Words(which, self.between(1, 30)),
             3 | 4 => Op::HangUp(which),
             5 => Op::Release(which),

@@ -1,6 +1,10 @@
 //! Plays a list of operations on the program, and judges each by the model.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::StatusCode;
 use rand::seq::SliceRandom as _;
@@ -22,12 +26,16 @@ use tollgate::{
 use super::{
     faults::StoreState,
     model::{self, Amounts, Decision, Grant, Limit, Model, Status, Tenant, Usage, Who},
-    ops::{Ask, CrashAt, Ending, Jump, Kind, Op, Report},
+    ops::{Ask, CrashAt, Ending, Jump, Op, Report},
     provider::Piece,
     world::{
-        self, Begun, Life, PLANS, Run, Secrets, Setting, TEMPLATE, actor, feature, tenant_ref,
+        self, Begun, Life, PATIENCE, PLANS, Run, Secrets, Setting, TEMPLATE, actor, feature,
+        tenant_ref,
     },
 };
+
+/// Answers are kept for 24 hours; in microseconds, with some to spare.
+const REPEATED_WITHIN: i64 = 23 * 3_600 * 1_000_000;
 
 pub(super) type Step = Result<(), String>;
 
@@ -79,6 +87,8 @@ pub(super) struct World {
     directory: tempfile::TempDir,
     grants: [Vec<GrantId>; 2],
     secrets: Secrets,
+    /// Requests with a key that have their answer, and when they began.
+    answered: Vec<(String, Ask, i64, String)>,
     next: usize,
     is_away: bool,
 }
@@ -126,6 +136,7 @@ impl World {
             directory,
             grants: [Vec::new(), Vec::new()],
             secrets,
+            answered: Vec::new(),
             next: 1,
             is_away: false,
         }
@@ -145,6 +156,7 @@ impl World {
             Op::Together(asks, ends) => self.together(asks, ends),
             Op::Words(which, words) => self.with_run(*which, |world, run| world.words(run, *words)),
             Op::HangUp(which) => self.with_run(*which, Self::hang_up),
+            Op::Repeat(which) => self.repeat(*which),
             Op::End(which, ending) => self.with_run(*which, |world, run| world.end(run, *ending)),
             Op::Release(which) => self.with_run(*which, Self::release),
             Op::Report(tenant, feature, quantity, back, key) => {
@@ -175,9 +187,8 @@ impl World {
         self.check()?;
         let in_flight = self.life().app.recorder.ledger().in_flight();
         ensure!(in_flight.held == 0, "{in_flight:?} at the end");
-        let tasks = self.life().app.tasks.tracker().len();
-        ensure!(tasks == 0, "{tasks} tasks at the end");
-        Ok(())
+        self.life()
+            .until("no task is left", |app| app.tasks.tracker().is_empty())
     }
 
     fn end_all(&mut self) -> Step {
@@ -390,7 +401,9 @@ impl World {
             return Ok(Some(run));
         }
         run.hang_up(self.life());
-        if run.is_stream() && run.words > 0 && self.held(&run).is_some() {
+        // One with a key goes on as if its client were there: its repeat gets the answer.
+        let is_read_on = run.is_stream() && run.words > 0 && !run.ask.is_keyed;
+        if is_read_on && self.held(&run).is_some() {
             let name = run.name.clone();
             self.life()
                 .until("the guard knows that the client has gone", |app| {
@@ -429,10 +442,20 @@ impl World {
             .collect();
         self.events += u64::try_from(settled.len()).unwrap();
         if ended.iter().any(|(run, _)| run.is_gone) {
-            let (events, tasks) = (self.events, self.runs.iter().map(tasks_of).sum::<usize>());
+            let events = self.events;
             self.life().until("nothing of it is left", |app| {
-                app.recorder.journal().last_seq().0 >= events && app.tasks.tracker().len() <= tasks
+                let holds = app.recorder.ledger().list_holds();
+                let is_held =
+                    |(run, _): &(Run, _)| holds.iter().any(|hold| hold.request_id == run.name);
+                app.recorder.journal().last_seq().0 >= events && !ended.iter().any(is_held)
             })?;
+        }
+        for (run, _) in &ended {
+            if run.ask.is_keyed && !run.is_gone && run.is_answered() {
+                let answer = run.client.text.clone();
+                self.answered
+                    .push((run.name.clone(), run.ask, run.at, answer));
+            }
         }
         self.overshoot = overshoot(self.overshoot, &self.model, &settled);
         let settled: Vec<_> = settled
@@ -443,6 +466,56 @@ impl World {
         for (run, _) in &ended {
             self.model.holds.remove(&run.name);
         }
+        for (run, _) in ended.iter().filter(|(run, _)| run.is_gone) {
+            self.comes_to_be_shown(run.who)?;
+        }
+        Ok(())
+    }
+
+    /// Of a request whose client has gone nobody is told when it is counted: soon after it is written down.
+    fn comes_to_be_shown(&self, who: Who) -> Step {
+        let begun = Instant::now();
+        loop {
+            let compared = self.compare_usage(who);
+            if compared.is_ok() || begun.elapsed() > PATIENCE {
+                return compared;
+            }
+            self.life().rt.block_on(tokio::task::yield_now());
+        }
+    }
+
+    /// A repeat gets the first answer, and is told of one in flight; it never reaches the model.
+    fn repeat(&mut self, which: usize) -> Step {
+        let now = self.model.now;
+        self.answered
+            .retain(|(_, _, at, _)| now - at < REPEATED_WITHIN);
+        let in_flight = self
+            .runs
+            .iter()
+            .filter(|run| run.ask.is_keyed && !run.is_gone);
+        let mut known: Vec<(&str, Ask, Option<&str>)> = in_flight
+            .map(|run| (run.name.as_str(), run.ask, None))
+            .collect();
+        known.extend(
+            self.answered
+                .iter()
+                .map(|(name, ask, _, answer)| (name.as_str(), *ask, Some(answer.as_str()))),
+        );
+        if known.is_empty() {
+            return Ok(());
+        }
+        let (name, ask, answer) = known[which % known.len()];
+        let (status, is_replay, text) = self.life().repeat(name, ask);
+        let is_right = match answer {
+            Some(answer) => status == StatusCode::OK && is_replay && text == answer,
+            None => status == StatusCode::CONFLICT && text.contains("idempotency_key_in_use"),
+        };
+        // A key that is not in the cache can't be looked up while the store is away.
+        let may_fail = self.is_away && status == StatusCode::SERVICE_UNAVAILABLE;
+        ensure!(
+            is_right || may_fail,
+            "the repeat of {name} must get {answer:?}, and gets {status}, replayed: {is_replay}: {text}"
+        );
         Ok(())
     }
 
@@ -783,6 +856,7 @@ impl World {
         }
         self.life.take().expect("a world lives").kill();
         self.runs.clear();
+        self.answered.clear(); // whether a kept answer outlives a crash is not said
         self.model.holds.clear();
         self.open()?;
         self.resolve(unsure)
@@ -844,13 +918,6 @@ fn status_of(status: Status) -> tollgate::domain::subscription::SubscriptionStat
         Status::Canceled => Real::Canceled,
         Status::Paused => Real::Paused,
     }
-}
-
-/// How many tasks of the program's belong to a run in flight.
-fn tasks_of(run: &Run) -> usize {
-    // What passes through is run by the client's own connection while it is there.
-    let passes_through = matches!(run.ask.kind, Kind::V1Whole | Kind::V1Stream);
-    usize::from(!passes_through || run.is_gone)
 }
 
 fn usage_of(run: &Run, input: i64, output: i64, estimated: bool) -> Usage {

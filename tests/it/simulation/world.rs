@@ -55,7 +55,7 @@ const USERS: [&str; 3] = ["", "ann", "bob"];
 const KEYS_USER: &str = "kim";
 const CREATED_AT: &str = "2026-01-31T07:00:00Z";
 /// Longer than anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How the program is set up.
 #[derive(Clone, Copy, Debug)]
@@ -297,8 +297,8 @@ impl Life {
         })
     }
 
-    /// Sends a request; what comes back can be waited for.
-    pub(super) fn send(&self, name: String, ask: Ask, at: i64) -> Run {
+    /// Where a request goes, its prompt and its body.
+    fn said(name: &str, ask: Ask) -> (&'static str, String, Bytes) {
         let prompt = format!("{name}{}", WORD.repeat(ask.prompt));
         let (path, body) = match ask.kind {
             Kind::ChatWhole | Kind::ChatStream => {
@@ -321,14 +321,22 @@ impl Life {
                 ("/v1/chat/completions", body)
             }
         };
-        let body = Bytes::from(body.to_string());
+        (path, prompt, Bytes::from(body.to_string()))
+    }
+
+    /// Sends a request; what comes back can be waited for.
+    pub(super) fn send(&self, name: String, ask: Ask, at: i64) -> Run {
+        let (path, prompt, body) = Self::said(&name, ask);
         let (need, estimate) = need(ask, &prompt, &body);
         let who = who(ask);
         let line = self.provider.expect(&name);
-        let request = self
+        let mut request = self
             .request((ask.tenant, ask.key, who.user), path)
-            .header("x-request-id", &name)
-            .body(Body::from(body));
+            .header("x-request-id", &name);
+        if ask.is_keyed {
+            request = request.header("idempotency-key", &name);
+        }
+        let request = request.body(Body::from(body));
         Run {
             client: self.client(request.unwrap()),
             line,
@@ -344,6 +352,27 @@ impl Life {
             is_gone: false,
             is_held: false,
         }
+    }
+
+    /// Sends a request with its key again: the status, whether it is a replay, and the answer.
+    pub(super) fn repeat(&self, name: &str, ask: Ask) -> (StatusCode, bool, String) {
+        let (path, _, body) = Self::said(name, ask);
+        let request = self
+            .request((ask.tenant, ask.key, who(ask).user), path)
+            .header("idempotency-key", name)
+            .body(Body::from(body));
+        self.rt.block_on(async {
+            use tower::ServiceExt as _;
+            let response = self.router.clone().oneshot(request.unwrap()).await.unwrap();
+            let status = response.status();
+            let is_replay = response.headers().contains_key("idempotent-replayed");
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            (
+                status,
+                is_replay,
+                String::from_utf8_lossy(&body).into_owned(),
+            )
+        })
     }
 
     fn client(&self, request: Request<Body>) -> Client {
