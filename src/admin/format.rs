@@ -90,6 +90,31 @@ impl fmt::Display for Count {
     }
 }
 
+/// A count with what is counted, which is given in the plural.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted {
+    count: Count,
+    what: &'static str,
+}
+
+impl HtmlSafe for Counted {}
+
+/// `count` of `what`: `1 tenant`, `12.3 K tenants`.
+pub(super) fn counted(of: impl Borrow<u64>, what: &'static str) -> Counted {
+    let count = count(of);
+    Counted { count, what }
+}
+
+impl fmt::Display for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match (self.count.0, self.what.strip_suffix('s')) {
+            (1, Some(single)) => single,
+            _ => self.what,
+        };
+        write!(f, "{} {what}", self.count)
+    }
+}
+
 /// `87.5 %`; a dash where there is none.
 pub(super) fn percent(percent: Option<Percent>) -> String {
     let Some(Percent(hundredths)) = percent else {
@@ -306,6 +331,12 @@ mod tests {
             let short = short.replace("9,007", "9007");
             assert_eq!(shown, (short, exact.to_owned()));
         }
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        let shown = |count: u64| counted(count, "tenants").to_string();
+        assert!(shown(1).ends_with("> tenant") && shown(0).ends_with("> tenants"));
     }
 
     #[test]

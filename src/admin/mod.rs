@@ -4,11 +4,13 @@
 //! and its answer is a redirect, or the page again with the fault beside the field. Rules are the services'; roles are
 //! asked here as they are in `http::admin`.
 
+mod administrators;
 mod assets;
 mod audit;
 mod chart;
 mod form;
 mod format;
+mod in_flight;
 mod overview;
 mod plan;
 mod plans;
@@ -16,6 +18,7 @@ mod router;
 mod session;
 mod sessions;
 mod start;
+mod status;
 mod tenant;
 mod tenants;
 mod view;

@@ -17,7 +17,7 @@ use crate::{
     domain::{feature::FeatureKey, quantity::Quantity, time::Timestamp},
     http::{
         error::ApiResult,
-        ops::{Ops as _, Part, PartStatus},
+        ops::{Ops as _, Part, PartStatus, Parts},
     },
     services::{
         doctor,
@@ -38,7 +38,7 @@ struct OverviewPage<'a> {
     has_refusals: bool,
     picture: &'a Picture,
     near: Vec<NearRow>,
-    parts: Vec<PartRow>,
+    parts: [PartRow; 4],
     needs: Vec<Need>,
     journal_pending: u64,
     in_flight: u64,
@@ -72,13 +72,23 @@ pub(super) struct NearRow {
     pub(super) resets_at: Option<Timestamp>,
 }
 
-struct PartRow {
-    name: &'static str,
-    part: Part,
+pub(super) struct PartRow {
+    pub(super) name: &'static str,
+    pub(super) part: Part,
 }
 
 impl PartRow {
-    fn word(&self) -> (&'static str, &'static str) {
+    pub(super) fn all(parts: Parts) -> [Self; 4] {
+        [
+            ("Journal", parts.journal),
+            ("Store", parts.store),
+            ("Ledger", parts.ledger),
+            ("Upstream", parts.provider),
+        ]
+        .map(|(name, part)| Self { name, part })
+    }
+
+    pub(super) fn word(&self) -> (&'static str, &'static str) {
         match self.part.status {
             PartStatus::Ok => ("good", "works"),
             PartStatus::Degraded => ("warn", "degraded"),
@@ -124,13 +134,6 @@ async fn overview(app: &App, view: &View) -> PageResult {
         app.overview.picture(&app.tasks).await?,
     );
     let readiness = app.readiness().await;
-    let parts = readiness.parts;
-    let parts = [
-        ("Journal", parts.journal),
-        ("Store", parts.store),
-        ("Ledger", parts.ledger),
-        ("Upstream", parts.provider),
-    ];
     let page = OverviewPage {
         view,
         has_refusals: figures.hours.iter().any(|hour| hour.refused > 0),
@@ -151,7 +154,7 @@ async fn overview(app: &App, view: &View) -> PageResult {
         ],
         near: near(app, &picture, SHOWN).await?,
         picture: &picture,
-        parts: parts.map(|(name, part)| PartRow { name, part }).into(),
+        parts: PartRow::all(readiness.parts),
         needs: needs(app).await?,
         journal_pending: app.recorder.journal().pending(),
         in_flight: app.recorder.ledger().in_flight().held,

@@ -15,7 +15,10 @@ use http::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{assets, audit, overview, plan, plans, session, sessions, tenant, tenants, view};
+use super::{
+    administrators, assets, audit, in_flight, overview, plan, plans, session, sessions, status,
+    tenant, tenants, view,
+};
 use crate::{
     app::App,
     http::{
@@ -47,8 +50,18 @@ pub fn routes() -> OpenApiRouter<App> {
         .route("/admin/tenants/{t}/usage", get(tenant::usage))
         .route("/admin/tenants/{t}/events", get(tenant::events))
         .route("/admin/tenants/{t}/statement", get(tenant::statement))
+        .route(
+            "/admin/in-flight",
+            get(in_flight::list).post(in_flight::release),
+        )
+        .route("/admin/in-flight/live", get(in_flight::live))
         .route("/admin/audit", get(audit::list).post(audit::undo))
+        .route(
+            "/admin/administrators",
+            get(administrators::list).post(administrators::change),
+        )
         .route("/admin/sessions", get(sessions::list).post(sessions::end))
+        .route("/admin/status", get(status::show))
         .route("/admin/{*rest}", get(nothing))
 }
 

@@ -37,7 +37,7 @@ pub(super) struct View {
 }
 
 /// What the address may say was done, and what the page then says: no text comes from the address itself.
-const DONE: [(&str, &str); 19] = [
+const DONE: [(&str, &str); 20] = [
     ("saved", "Saved. It holds from the next request on."),
     (
         "unchanged",
@@ -75,6 +75,10 @@ const DONE: [(&str, &str); 19] = [
     ("session-ended", "The session is over."),
     ("signed-out", "You are signed out."),
     ("released", "Released: what it held is free again."),
+    (
+        "ended-before",
+        "It had ended by then: it holds nothing any more.",
+    ),
 ];
 
 impl View {
@@ -115,17 +119,29 @@ impl View {
     /// # Errors
     /// [`ApiError::Forbidden`].
     pub(super) fn operator(&self) -> ApiResult<&Actor> {
-        if self.is_operator() {
-            return Ok(&self.actor);
-        }
-        Err(ApiError::Forbidden {
-            needed: Role::Operator,
-            has: self.administrator.role,
-        })
+        self.acting_as(Role::Operator)
     }
 
     pub(super) fn is_owner(&self) -> bool {
         self.administrator.may(Role::Owner)
+    }
+
+    /// As the audit log names an administrator who may make and end others.
+    ///
+    /// # Errors
+    /// [`ApiError::Forbidden`].
+    pub(super) fn owner(&self) -> ApiResult<&Actor> {
+        self.acting_as(Role::Owner)
+    }
+
+    fn acting_as(&self, needed: Role) -> ApiResult<&Actor> {
+        if self.administrator.may(needed) {
+            return Ok(&self.actor);
+        }
+        Err(ApiError::Forbidden {
+            needed,
+            has: self.administrator.role,
+        })
     }
 
     /// Whether the page of the navigation is the one looked at, or above it.

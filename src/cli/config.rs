@@ -10,13 +10,17 @@ pub(super) struct ShowConfig {}
 
 impl ShowConfig {
     pub(super) fn run(self, loaded: &Loaded) -> Output {
-        let output = Output::list(&loaded.listing, &["name", "value", "source"], |listed| {
-            vec![
-                listed.name.to_owned(),
-                or_dash(listed.value.as_ref()),
-                listed.source.to_string(),
-            ]
-        });
+        let output = Output::list(
+            &loaded.config.listing,
+            &["name", "value", "source"],
+            |listed| {
+                vec![
+                    listed.name.to_owned(),
+                    or_dash(listed.value.as_ref()),
+                    listed.source.to_string(),
+                ]
+            },
+        );
         loaded
             .unavailable
             .iter()

@@ -155,6 +155,8 @@ pub struct Config {
     pub analytics_sink: Option<String>,
     pub log_format: LogFormat,
     pub log_filter: String,
+    /// All of this as people are shown it, in the order of the rows; empty until [`Config::load`] is through.
+    pub listing: Vec<Listed>,
 }
 
 /// One line of `tollgate config`.
@@ -176,7 +178,6 @@ fn as_text<S: serde::Serializer>(source: &Origin, serializer: S) -> Result<S::Ok
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
-    pub listing: Vec<Listed>,
     /// Unknown variables that look like ours.
     pub warnings: Vec<String>,
     /// Well-formed values that need a part which this version has not.
@@ -271,7 +272,11 @@ impl Loaded {
     /// Where the value of `name` came from.
     #[must_use]
     pub fn origin(&self, name: &str) -> Origin {
-        let listed = self.listing.iter().find(|listed| listed.name == name);
+        let listed = self
+            .config
+            .listing
+            .iter()
+            .find(|listed| listed.name == name);
         listed.map_or(Origin::Default, |listed| listed.source)
     }
 }
@@ -322,13 +327,12 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Malformed`] names the first value, in the order of the rows, that can't be read.
     pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
-        let config = Self::read(&Reader(sources))?;
-        let listing = SETTINGS
+        let mut config = Self::read(&Reader(sources))?;
+        config.listing = SETTINGS
             .iter()
             .map(|setting| config.listed(setting, sources))
             .collect::<Result<_, _>>()?;
         Ok(Loaded {
-            listing,
             warnings: sources.warnings(),
             unavailable: unavailable(&Reader(sources))?,
             config,
@@ -404,6 +408,7 @@ impl Config {
                 .optional("LOG_FORMAT", parse::log_format)?
                 .unwrap_or(given.0.log_format),
             log_filter: given.value("RUST_LOG", parse::log_filter)?,
+            listing: Vec::new(),
         })
     }
 

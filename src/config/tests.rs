@@ -274,9 +274,10 @@ fn the_listing_shows_effective_values_their_sources_and_no_secret() {
         ("REDIS_URL", "redis://:pass@h"),
     ];
     let loaded = Config::load(&given(&pairs)).unwrap();
-    assert_eq!(loaded.listing.len(), SETTINGS.len());
+    assert_eq!(loaded.config.listing.len(), SETTINGS.len());
     let shown = |name: &str| {
         let listed = loaded
+            .config
             .listing
             .iter()
             .find(|listed| listed.name == name)
@@ -298,7 +299,7 @@ fn the_listing_shows_effective_values_their_sources_and_no_secret() {
     );
     assert_eq!(shown("LOG_FORMAT"), is("json", "default"));
     assert_eq!(shown("OPENAI_API_KEY"), is("", "default"));
-    let json = serde_json::to_value(&loaded.listing[0]).unwrap();
+    let json = serde_json::to_value(&loaded.config.listing[0]).unwrap();
     assert_eq!(json["source"], "default");
     assert!(!format!("{:?}", loaded.config).contains("0123456789abcdef"));
 }

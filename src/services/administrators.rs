@@ -139,6 +139,13 @@ impl Administrators {
         Ok(found.map(Administrator::from))
     }
 
+    /// Whether this is the administrator of `TOLLGATE_ADMIN_TOKEN`, whom only the settings end.
+    #[must_use]
+    pub fn is_set(&self, id: AdminTokenId) -> bool {
+        let bootstrap = self.bootstrap.as_ref();
+        bootstrap.is_some_and(|it| it.token.admin_token_id == id)
+    }
+
     /// The tokens in use, oldest first; that of the settings before all.
     ///
     /// # Errors

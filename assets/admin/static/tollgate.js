@@ -1,5 +1,5 @@
-// Only improves what works without it: asks before what can't be taken back, copies what is shown once, and says
-// while it is typed that a soft limit is above its hard one.
+// Only improves what works without it: asks before what can't be taken back, copies what is shown once, says while it
+// is typed that a soft limit is above its hard one, and keeps what is in flight up to date.
 "use strict";
 
 document.addEventListener("submit", (event) => {
@@ -41,7 +41,36 @@ for (const form of document.querySelectorAll("form[data-live]")) {
   }
 }
 
+// On a narrow screen the page looked at may be beyond the edge of the navigation.
+for (const here of document.querySelectorAll("nav [aria-current]")) {
+  const nav = here.parentElement;
+  nav.scrollLeft = here.offsetLeft - nav.offsetLeft - (nav.clientWidth - here.offsetWidth) / 2;
+}
+
 const wait = document.querySelector("[data-wait]");
 if (wait) {
   setTimeout(() => window.location.reload(), Number(wait.dataset.wait));
+}
+
+const live = document.querySelector("[data-live-from]");
+if (live) {
+  const showLive = (isLive) => {
+    document.querySelector("[data-live-mark]").hidden = !isLive;
+    document.querySelector("[data-still]").hidden = isLive;
+  };
+  const events = new EventSource(live.dataset.liveFrom);
+  events.addEventListener("open", () => showLive(true));
+  events.addEventListener("error", () => showLive(false));
+  events.addEventListener("over", () => window.location.reload());
+  events.addEventListener("message", (event) => {
+    // What is just being pressed must stay where it is.
+    if (live.matches(":active")) {
+      return;
+    }
+    const focused = document.activeElement?.id;
+    live.innerHTML = event.data;
+    if (focused) {
+      document.getElementById(focused)?.focus({ preventScroll: true });
+    }
+  });
 }
