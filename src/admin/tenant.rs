@@ -3,7 +3,7 @@
 mod change;
 mod records;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use askama::Template;
 use axum::extract::State;
@@ -20,7 +20,8 @@ use crate::{
     app::App,
     domain::{
         feature::FeatureKey,
-        limit::{Limit, Override},
+        ids::KeyId,
+        limit::{Limit, Override, Subject},
         quantity::Quantity,
         subscription::Subscription,
         tenant::{ApiKey, Tenant, TenantRef},
@@ -50,6 +51,8 @@ const HOUR: std::time::Duration = std::time::Duration::from_secs(3600);
 const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 /// How many keys, users or models a table shows.
 const MOST_PARTS: usize = 20;
+/// How many end users are looked at for each limit that counts them.
+const MOST_USERS: usize = 10;
 
 #[derive(Template)]
 #[template(path = "tenants/tenant.html")]
@@ -57,6 +60,8 @@ struct TenantPage<'a> {
     view: &'a View,
     head: Head,
     limits: Vec<LimitBar>,
+    /// Of single keys and end users, the nearest first.
+    parts: Vec<LimitBar>,
     chart: Chart,
     keys: Vec<KeyRow>,
     grants: Vec<GrantObject>,
@@ -107,6 +112,8 @@ impl Head {
 
 /// A limit, and how far it is used.
 struct LimitBar {
+    /// The key or end user that it counts; `None`: the tenant as a whole.
+    who: Option<String>,
     name: String,
     window: &'static str,
     status: UsageStatus,
@@ -178,6 +185,7 @@ async fn page<'a>(
             .map(|(_, left)| *left);
         GrantObject::at(grant, policy.tenant.slug.clone(), left, view.now)
     });
+    let parts = parts_near(app, policy, &keys, view.now).await?;
     let plans = Plans::new(app.store.clone()).list().await?;
     let metered = policy
         .plan
@@ -187,7 +195,8 @@ async fn page<'a>(
     Ok(TenantPage {
         view,
         head: Head::of(policy, ""),
-        limits: items.map(|item| bar(policy, &item)).collect(),
+        limits: items.map(|item| bar(policy, None, &item)).collect(),
+        parts,
         chart: by_hour(app, policy, &FeatureKey::Messages, view.now).await?,
         keys: keys
             .into_iter()
@@ -245,12 +254,39 @@ fn display_name(policy: &Policy, feature: &FeatureKey) -> String {
     )
 }
 
-fn bar(policy: &Policy, item: &UsageItem) -> LimitBar {
+/// Where single keys and end users stand.
+async fn parts_near(
+    app: &App,
+    policy: &Arc<Policy>,
+    keys: &[ApiKey],
+    now: Timestamp,
+) -> ApiResult<Vec<LimitBar>> {
+    let valid = keys.iter().rev().filter(|key| key.is_valid_at(now));
+    let valid: Vec<KeyId> = valid.map(|key| key.key_id).take(MOST_PARTS).collect();
+    let subjects = app.reports.subjects(policy, &valid, MOST_USERS).await?;
+    let bars = subjects.iter().take(MOST_PARTS).map(|it| {
+        let who = match &it.subject {
+            Subject::Tenant => None,
+            Subject::Key(id) => {
+                let key = keys.iter().find(|key| key.key_id == *id);
+                Some(key.map_or_else(|| id.to_string(), |key| format!("key {}", key.name)))
+            }
+            Subject::User(user) if user.is_empty() => Some("requests that name no user".to_owned()),
+            Subject::User(user) => Some(format!("user {user}")),
+        };
+        let item = UsageItem::of(&it.state, DEFAULT_WARN_PERCENT);
+        bar(policy, who, &item)
+    });
+    Ok(bars.collect())
+}
+
+fn bar(policy: &Policy, who: Option<String>, item: &UsageItem) -> LimitBar {
     let feature = &item.feature;
     let shown = |quantity: Quantity| amount(quantity, &feature.unit).to_string();
     let some = |quantity: Quantity| (quantity > Quantity::ZERO).then(|| shown(quantity));
     let whole = feature.hard_limit.or(feature.soft_limit);
     LimitBar {
+        who,
         name: display_name(policy, &feature.feature_key),
         window: feature.window.as_str(),
         status: item.status,

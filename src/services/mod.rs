@@ -36,6 +36,7 @@ pub mod secrets;
 pub mod sessions;
 pub mod standings;
 pub mod statement;
+pub mod subjects;
 pub mod tenants;
 pub mod undo;
 pub mod usage_view;

@@ -344,3 +344,37 @@ async fn a_tenant_is_renamed_and_deleted_once_its_slug_is_typed() {
     assert_eq!(browser.get(ACME).await.status, 404);
     gate.finish().await;
 }
+
+#[tokio::test]
+async fn limits_per_key_and_per_user_are_bars_of_their_own_the_nearest_first() {
+    let gate = serve().start().await;
+    let acme = gate
+        .tenant("acme")
+        .limit("messages", hard(10).scope("key").window("day"))
+        .limit("output_tokens", hard(2_000).scope("user"))
+        .create()
+        .await;
+    let made = ["key", "create", "acme", "--name", "unused"];
+    gate.cli_json(&made).await;
+    for user in ["ada", "grace", ""] {
+        acme.with_user(user).chat("hi").await.expect_ok();
+    }
+    let browser = Browser::signed_in(&gate, TOKEN).await;
+    let page = browser.page("/admin/tenants/acme").await;
+    let bars = page.split("Each key and end user").nth(1).unwrap();
+    let bars = bars.split("</section>").next().unwrap();
+    let place = |text: &str| {
+        let found = bars.find(text);
+        found.unwrap_or_else(|| panic!("{text}: {bars}"))
+    };
+    let whole = place("<strong>key test</strong>");
+    assert!(bars[whole..].contains("30 %"), "{bars}");
+    for user in ["user ada", "user grace", "requests that name no user"] {
+        let user = place(&format!("<strong>{user}</strong>"));
+        assert!(
+            whole < user && user < place("<strong>key unused</strong>"),
+            "{bars}"
+        );
+    }
+    gate.finish().await;
+}
