@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 # What the build and the tests need from Debian; later parts add theirs here.
-DEBIAN_PACKAGES := ca-certificates curl gcc libc6-dev make nginx-light openssl pkg-config python3 python3-venv tmux
+DEBIAN_PACKAGES := ca-certificates chromium chromium-driver curl gcc libc6-dev make nginx-light openssl pkg-config python3 python3-venv tmux
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -88,6 +88,10 @@ test-analytics: ## Read what a server wrote for analytics with DuckDB and pandas
 	[ -x $(TARGET_DIR)/analytics/bin/python ] || python3 -m venv $(TARGET_DIR)/analytics
 	$(TARGET_DIR)/analytics/bin/pip install -q --disable-pip-version-check duckdb pandas standardwebhooks
 	$(TARGET_DIR)/analytics/bin/python tests/analytics/read.py $(TARGET_DIR)/debug/tollgate
+
+.PHONY: test-admin
+test-admin: ## Run the tests of the page for people, those in a real browser among them
+	$(TEST) --locked --test it admin::
 
 .PHONY: check
 check: lint test test-openapi ## Everything that must be green: lints, tests, generated files unchanged, the API as described

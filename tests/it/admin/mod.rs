@@ -1,8 +1,10 @@
-//! The page for people, over real HTTP and without JavaScript: signing in, and every form.
+//! The page for people: over real HTTP, where every form works without JavaScript, and in a real browser.
 
 mod administrators;
 mod browser;
+mod chromium;
 mod first_steps;
+mod in_browser;
 mod in_flight;
 mod plans;
 mod sign_in;
