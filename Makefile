@@ -89,9 +89,26 @@ test-analytics: ## Read what a server wrote for analytics with DuckDB and pandas
 	$(TARGET_DIR)/analytics/bin/pip install -q --disable-pip-version-check duckdb pandas standardwebhooks
 	$(TARGET_DIR)/analytics/bin/python tests/analytics/read.py $(TARGET_DIR)/debug/tollgate
 
+# What looks at the page from outside; nothing of it is part of the build.
+BROWSE := $(TARGET_DIR)/page
+.PHONY: page-tools
+page-tools:
+	cargo build --locked
+	[ -x $(BROWSE)/bin/python ] || python3 -m venv $(BROWSE)
+	$(BROWSE)/bin/pip install -q --disable-pip-version-check 'selenium>=4.30,<5'
+
 .PHONY: test-admin
 test-admin: ## Run the tests of the page for people, those in a real browser among them
 	$(TEST) --locked --test it admin::
+
+.PHONY: test-axe
+test-axe: page-tools ## Have axe-core look at every page: narrow, wide and dark (needs npm, which fetches it)
+	npm install --silent --no-audit --no-fund --prefix $(BROWSE)/axe axe-core@4
+	PYTHONDONTWRITEBYTECODE=1 $(BROWSE)/bin/python tests/page/axe.py $(TARGET_DIR)/debug/tollgate $(BROWSE)/axe/node_modules/axe-core/axe.min.js
+
+.PHONY: screenshots
+screenshots: page-tools ## Take the pictures of docs/images from a made-up business
+	PYTHONDONTWRITEBYTECODE=1 $(BROWSE)/bin/python tests/page/screenshots.py $(TARGET_DIR)/debug/tollgate docs/images
 
 .PHONY: check
 check: lint test test-openapi ## Everything that must be green: lints, tests, generated files unchanged, the API as described
