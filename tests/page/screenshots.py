@@ -9,8 +9,8 @@ import sys
 
 from demo import PAGES, Server, chromium, look, seed, sign_in
 
-SCREENS = [("", 1280, 860, "light"), ("-dark", 1280, 860, "dark"), ("-narrow", 375, 812, "light")]
-MOST_BYTES = 800_000
+SCREENS = [("", 1280, 720, "light"), ("-dark", 1280, 720, "dark"), ("-narrow", 375, 667, "light")]
+MOST_BYTES = 900_000
 
 
 def main(binary, directory):
@@ -21,7 +21,8 @@ def main(binary, directory):
         def take(name):
             for suffix, width, height, scheme in SCREENS:
                 look(driver, width, height, scheme)
-                picture = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "webp", "quality": 60})
+                driver.refresh()  # what the page's script does once it does for this screen
+                picture = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "webp", "quality": 30})
                 path = os.path.join(directory, f"{name}{suffix}.webp")
                 with open(path, "wb") as file:
                     file.write(base64.b64decode(picture["data"]))
