@@ -32,7 +32,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How much of what was decided a crash may lose from the overview, where it is shown by the hour.
 const KEEP_DECISIONS_EVERY: Duration = Duration::from_secs(5);
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
-/// How many events one pruning deletes at most, so that the writer is free in between.
+/// How many rows of a kind one pruning deletes at most, so that the writer is free in between.
 const PRUNE_BATCH: usize = 5_000;
 
 /// Live totals are compared with the store's a few tenants at a time: each is a read of the store.
@@ -287,13 +287,18 @@ async fn prune(app: &App) -> Again {
     let pruned = async {
         app.store.prune_conversations(now).await?;
         app.store.prune_sessions(now).await?;
-        app.store.prune_changes(now.minus(PRUNE_EVERY)).await?;
+        let changes_before = now.minus(PRUNE_EVERY);
+        let changes = app.store.prune_changes(changes_before, PRUNE_BATCH).await?;
         let reservations = app.store.prune_reservations(before, PRUNE_BATCH).await?;
         let events = app.store.prune_events(before, PRUNE_BATCH).await?;
         let sent_before = now.minus(SENT_KEPT);
         let sent = app.store.prune_outbox(sent_before, PRUNE_BATCH).await?;
         let told = app.store.prune_told(sent_before, PRUNE_BATCH).await?;
-        Ok::<u64, StoreError>(events.max(reservations).max(sent).max(told))
+        Ok::<u64, StoreError>(
+            [changes, reservations, events, sent, told]
+                .into_iter()
+                .fold(0, u64::max),
+        )
     };
     match pruned.await {
         Ok(most) if most >= PRUNE_BATCH as u64 => Again::Now,

@@ -188,6 +188,7 @@ pub trait CatalogueStore: Send + Sync {
     /// What changed after `version`, up to now; `Everything` if the feed no longer reaches back that far.
     /// Call with 0 and ignore what changed to learn the present version.
     async fn changes_since(&self, version: i64) -> StoreResult<Changes>;
-    /// Shortens the change feed to what changed after `before`.
-    async fn prune_changes(&self, before: Timestamp) -> StoreResult<u64>;
+    /// Shortens the change feed from its beginning, up to the first change at or after `before`, by at most `limit`
+    /// rows; says by how many.
+    async fn prune_changes(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;
 }

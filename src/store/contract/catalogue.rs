@@ -55,6 +55,7 @@ macro_rules! cases {
             the_change_feed_names_what_every_write_changed,
             a_write_that_fails_is_not_in_the_change_feed,
             a_pruned_change_feed_says_that_everything_changed,
+            a_change_feed_is_pruned_from_its_beginning_a_part_at_a_time,
             a_version_that_the_store_has_not_reached_means_that_everything_changed,
         );
     };
@@ -681,7 +682,7 @@ pub(crate) async fn a_pruned_change_feed_says_that_everything_changed(store: &Sh
     store.create_plan(&plan("early"), &early).await.unwrap();
     let between = store.changes_since(0).await.unwrap().version;
     store.create_plan(&plan("late"), &late).await.unwrap();
-    assert!(store.prune_changes(late.at).await.unwrap() > 0);
+    assert!(store.prune_changes(late.at, 100).await.unwrap() > 0);
     let everything = vec![Changed::Everything];
     assert_eq!(
         store.changes_since(0).await.unwrap().changed,
@@ -692,7 +693,7 @@ pub(crate) async fn a_pruned_change_feed_says_that_everything_changed(store: &Sh
     assert_eq!(later.changed, [Changed::Plan("late".parse().unwrap())]);
 
     store
-        .prune_changes(at("2026-01-03T00:00:00Z"))
+        .prune_changes(at("2026-01-03T00:00:00Z"), 100)
         .await
         .unwrap();
     let emptied = store.changes_since(between).await.unwrap();
@@ -705,6 +706,31 @@ pub(crate) async fn a_pruned_change_feed_says_that_everything_changed(store: &Sh
     store.create_plan(&plan("last"), &late).await.unwrap();
     let last = store.changes_since(later.version).await.unwrap();
     assert_eq!(last.changed, [Changed::Plan("last".parse().unwrap())]);
+}
+
+pub(crate) async fn a_change_feed_is_pruned_from_its_beginning_a_part_at_a_time(
+    store: &SharedStore,
+) {
+    let (early, late) = (by("2026-01-01T00:00:00Z"), by("2026-01-02T00:00:00Z"));
+    store.create_plan(&plan("early"), &early).await.unwrap();
+    let of_early = store.changes_since(0).await.unwrap().version;
+    assert!(of_early > 1, "a plan and its features are several changes");
+    store.create_plan(&plan("late"), &late).await.unwrap();
+    store.create_plan(&plan("dated"), &early).await.unwrap();
+
+    let everything = [Changed::Everything];
+    assert_eq!(store.prune_changes(late.at, 1).await.unwrap(), 1);
+    assert_eq!(store.changes_since(0).await.unwrap().changed, everything);
+    let reaching_back = store.changes_since(1).await.unwrap().changed;
+    assert_eq!(reaching_back.len(), 3, "only the first is gone");
+
+    let rest = u64::try_from(of_early - 1).unwrap();
+    assert_eq!(store.prune_changes(late.at, 100).await.unwrap(), rest);
+    assert_eq!(store.changes_since(1).await.unwrap().changed, everything);
+    let kept = store.changes_since(of_early).await.unwrap().changed;
+    let after = ["late", "dated"].map(|code| Changed::Plan(code.parse().unwrap()));
+    assert_eq!(kept, after, "what comes after a change that stays, stays");
+    assert_eq!(store.prune_changes(late.at, 100).await.unwrap(), 0);
 }
 
 pub(crate) async fn a_version_that_the_store_has_not_reached_means_that_everything_changed(

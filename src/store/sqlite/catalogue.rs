@@ -258,14 +258,16 @@ impl CatalogueStore for SqliteStore {
         .await
     }
 
-    async fn prune_changes(&self, before: Timestamp) -> StoreResult<u64> {
+    async fn prune_changes(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
         self.write("catalogue.prune_changes", move |tx| {
             // Only from the beginning: a gap inside the feed would go unseen.
             rows::run(
                 tx,
-                "DELETE FROM catalogue_changes WHERE version < coalesce(
-                     (SELECT min(version) FROM catalogue_changes WHERE changed_at >= ?1), 9223372036854775807)",
-                [before.micros()],
+                "WITH first AS MATERIALIZED (SELECT version, changed_at FROM catalogue_changes ORDER BY version LIMIT ?2)
+                 DELETE FROM catalogue_changes
+                 WHERE version <= (SELECT max(version) FROM first)
+                   AND version < coalesce((SELECT min(version) FROM first WHERE changed_at >= ?1), 9223372036854775807)",
+                params![before.micros(), rows::limit(limit)],
             )
         })
         .await
