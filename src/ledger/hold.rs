@@ -26,14 +26,20 @@ use crate::{
 
 /// What one request in flight may still use. Settled, it becomes usage; dropped, it gives everything back.
 pub struct Hold {
+    place: Place,
+    states: LimitStates,
+    violations: Vec<Violation>,
+}
+
+/// Where a hold stands among those of its tenant; what it holds is given back with this, unless it was settled.
+struct Place {
     held: Arc<Held>,
     tenant: Arc<Tenant>,
-    /// Its place among the tenant's open holds.
     slot: usize,
     is_settled: bool,
 }
 
-/// What is held, and how it came to that. The tenant's list of open holds shares it.
+/// What is held. The tenant's list of open holds shares it.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) id: ReservationId,
@@ -41,71 +47,93 @@ pub(super) struct Held {
     pub(super) holder: Holder,
     pub(super) admitted_at: Timestamp,
     pub(super) granted: Quantities,
+}
+
+/// A hold in its tenant's list, at `slot`, and what it was admitted under.
+pub(super) struct Opened {
+    pub(super) held: Arc<Held>,
+    pub(super) slot: usize,
     pub(super) states: LimitStates,
     pub(super) violations: Vec<Violation>,
 }
 
 impl Hold {
-    /// Of what is in the tenant's list at `slot`.
-    pub(super) fn new(held: Arc<Held>, tenant: Arc<Tenant>, slot: usize) -> Self {
-        Self {
+    pub(super) fn new(opened: Opened, tenant: Arc<Tenant>) -> Self {
+        let Opened {
             held,
-            tenant,
             slot,
-            is_settled: false,
+            states,
+            violations,
+        } = opened;
+        Self {
+            place: Place {
+                held,
+                tenant,
+                slot,
+                is_settled: false,
+            },
+            states,
+            violations,
         }
     }
 
     #[must_use]
     pub fn id(&self) -> ReservationId {
-        self.held.id
+        self.place.held.id
     }
 
     #[must_use]
     pub fn admitted_at(&self) -> Timestamp {
-        self.held.admitted_at
+        self.place.held.admitted_at
     }
 
     /// How much of `feature` is held; zero if none was wanted.
     #[must_use]
     pub fn granted(&self, feature: &FeatureKey) -> Quantity {
-        self.held.granted.of(feature)
+        self.place.held.granted.of(feature)
     }
 
     /// Every limit that applied at admission, in the order given, this hold included in `reserved`.
     #[must_use]
     pub fn states(&self) -> &LimitStates {
-        &self.held.states
+        &self.states
     }
 
     /// What should have refused the request, had violations not only been noted; the one that resets last first.
     #[must_use]
     pub fn violations(&self) -> &[Violation] {
-        &self.held.violations
+        &self.violations
     }
 
     /// Notes that the client has gone while the request still runs.
     pub fn mark_detached(&self) {
-        let mut counters = self.tenant.lock();
-        if let Some(open) = counters.holds.get_mut(self.slot, self.held.id) {
+        let Place {
+            held, tenant, slot, ..
+        } = &self.place;
+        let mut counters = tenant.lock();
+        if let Some(open) = counters.holds.get_mut(*slot, held.id) {
             open.is_detached = true;
         }
     }
 
     /// Replaces what is held by what was used: the event `seq` of the journal, durable by now.
-    pub fn settle(mut self, seq: Seq, used: &Quantities) -> Settled {
-        self.is_settled = true;
-        let (held, tenant) = (&*self.held, &*self.tenant);
+    pub fn settle(self, seq: Seq, used: &Quantities) -> Settled {
+        let Self {
+            mut place,
+            mut states,
+            ..
+        } = self;
+        place.is_settled = true;
+        let (held, tenant, slot) = (&*place.held, &*place.tenant, place.slot);
         let usage = Usage {
             who: held.holder.who(),
             at: held.admitted_at,
             quantities: used,
         };
-        let mut states = held.states.clone();
         let mut counters = tenant.lock();
         if states.is_empty() && !counters.is_evicted() {
             // Held again after a restart: judged by the limits last seen, as usage without a hold is.
-            if counters.end(self.slot, held.id).is_some() {
+            if counters.end(slot, held.id).is_some() {
                 tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
             }
             let judged = judged_settle(&mut counters, seq, usage);
@@ -113,7 +141,7 @@ impl Hold {
             let overshoot = overshoot_of(used, &judged);
             return Settled { states, overshoot };
         }
-        if counters.settle_hold(self.slot, held.id, seq, usage) {
+        if counters.settle_hold(slot, held.id, seq, usage) {
             tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
         }
         if counters.is_evicted() {
@@ -134,7 +162,7 @@ impl Hold {
     }
 }
 
-impl Drop for Hold {
+impl Drop for Place {
     fn drop(&mut self) {
         if self.is_settled {
             return;
@@ -149,10 +177,10 @@ impl Drop for Hold {
 impl fmt::Debug for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hold")
-            .field("id", &self.held.id)
-            .field("tenant", &self.tenant.id)
-            .field("admitted_at", &self.held.admitted_at)
-            .field("granted", &self.held.granted)
+            .field("id", &self.place.held.id)
+            .field("tenant", &self.place.tenant.id)
+            .field("admitted_at", &self.place.held.admitted_at)
+            .field("granted", &self.place.held.granted)
             .finish_non_exhaustive()
     }
 }
@@ -206,11 +234,12 @@ impl OpenHold {
 /// A quiet tenant keeps this many places; a burst's are given back.
 const KEPT_SLOTS: usize = 8;
 
-/// The open holds of one tenant. Places are used again, so a hold is found by its place *and* its id.
+/// The open holds of one tenant. Places are used again, so a hold is found by its place *and* its id. Those of a quiet
+/// tenant lie beside its counters: among many tenants each further piece of memory is a wait for it.
 #[derive(Debug, Default)]
 pub(super) struct OpenHolds {
-    slots: Vec<Option<OpenHold>>,
-    free: Vec<usize>,
+    slots: SmallVec<[Option<OpenHold>; 2]>,
+    free: SmallVec<[usize; 2]>,
 }
 
 impl OpenHolds {

@@ -8,7 +8,7 @@ use super::{
     amounts::{Judgement, judge},
     counter::CounterKey,
     drain::Drainage,
-    hold::{Held, Holder, RequestId},
+    hold::{Held, Holder, Opened, RequestId},
     load::{Load, wait_for},
     subjects::{IdMap, Who},
     sync::{Arc, AtomicI64, Mutex, Ordering, PoisonError, RwLock, Weak},
@@ -19,7 +19,7 @@ use crate::{
     domain::{
         feature::FeatureKey,
         ids::{KeyId, ReservationId, TenantId},
-        limit::{ActiveLimit, LimitState, LimitStates, sort_violations},
+        limit::{ActiveLimit, LimitState, LimitStates, Violation, sort_violations},
         quantity::Quantity,
         time::Timestamp,
         usage::{Quantities, UsageEvent},
@@ -34,6 +34,15 @@ const MAX_MEMBERS: usize = 10_000;
 const MAX_SHARDS: usize = 64;
 
 type Shard = RwLock<IdMap<TenantId, Arc<Tenant>>>;
+
+/// What was decided under the tenant's lock.
+enum Decided {
+    Held(Opened),
+    Over {
+        violations: Vec<Violation>,
+        states: LimitStates,
+    },
+}
 
 pub struct LocalLedger {
     pub(super) this: Weak<Self>,
@@ -159,15 +168,16 @@ impl LocalLedger {
         }
     }
 
-    /// Runs `act` on a tenant's counters and its limits' states, as soon as all of them are in memory.
+    /// Runs `act` on a tenant's counters and its limits' states, as soon as all of them are in memory. Gives the tenant
+    /// too.
     async fn with_states<T>(
         &self,
         tenant: TenantId,
         who: Who<'_>,
         limits: &Arc<[ActiveLimit]>,
         now: Timestamp,
-        mut act: impl FnMut(&Arc<Tenant>, &mut TenantCounters, LimitStates) -> T,
-    ) -> Result<T, LedgerError> {
+        mut act: impl FnMut(&mut TenantCounters, LimitStates) -> T,
+    ) -> Result<(Arc<Tenant>, T), LedgerError> {
         loop {
             let found = self.find_or_add(tenant, now);
             let missing = {
@@ -176,7 +186,9 @@ impl LocalLedger {
                     continue;
                 }
                 if let Some(states) = counters.states(who, limits) {
-                    return Ok(act(&found, &mut counters, states));
+                    let done = act(&mut counters, states);
+                    drop(counters);
+                    return Ok((found, done));
                 }
                 counters.prepare(who, limits, now)
             };
@@ -214,8 +226,8 @@ impl LocalLedger {
         now: Timestamp,
     ) -> Result<Vec<LimitState>, LedgerError> {
         let who = Who { key, user };
-        self.with_states(tenant, who, limits, now, |_, _, states| states.to_vec())
-            .await
+        let found = self.with_states(tenant, who, limits, now, |_, states| states.to_vec());
+        found.await.map(|(_, states)| states)
     }
 
     pub(super) async fn reserve(&self, ask: &LedgerAsk<'_>) -> Result<Reserved, LedgerError> {
@@ -227,31 +239,29 @@ impl LocalLedger {
             key: ask.key,
             user: ask.user,
         };
-        self.with_states(
-            ask.tenant,
-            who,
-            ask.limits,
-            ask.now,
-            |tenant, counters, states| self.decide(ask, tenant, counters, states),
-        )
-        .await
+        let decide = |counters: &mut _, states| self.decide(ask, counters, states);
+        let decided = self.with_states(ask.tenant, who, ask.limits, ask.now, decide);
+        let (tenant, decided) = decided.await?;
+        Ok(match decided {
+            Decided::Held(opened) => Reserved::Held(Hold::new(opened, tenant)),
+            Decided::Over { violations, states } => Reserved::Over { violations, states },
+        })
     }
 
     /// Holds all or nothing, under the tenant's lock.
     fn decide(
         &self,
         ask: &LedgerAsk<'_>,
-        tenant: &Arc<Tenant>,
         counters: &mut TenantCounters,
         mut states: LimitStates,
-    ) -> Reserved {
+    ) -> Decided {
         let Judgement {
             granted,
             mut violations,
         } = judge(ask.wants, &states, ask.soft, ask.on_violation);
         sort_violations(&mut violations);
         if !violations.is_empty() && ask.on_violation == OnViolation::Refuse {
-            return Reserved::Over { violations, states };
+            return Decided::Over { violations, states };
         }
         let id = self.new_id(ask.now);
         let holder = Holder {
@@ -268,11 +278,14 @@ impl LocalLedger {
             holder,
             admitted_at: ask.now,
             granted,
-            states,
-            violations,
         });
         let slot = counters.open(Arc::clone(&held));
-        Reserved::Held(Hold::new(held, Arc::clone(tenant), slot))
+        Decided::Held(Opened {
+            held,
+            slot,
+            states,
+            violations,
+        })
     }
 
     /// A version 7 id of the time, this ledger's random bits and a running number: `clock::new_id` asks the system

@@ -5,6 +5,8 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
 };
 
+use smallvec::SmallVec;
+
 use super::{counter::Counter, sync::Arc};
 use crate::domain::{
     feature::FeatureKey,
@@ -109,7 +111,8 @@ struct Member {
 /// Counters are few a subject (features × windows), so lists are searched from the front.
 #[derive(Debug, Default)]
 pub(super) struct Subjects {
-    tenant: Vec<Counter>,
+    /// In place: as many as a plan that meters messages, tokens and cost has.
+    tenant: SmallVec<[Counter; 4]>,
     keys: IdMap<KeyId, Member>,
     users: HashMap<Arc<str>, Member>,
     tick: u64,
