@@ -19,8 +19,9 @@ use redb::{
 use super::Durability;
 use crate::domain::time::Timestamp;
 
-/// Rows are written once and read once, by the drainer: redb's default of 1 GiB would only hold memory.
-const CACHE_BYTES: usize = 16 << 20;
+/// Rows are written once and read once, by the drainer, soon after: redb fills whatever it gets, and its default is
+/// 1 GiB.
+const CACHE_BYTES: usize = 4 << 20;
 
 /// Makes the database of an open file; tests put a disk of their own in between.
 pub type Opener =
