@@ -124,6 +124,7 @@ pub(super) async fn sign_in_page() -> PageResult {
     responses(
         (status = 303, description = "Signed in: the session's cookie, and on to the page"),
         (status = 401, description = "Not an administrator's token", body = String, content_type = "text/html"),
+        (status = 403, description = "Asked from another site than the page's own", body = String, content_type = "text/html"),
         (status = 429, description = "Too many wrong tokens from this address", body = String, content_type = "text/html"),
     ),
 )]
@@ -185,7 +186,10 @@ pub(super) async fn sign_in(
 /// `POST /admin/logout`.
 #[utoipa::path(
     post, path = "/admin/logout", tag = "operation",
-    responses((status = 303, description = "Signed out: the cookie is gone, and on to the first page")),
+    responses(
+        (status = 303, description = "Signed out: the cookie is gone, and on to the first page"),
+        (status = 403, description = "Asked from another site than the page's own", body = String, content_type = "text/html"),
+    ),
 )]
 pub(super) async fn sign_out(
     State(app): State<App>,
