@@ -1,6 +1,6 @@
 //! `tollgate serve`.
 
-use std::{fmt::Write as _, process::ExitCode};
+use std::{fmt::Write as _, fs::Permissions, os::unix::fs::PermissionsExt as _, process::ExitCode};
 
 use anyhow::Context as _;
 
@@ -59,6 +59,7 @@ fn dev(sources: Sources) -> anyhow::Result<(Sources, Start)> {
     }
     let directory = tempfile::Builder::new()
         .prefix("tollgate-dev-")
+        .permissions(Permissions::from_mode(0o700)) // its owner's alone, as every data dir
         .tempdir()
         .context("a temporary directory can't be made; name one with --data-dir")?;
     let path = directory
@@ -89,4 +90,23 @@ pub(super) fn long_help() -> String {
             .expect("writing to a String never fails");
     }
     help
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_made_to_try_things_in_is_its_owners_alone() {
+        let (_, start) = dev(Sources::none()).unwrap();
+        let Start::Dev {
+            directory: Some(directory),
+            ..
+        } = start
+        else {
+            panic!("no directory was made");
+        };
+        let mode = directory.path().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
 }
