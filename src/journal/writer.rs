@@ -25,6 +25,11 @@ use crate::{domain::ids::TenantId, store::usage::Seq};
 
 /// Commits begin at least this far apart: what arrives meanwhile shares the next one.
 const COMMIT_INTERVAL: Duration = Duration::from_micros(250);
+/// A commit that this many events shared …
+const COMPANY: usize = 4;
+/// … is followed by a pause this long: those who have just been answered come back at about the same time. Without it
+/// the first of them would be written alone, and all others wait until it is.
+const GATHER: Duration = Duration::from_micros(100);
 /// A row stays well below a large allocation in redb, which takes pages by powers of two.
 const MAX_ROW_BYTES: usize = 1 << 20;
 /// The pause after the first failed attempt to reopen; it doubles up to [`MAX_PAUSE`].
@@ -78,7 +83,8 @@ pub(super) struct Writer {
     file: JournalFile,
     queue: Receiver<Job>,
     shared: Arc<Shared>,
-    last_commit: Option<Instant>,
+    /// When the next commit may begin.
+    next_commit: Option<Instant>,
 }
 
 impl Writer {
@@ -93,7 +99,7 @@ impl Writer {
             file,
             queue,
             shared,
-            last_commit: None,
+            next_commit: None,
         }
     }
 
@@ -114,7 +120,7 @@ impl Writer {
             let Ok(first) = self.queue.recv() else {
                 break None;
             };
-            self.wait_for_interval();
+            self.wait_for_company();
             let (batch, mut next) = self.gather(first);
             if !batch.is_empty()
                 && let Err((detail, bytes)) = self.commit(batch)
@@ -137,11 +143,12 @@ impl Writer {
         }
     }
 
-    /// Two commits begin at least [`COMMIT_INTERVAL`] apart; one alone waits for nothing.
-    fn wait_for_interval(&self) {
-        let since_last = self.last_commit.map(|at| at.elapsed());
-        let left = since_last.and_then(|since| COMMIT_INTERVAL.checked_sub(since));
-        if let Some(left) = left {
+    /// Lets come together what shares a commit; one that comes alone waits for nothing.
+    fn wait_for_company(&self) {
+        let left = self
+            .next_commit
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        if let Some(left) = left.filter(|left| !left.is_zero()) {
             thread::sleep(left);
         }
     }
@@ -181,7 +188,12 @@ impl Writer {
         for _attempt in 0..2 {
             match self.write(&batch) {
                 Ok(()) => {
+                    let had_company = COMPANY <= batch.appends.len();
                     self.publish(batch);
+                    if had_company {
+                        let gathered = Instant::now() + GATHER;
+                        self.next_commit = self.next_commit.max(Some(gathered));
+                    }
                     return Ok(());
                 }
                 Err(fault) => detail = fault.to_string(),
@@ -199,7 +211,7 @@ impl Writer {
     }
 
     fn write(&mut self, batch: &Batch) -> Result<(), TableFault> {
-        self.last_commit = Some(Instant::now());
+        self.next_commit = Some(Instant::now() + COMMIT_INTERVAL);
         let last = self.shared.progress().last;
         let row = (!batch.appends.is_empty()).then(|| {
             let events = batch.appends.iter().map(|append| append.event.as_slice());

@@ -6,6 +6,8 @@ use std::{
     collections::{BTreeMap, HashMap},
 };
 
+use smallvec::SmallVec;
+
 use crate::domain::{
     feature::FeatureKey,
     ids::{KeyId, TenantId},
@@ -122,9 +124,12 @@ pub(super) struct RollupKey<'a> {
     pub(super) hour: i64,
 }
 
-/// What a batch of events adds to the rollups.
+/// What rollups of one tenant, facet and hour are kept under.
+type Place<'a> = (TenantId, Facet<'a>, i64);
+
+/// What a batch of events adds to the rollups; features are few an event, and looked for from the front.
 #[derive(Default)]
-pub(super) struct Rollups<'a>(HashMap<RollupKey<'a>, i64>);
+pub(super) struct Rollups<'a>(HashMap<Place<'a>, SmallVec<[(&'a FeatureKey, i64); 4]>>);
 
 impl<'a> Rollups<'a> {
     pub(super) fn add(&mut self, event: &'a UsageEvent) {
@@ -135,35 +140,45 @@ impl<'a> Rollups<'a> {
             event.model.as_deref().map(Facet::Model),
             Some(Facet::User(&event.user)),
         ];
-        for (feature, quantity) in event.quantities.iter() {
-            for facet in facets.into_iter().flatten() {
-                let key = RollupKey {
-                    tenant: event.tenant_id,
-                    feature,
-                    facet,
-                    hour,
-                };
-                let sum = self.0.entry(key).or_insert(0);
-                *sum = within_rollup(sum.saturating_add(quantity.get()));
+        for facet in facets.into_iter().flatten() {
+            let sums = self.0.entry((event.tenant_id, facet, hour)).or_default();
+            for (feature, quantity) in event.quantities.iter() {
+                match sums.iter_mut().find(|(known, _)| *known == feature) {
+                    Some((_, sum)) => *sum = within_rollup(sum.saturating_add(quantity.get())),
+                    None => sums.push((feature, within_rollup(quantity.get()))),
+                }
             }
         }
     }
 
     /// What all tenants together added, by feature and hour.
     pub(super) fn of_all_tenants(&self) -> BTreeMap<(&'a FeatureKey, i64), i64> {
-        let mut sums = BTreeMap::new();
-        for (key, quantity) in &self.0 {
-            if key.facet == Facet::All {
-                let sum = sums.entry((key.feature, key.hour)).or_insert(0_i64);
-                *sum = within_rollup(sum.saturating_add(*quantity));
+        let mut all = BTreeMap::new();
+        for ((_, facet, hour), sums) in &self.0 {
+            if *facet == Facet::All {
+                for (feature, quantity) in sums {
+                    let sum = all.entry((*feature, *hour)).or_insert(0_i64);
+                    *sum = within_rollup(sum.saturating_add(*quantity));
+                }
             }
         }
-        sums
+        all
     }
 
     /// Everything added, in the order of the table.
     pub(super) fn into_sorted(self) -> Vec<(RollupKey<'a>, i64)> {
-        let mut sorted: Vec<_> = self.0.into_iter().collect();
+        let mut sorted = Vec::with_capacity(self.0.len() * 4);
+        for ((tenant, facet, hour), sums) in self.0 {
+            sorted.extend(sums.into_iter().map(|(feature, quantity)| {
+                let key = RollupKey {
+                    tenant,
+                    feature,
+                    facet,
+                    hour,
+                };
+                (key, quantity)
+            }));
+        }
         sorted.sort_unstable_by_key(|(key, _)| *key);
         sorted
     }
