@@ -123,13 +123,7 @@ pub(super) struct Model {
 impl Model {
     /// What one request after the other must be told.
     pub(super) fn decide(&self, who: Who, need: Need) -> Decision {
-        let tenant = &self.tenants[who.tenant];
-        let runs = match tenant.status.0 {
-            Status::Active => true,
-            Status::PastDue => self.now < tenant.status.1 + 7 * DAY,
-            Status::Canceled | Status::Paused => false,
-        };
-        if !runs {
+        if !self.runs(who.tenant) {
             return Decision::Inactive;
         }
         let room = self.room(who, 1);
@@ -150,6 +144,26 @@ impl Model {
             (true, _) => Decision::Held([1, input, output]),
             (false, true) => Decision::Reserved,
             (false, false) => Decision::Spent,
+        }
+    }
+
+    /// What an application that reserves these must be told.
+    pub(super) fn decide_exactly(&self, who: Who, amounts: Amounts) -> Decision {
+        let fits = |room: Amounts| (0..3).all(|feature| amounts[feature] <= room[feature]);
+        match (fits(self.room(who, 1)), fits(self.room(who, 0))) {
+            _ if !self.runs(who.tenant) => Decision::Inactive,
+            (true, _) => Decision::Held(amounts),
+            (false, true) => Decision::Reserved,
+            (false, false) => Decision::Spent,
+        }
+    }
+
+    fn runs(&self, tenant: usize) -> bool {
+        let (status, since) = self.tenants[tenant].status;
+        match status {
+            Status::Active => true,
+            Status::PastDue => self.now < since + 7 * DAY,
+            Status::Canceled | Status::Paused => false,
         }
     }
 

@@ -70,6 +70,8 @@ pub(super) enum CrashAt {
     Record(Moment),
     /// The same while the journal forgets what it drained.
     Mark(i64),
+    /// The same while a reservation is settled, which the store knows by then.
+    SettleKept(i64, usize, [i64; 3]),
 }
 
 #[derive(Clone, Debug)]
@@ -85,6 +87,12 @@ pub(super) enum Op {
     End(usize, Ending),
     /// Its reservation is released by hand.
     Release(usize),
+    /// An application reserves: tenant, key, user, amounts, for so many seconds.
+    Reserve(usize, usize, usize, [i64; 3], i64),
+    /// A reservation is settled: which, what was used, number of the idempotency key.
+    SettleKept(usize, [i64; 3], usize),
+    /// A reservation is given back by its application.
+    ReleaseKept(usize),
     /// Usage by hand: tenant, feature, quantity, seconds back, number of the idempotency key.
     Report(usize, usize, i64, i64, usize),
     /// A correction: tenant, feature, quantity, number of the idempotency key.
@@ -145,12 +153,12 @@ impl Dice {
     }
 
     fn op(&mut self, about: About) -> Op {
-        // Requests, their ends, catalogue, time, usage by hand, store and drain, crashes, checks.
+        // Requests, their ends, catalogue, time, usage by hand, store and drain, crashes, reservations, checks.
         let weights = match about {
-            About::Everything => [30, 30, 12, 8, 6, 10, 4, 4],
-            About::Crashes => [30, 26, 4, 3, 4, 14, 16, 3],
-            About::Windows => [28, 24, 14, 20, 7, 5, 2, 4],
-            About::Concurrency => [40, 40, 4, 2, 4, 6, 2, 2],
+            About::Everything => [30, 30, 12, 8, 6, 10, 4, 12, 4],
+            About::Crashes => [30, 26, 4, 3, 4, 14, 16, 12, 3],
+            About::Windows => [28, 24, 14, 20, 7, 5, 2, 12, 4],
+            About::Concurrency => [40, 40, 4, 2, 4, 6, 2, 4, 2],
         };
         let mut roll = self.0.random_range(0..weights.iter().sum::<usize>());
         let group = weights.iter().position(|&weight| {
@@ -184,7 +192,29 @@ impl Dice {
             }
             Some(5) => self.store(),
             Some(6) => self.crash(),
+            Some(7) => self.kept(),
             _ => Op::Check,
+        }
+    }
+
+    /// What a reservation holds, or is settled with: often a little, sometimes more than fits.
+    fn amounts(&mut self) -> [i64; 3] {
+        [
+            self.between(0, 3),
+            self.one(&[0, 1, 40, 400]),
+            self.one(&[0, 7, 60, 200]),
+        ]
+    }
+
+    fn kept(&mut self) -> Op {
+        match self.below(9) {
+            0..4 => {
+                let seconds = self.one(&[1, 30, 600, 4_000, 86_400]);
+                let (tenant, key, user) = (self.below(2), self.below(2), self.below(3));
+                Op::Reserve(tenant, key, user, self.amounts(), seconds)
+            }
+            8 => Op::ReleaseKept(self.below(64)),
+            _ => Op::SettleKept(self.below(64), self.amounts(), self.below(2)),
         }
     }
 
@@ -318,7 +348,11 @@ impl Dice {
     }
 
     fn crash(&mut self) -> Op {
-        match self.below(6) {
+        match self.below(7) {
+            6 => {
+                let (writes, which) = (self.between(0, 6), self.below(64));
+                Op::Crash(CrashAt::SettleKept(writes, which, self.amounts()))
+            }
             0 => Op::Restart,
             1 => Op::Crash(CrashAt::Rest),
             2 | 3 => {

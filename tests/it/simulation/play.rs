@@ -25,6 +25,7 @@ use tollgate::{
 
 use super::{
     faults::StoreState,
+    kept::Kept,
     model::{self, Amounts, Decision, Grant, Limit, Model, Status, Tenant, Usage, Who},
     ops::{Ask, CrashAt, Ending, Jump, Op, Report},
     provider::Piece,
@@ -82,6 +83,8 @@ pub(super) struct World {
     pub(super) overshoot: Option<(Amounts, Amounts)>,
     /// How many events the journal has.
     pub(super) events: u64,
+    /// Reservations of applications.
+    pub(super) kept: Vec<Kept>,
     life: Option<Life>,
     clock: Arc<ManualClock>,
     directory: tempfile::TempDir,
@@ -89,8 +92,8 @@ pub(super) struct World {
     secrets: Secrets,
     /// Requests with a key that have their answer, and when they began.
     answered: Vec<(String, Ask, i64, String)>,
-    next: usize,
-    is_away: bool,
+    pub(super) next: usize,
+    pub(super) is_away: bool,
 }
 
 impl Drop for World {
@@ -131,6 +134,7 @@ impl World {
             reported: BTreeMap::new(),
             overshoot: Some(([0; 3], [0; 3])),
             events: 0,
+            kept: Vec::new(),
             life: Some(life),
             clock,
             directory,
@@ -159,6 +163,11 @@ impl World {
             Op::Repeat(which) => self.repeat(*which),
             Op::End(which, ending) => self.with_run(*which, |world, run| world.end(run, *ending)),
             Op::Release(which) => self.with_run(*which, Self::release),
+            Op::Reserve(tenant, key, user, amounts, seconds) => {
+                self.reserve((*tenant, *key, *user), *amounts, *seconds)
+            }
+            Op::SettleKept(which, amounts, key) => self.settle_kept(*which, *amounts, *key),
+            Op::ReleaseKept(which) => self.release_kept(*which),
             Op::Report(tenant, feature, quantity, back, key) => {
                 self.report((*tenant, *key), *feature, *quantity, *back)
             }
@@ -185,6 +194,7 @@ impl World {
         self.end_all()?;
         self.set_away(StoreState::Up)?;
         self.check()?;
+        self.end_kept()?;
         let in_flight = self.life().app.recorder.ledger().in_flight();
         ensure!(in_flight.held == 0, "{in_flight:?} at the end");
         self.life()
@@ -689,6 +699,7 @@ impl World {
             self.model.now = to;
             self.clock.set(Timestamp::from_micros(to));
         }
+        self.expire_kept();
         Ok(())
     }
 
@@ -839,6 +850,9 @@ impl World {
         let mut unsure = Vec::new();
         match at {
             CrashAt::Rest => {}
+            CrashAt::SettleKept(writes, which, amounts) => {
+                self.settle_into_the_dark(*writes, *which, *amounts);
+            }
             CrashAt::Settle(writes, ends) => {
                 self.life().power.cut_after(*writes);
                 unsure = self.end_without_knowing(ends)?;
@@ -857,7 +871,7 @@ impl World {
         self.life.take().expect("a world lives").kill();
         self.runs.clear();
         self.answered.clear(); // whether a kept answer outlives a crash is not said
-        self.model.holds.clear();
+        self.only_kept_is_held();
         self.open()?;
         self.resolve(unsure)
     }

@@ -50,9 +50,9 @@ use super::{
 
 pub(super) const PLANS: [&str; 2] = ["small", "wide"];
 pub(super) const SLUGS: [&str; 2] = ["acme", "beta"];
-const USERS: [&str; 3] = ["", "ann", "bob"];
+pub(super) const USERS: [&str; 3] = ["", "ann", "bob"];
 /// The second key of each tenant belongs to one user.
-const KEYS_USER: &str = "kim";
+pub(super) const KEYS_USER: &str = "kim";
 const CREATED_AT: &str = "2026-01-31T07:00:00Z";
 /// Longer than anything takes on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -411,12 +411,33 @@ impl Life {
             .header("x-tollgate-user", user)
     }
 
+    /// Sends JSON, named so that it can be told from others; the status and what came back.
+    pub(super) fn post(
+        &self,
+        who: (usize, usize, &str),
+        name: &str,
+        path: &str,
+        body: &Value,
+    ) -> (StatusCode, Value) {
+        let request = self.request(who, path).header("x-request-id", name);
+        self.answer(request.body(Body::from(body.to_string())).unwrap())
+    }
+
+    pub(super) fn delete(&self, who: (usize, usize, &str), path: &str) -> StatusCode {
+        let request = self.request(who, path).method("DELETE");
+        self.answer(request.body(Body::empty()).unwrap()).0
+    }
+
     /// A question that nothing stands in the way of.
     pub(super) fn get(&self, who: (usize, usize, &str), path: &str) -> (StatusCode, Value) {
         let request = self.request(who, path).method("GET").body(Body::empty());
+        self.answer(request.unwrap())
+    }
+
+    fn answer(&self, request: Request<Body>) -> (StatusCode, Value) {
         self.rt.block_on(async {
             use tower::ServiceExt as _;
-            let response = self.router.clone().oneshot(request.unwrap()).await.unwrap();
+            let response = self.router.clone().oneshot(request).await.unwrap();
             let status = response.status();
             let body = response.into_body().collect().await.unwrap().to_bytes();
             (status, serde_json::from_slice(&body).unwrap_or_default())
