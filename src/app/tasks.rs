@@ -16,6 +16,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::telemetry::trace;
+
 /// Spawns, counts and ends tasks.
 #[derive(Clone, Debug)]
 pub struct Tasks {
@@ -41,7 +43,7 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.tracker.spawn(task)
+        self.tracker.spawn(trace::carried(task))
     }
 
     /// Runs what `begin` makes to its end: by whoever waits for it, and in a task of its own once nobody does, which

@@ -6,11 +6,13 @@
 mod admin_token;
 mod alert;
 pub mod arguments;
+mod assets;
 mod backup;
 mod completions;
 mod config;
 mod confirm;
 mod doctor;
+mod healthcheck;
 mod key;
 mod man;
 mod migrate;
@@ -84,6 +86,13 @@ enum Command {
     Restore(restore::Restore),
     Migrate(migrate::Migrate),
     Torture(torture::Torture),
+    Healthcheck(healthcheck::Healthcheck),
+    /// Writes out what comes along: dashboards, alert rules, presets
+    #[command(
+        subcommand,
+        after_help = "Example: tollgate assets export /etc/tollgate/assets"
+    )]
+    Assets(assets::AssetsCommand),
     Config(config::ShowConfig),
     Completions(completions::Completions),
     Man(man::Man),
@@ -283,6 +292,10 @@ fn dispatch(
             let output = runtime(Threads::Many)?.block_on(command.run())?;
             ended(&output, mode)
         }
+        Command::Healthcheck(command) => {
+            ended(&command.run(&load_quietly(settings)?.config)?, mode)
+        }
+        Command::Assets(command) => ended(&command.run()?, mode),
         Command::Stored(Stored::Doctor(_)) => {
             let output = runtime(Threads::One)?.block_on(doctor::run(settings, words(argv)?));
             ended(&output, mode)
@@ -448,6 +461,8 @@ fn stored_of(words: &[String]) -> anyhow::Result<Stored> {
         | Command::Restore(_)
         | Command::Migrate(_)
         | Command::Torture(_)
+        | Command::Healthcheck(_)
+        | Command::Assets(_)
         | Command::Config(_)
         | Command::Completions(_)
         | Command::Man(_) => {

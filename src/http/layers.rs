@@ -4,6 +4,7 @@
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
+    body::Body,
     extract::{MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse as _, Response},
@@ -15,8 +16,15 @@ use super::{
     error::{self, ApiError, RenderContext},
     overload::{InFlight, Place},
     request_id::{RequestId, X_REQUEST_ID},
+    traced::TracedBody,
 };
-use crate::{app::App, telemetry::metrics::Metrics};
+use crate::{
+    app::App,
+    telemetry::{
+        metrics::Metrics,
+        trace::{self, Trace},
+    },
+};
 
 /// The label of requests that no route matches: a client chooses paths.
 const UNMATCHED: &str = "unmatched";
@@ -66,9 +74,13 @@ where
     request.extensions_mut().insert(id.clone());
     let method = request.method().clone();
     let dialect = Dialect::of_path(request.uri().path());
+    let trace = Trace::of(request.headers());
 
     let (response, place) = match enter(&surroundings.in_flight, request.uri().path()) {
-        Ok(place) => (run(answer(request), &id).await, place),
+        Ok(place) => {
+            let answered = run(answer(request), &id);
+            (trace::within(trace.clone(), answered).await, place)
+        }
         Err(overloaded) => (overloaded.into_response(), None),
     };
     let context = RenderContext {
@@ -80,6 +92,9 @@ where
     surroundings
         .metrics
         .http_answered(route, &method, response.status(), began.elapsed());
+    if let Some(trace) = trace {
+        response = response.map(|body| Body::new(TracedBody::new(trace, body)));
+    }
     match place {
         Some(place) => place.until_end_of(response),
         None => response,
@@ -117,12 +132,7 @@ async fn run(answer: impl Future<Output = Response>, id: &RequestId) -> Response
 
 #[cfg(test)]
 mod tests {
-    use axum::{
-        Router,
-        body::{Body, to_bytes},
-        middleware::from_fn_with_state,
-        routing::get,
-    };
+    use axum::{Router, body::to_bytes, middleware::from_fn_with_state, routing::get};
     use http::StatusCode;
     use serde_json::Value;
     use tower::ServiceExt as _;

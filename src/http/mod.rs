@@ -26,6 +26,7 @@ pub mod request_id;
 pub mod reservations;
 pub mod router;
 pub mod server;
+mod traced;
 pub mod usage;
 
 /// Which of its clients an answer is written for.

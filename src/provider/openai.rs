@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     store::conversations::{Speaker, Turn},
+    telemetry::trace::{self, Trace},
     web,
 };
 
@@ -84,6 +85,7 @@ impl OpenAi {
                 base_url: target.base_url(),
                 authorization: authorization.clone(),
                 request_id: None,
+                trace: None,
                 no_key: SecretString::default(),
             },
             passthrough: Passthrough::new(target, connector, authorization)?,
@@ -107,6 +109,7 @@ impl OpenAi {
     fn client(&self, call: &ChatCall, one_call: OneCall) -> Client<Upstream> {
         let mut upstream = self.upstream.clone();
         upstream.request_id = HeaderValue::from_str(&call.request_id).ok();
+        upstream.trace = trace::current();
         Client::build(self.http.clone(), upstream).with_http_service(tower::service_fn(
             move |request: HttpRequestFactory| one_call.clone().run(request),
         ))
@@ -285,6 +288,8 @@ struct Upstream {
     base_url: String,
     authorization: Option<HeaderValue>,
     request_id: Option<HeaderValue>,
+    /// Of the request that is answered.
+    trace: Option<Arc<Trace>>,
     /// The trait wants a key; ours is in `authorization`, and only where it is to be sent.
     no_key: SecretString,
 }
@@ -297,6 +302,9 @@ impl Config for Upstream {
         }
         if let Some(request_id) = &self.request_id {
             headers.insert("x-request-id", request_id.clone());
+        }
+        if let Some(trace) = &self.trace {
+            trace.put(&mut headers);
         }
         headers
     }

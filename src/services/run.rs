@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use prometheus::HistogramTimer;
+
 use crate::{
     config::{ChargeOnAbort, Config, Guardrails, Mode, StreamCutoff},
     domain::{quantity::Quantity, usage::TokenUsage},
@@ -77,6 +79,8 @@ pub struct Run {
     estimate_input: EstimateInput,
     meter: OutputMeter,
     reported: Option<TokenUsage>,
+    /// Measures the upstream until it is dropped, whether the run ends well or not.
+    upstream: HistogramTimer,
 }
 
 impl Run {
@@ -88,6 +92,7 @@ impl Run {
         estimate_input: EstimateInput,
     ) -> Self {
         Self {
+            upstream: admitted.guard.metrics.upstream_begins(model),
             admitted,
             model: model.to_owned(),
             rules,
@@ -159,6 +164,7 @@ impl Run {
         if !self.is_charged(end) {
             return Ok(Outcome::Free);
         }
+        drop(self.upstream);
         let (tokens, estimated) = match self.reported {
             Some(usage) => (usage, false),
             None => {

@@ -17,6 +17,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
+use super::trace;
 use crate::clock::Clock;
 
 /// How a line looks.
@@ -106,6 +107,9 @@ where
         };
         event.record(&mut fields);
         fields.written?;
+        if let Some(trace) = trace::current() {
+            write!(writer, r#","trace_id":"{}""#, trace.id())?;
+        }
         writeln!(writer, r#","target":"{}"}}"#, metadata.target())
     }
 }

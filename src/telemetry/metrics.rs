@@ -9,8 +9,8 @@ use std::{
 };
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    Gauge, Histogram, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
 use super::{
@@ -443,10 +443,12 @@ impl Metrics {
         self.commit_seconds.observe(took.as_secs_f64());
     }
 
-    pub fn upstream_took(&self, model: &str, took: Duration) {
+    /// Measures a call of the upstream until it is dropped.
+    #[must_use]
+    pub fn upstream_begins(&self, model: &str) -> HistogramTimer {
         self.upstream_seconds
             .with_label_values(&[&*self.models.label(model)])
-            .observe(took.as_secs_f64());
+            .start_timer()
     }
 
     /// `route` is the matched pattern, never the path: a client chooses paths.

@@ -6,3 +6,4 @@ pub mod events;
 pub mod logs;
 pub mod metrics;
 mod models;
+pub mod trace;

@@ -10,6 +10,7 @@
 mod admin;
 mod bench;
 mod cli;
+mod docs;
 mod formats;
 mod http;
 mod operation;

@@ -3,7 +3,7 @@
 mod headers;
 mod stream;
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use axum::{
     body::Body,
@@ -299,11 +299,8 @@ async fn run(app: App, passing: Passing, client: Waiter) -> ApiResult<Response> 
         wants_usage_chunk,
         capped,
     } = passing;
-    let begun = Instant::now();
-    let answer = app.provider.forward(forward).await;
-    app.metrics.upstream_took(run.model(), begun.elapsed());
     // On an error the run is dropped: what it held is back before anybody can ask again.
-    let answer = answer?;
+    let answer = app.provider.forward(forward).await?;
     if is_stream && answer.status().is_success() && is_event_stream(answer.headers()) {
         let guard_headers = GuardHeaders::at_admission(run.admitted(), capped, app.clock.now());
         let (mut head, body) = answer.into_parts();

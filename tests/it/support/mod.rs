@@ -3,6 +3,7 @@
 mod answer;
 mod faulty_disk;
 mod gate;
+mod prometheus;
 mod receiver;
 mod tenant;
 pub(crate) mod torture;
@@ -14,6 +15,7 @@ pub(crate) use self::{
     answer::Answer,
     faulty_disk::{Calls, Fault, FaultyDisk, How},
     gate::{CliRun, Serve, Tollgate},
+    prometheus::{Prometheus, in_repository, promtool},
     receiver::{Post, Receiver, Says},
     tenant::{Tenant, hard, soft},
     upstream::{Ends, FakeOpenAi, Frames, Reply},

@@ -70,6 +70,15 @@ impl Frames {
         }
     }
 
+    /// `count` words, and no word of usage.
+    pub(crate) fn without_usage(count: usize) -> Reply {
+        Reply::Stream {
+            texts: vec![" word".to_owned(); count],
+            usage: None,
+            ends: Ends::Well,
+        }
+    }
+
     pub(crate) fn hanging(count: usize) -> Reply {
         Reply::Stream {
             texts: vec![" word".to_owned(); count],
@@ -95,6 +104,7 @@ impl Reply {
 /// A request that arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
+    pub(crate) headers: http::HeaderMap,
     pub(crate) body: String,
 }
 
@@ -202,13 +212,14 @@ async fn answer(
     script: Arc<Script>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, std::io::Error> {
-    let body = request
-        .into_body()
+    let (head, body) = request.into_parts();
+    let body = body
         .collect()
         .await
         .map_err(std::io::Error::other)?
         .to_bytes();
     let seen = Seen {
+        headers: head.headers,
         body: String::from_utf8_lossy(&body).into_owned(),
     };
     let asked: Value = serde_json::from_str(&seen.body).unwrap_or(Value::Null);
