@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 # What the build and the tests need from Debian; later parts add theirs here.
-DEBIAN_PACKAGES := ca-certificates chromium chromium-driver curl gcc libc6-dev make nginx-light openssl pkg-config python3 python3-venv tmux
+DEBIAN_PACKAGES := ca-certificates chromium chromium-driver curl debootstrap gcc libc6-dev make nginx-light openssl pkg-config prometheus python3 python3-venv sqlite3 tmux
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -125,14 +125,41 @@ formats: ## Write the stored files of tests/it/formats (for a new format only: o
 bench: ## Measure what design and docs/reference/performance.md say: BENCH_ROWS=1,5 for some, BENCH_ROUNDS, BENCH_SECONDS
 	cargo bench --locked
 
+.PHONY: test-clients
+test-clients: ## Run the clients of docs/guide/clients.md as they stand there (needs npm): served, then refused
+	cargo build --locked
+	[ -x $(TARGET_DIR)/clients/bin/python ] || python3 -m venv $(TARGET_DIR)/clients
+	$(TARGET_DIR)/clients/bin/pip install -q --disable-pip-version-check openai langchain-openai standardwebhooks
+	npm install --silent --no-audit --no-fund --prefix $(TARGET_DIR)/clients openai ai @ai-sdk/openai-compatible
+	PYTHONDONTWRITEBYTECODE=1 $(TARGET_DIR)/clients/bin/python tests/clients/run.py $(TARGET_DIR)/debug/tollgate $(TARGET_DIR)/clients
+
+STAGE := dist/$(DIST)
+BUILT := $(TARGET_DIR)/$(HOST)/release/tollgate
 .PHONY: dist
-dist: ## Build the static binary, try it in an empty root, and pack it: dist/NAME.tar.gz
-	RUSTFLAGS='$(STATIC)' cargo build --locked --release --target $(HOST)
-	rm -rf dist/$(DIST)
-	mkdir -p dist/$(DIST)
-	cp $(TARGET_DIR)/$(HOST)/release/tollgate README.md LICENSE dist/$(DIST)/
-	@if LC_ALL=C ldd dist/$(DIST)/tollgate 2>&1 | grep -vE 'statically linked|not a dynamic executable' | grep .; then \
-		echo 'the binary is not static: it asks for the libraries above'; exit 1; fi
+dist: static-binary ## Build the static binary, and pack it as tarball, .deb and an image's context, with checksums: dist/
+	rm -rf $(STAGE) dist/*.deb dist/*.tar.gz dist/container dist/SHA256SUMS
+	mkdir -p $(STAGE)/man $(STAGE)/completions dist/container/data dist/container/tmp
+	cp $(BUILT) README.md LICENSE CHANGELOG.md $(STAGE)/
+	cp -r packaging $(STAGE)/
+	$(STAGE)/tollgate man > $(STAGE)/man/tollgate.1
+	$(STAGE)/tollgate completions bash > $(STAGE)/completions/tollgate.bash
+	$(STAGE)/tollgate completions zsh > $(STAGE)/completions/_tollgate
+	$(STAGE)/tollgate completions fish > $(STAGE)/completions/tollgate.fish
+	$(STAGE)/tollgate assets export $(STAGE)/assets --output json > /dev/null
 	tar -C dist --owner=0 --group=0 -czf dist/$(DIST).tar.gz $(DIST)
-	python3 tests/dist/empty_root.py dist/$(DIST)/tollgate
-	@ls -l dist/$(DIST)/tollgate dist/$(DIST).tar.gz
+	packaging/deb.sh $(VERSION) $(STAGE) dist
+	cp $(BUILT) packaging/Containerfile dist/container/
+	cd dist && sha256sum *.tar.gz *.deb > SHA256SUMS
+	python3 tests/dist/packages.py dist $(DIST)
+	python3 tests/dist/empty_root.py $(STAGE)/tollgate
+	@ls -l $(STAGE)/tollgate dist/*.tar.gz dist/*.deb
+
+.PHONY: static-binary
+static-binary:
+	RUSTFLAGS='$(STATIC)' cargo build --locked --release --target $(HOST)
+	@if LC_ALL=C ldd $(BUILT) 2>&1 | grep -vE 'statically linked|not a dynamic executable' | grep .; then \
+		echo 'the binary is not static: it asks for the libraries above'; exit 1; fi
+
+.PHONY: test-deb
+test-deb: ## Install, run, upgrade and purge the .deb of `make dist` in a Debian of its own, under systemd (as root, needs debootstrap)
+	python3 tests/dist/deb.py dist/tollgate_$(VERSION)_$(shell dpkg --print-architecture).deb $(STAGE) $(TARGET_DIR)/debian

@@ -78,6 +78,13 @@ stop_server() {
     systemctl stop tollgate
 }
 
+# For pages that begin with nothing.
+fresh_server() {
+    stop_server
+    rm -rf "$SCENE/var"
+    tollgate serve
+}
+
 export TOLLGATE_DATA_DIR=$SCENE/var
 tollgate serve --dev
 # What it printed to be pasted.

@@ -74,7 +74,9 @@ fn what_is_said_to_run_a_block_is_there() {
                         run_by += 1;
                         let target = what.strip_prefix("make ");
                         let target = target.unwrap_or_else(|| panic!("{}: '{what}'", block.place));
-                        let is_there = makefile.lines().any(|line| line.starts_with(&format!("{target}:")));
+                        let is_there = makefile
+                            .lines()
+                            .any(|line| line.starts_with(&format!("{target}:")));
                         assert!(is_there, "{}: there is no 'make {target}'", block.place);
                     }
                     Mark::NotRun(_) => not_run += 1,
@@ -83,14 +85,19 @@ fn what_is_said_to_run_a_block_is_there() {
             }
         }
     }
-    assert!(run_by > 0 && not_run < 30, "{run_by} run elsewhere, {not_run} not run");
+    assert!(
+        run_by > 0 && not_run < 30,
+        "{run_by} run elsewhere, {not_run} not run"
+    );
 }
 
 /// Links from a page to a file of the repository, with the line's anchor if there is one.
 fn links_of(text: &str) -> Vec<String> {
     let mut links = Vec::new();
     for part in text.split("](").skip(1) {
-        let Some((link, _)) = part.split_once(')') else { continue };
+        let Some((link, _)) = part.split_once(')') else {
+            continue;
+        };
         let is_elsewhere = link.contains("://") || link.starts_with("mailto:");
         if !is_elsewhere {
             links.push(link.to_owned());
@@ -102,7 +109,14 @@ fn links_of(text: &str) -> Vec<String> {
 #[test]
 fn every_link_between_pages_leads_somewhere() {
     let mut pages = pages_with_code();
-    pages.extend(["docs/guide/page.md", "docs/reference/guarantees.md", "CHANGELOG.md"].map(str::to_owned));
+    pages.extend(
+        [
+            "docs/guide/page.md",
+            "docs/reference/guarantees.md",
+            "CHANGELOG.md",
+        ]
+        .map(str::to_owned),
+    );
     for page in pages {
         let directory = page.rsplit_once('/').map_or("", |(directory, _)| directory);
         for link in links_of(&read(&page)) {
@@ -113,12 +127,18 @@ fn every_link_between_pages_leads_somewhere() {
                 joined(directory, path)
             };
             let on_disk = crate::support::in_repository(&target);
-            assert!(std::path::Path::new(&on_disk).exists(), "{page}: {link} leads nowhere");
+            assert!(
+                std::path::Path::new(&on_disk).exists(),
+                "{page}: {link} leads nowhere"
+            );
             if !anchor.is_empty() && target.ends_with(".md") {
                 let headings = read(&target);
                 let headings = headings.lines().filter(|line| line.starts_with('#'));
                 let mut anchors = headings.map(|line| anchor_of(line.trim_start_matches('#')));
-                assert!(anchors.any(|it| it == anchor), "{page}: {target} has no section #{anchor}");
+                assert!(
+                    anchors.any(|it| it == anchor),
+                    "{page}: {target} has no section #{anchor}"
+                );
             }
         }
     }
@@ -126,7 +146,10 @@ fn every_link_between_pages_leads_somewhere() {
 
 /// `docs/guide` and `../runbook.md` are `docs/runbook.md`.
 fn joined(directory: &str, path: &str) -> String {
-    let mut parts: Vec<&str> = directory.split('/').filter(|part| !part.is_empty()).collect();
+    let mut parts: Vec<&str> = directory
+        .split('/')
+        .filter(|part| !part.is_empty())
+        .collect();
     for part in path.split('/') {
         match part {
             ".." => drop(parts.pop()),

@@ -63,7 +63,9 @@ pub(super) fn blocks_of(page: &str) -> Vec<Block> {
         if let Some(comment) = trimmed.strip_prefix("<!--") {
             let mut comment = comment.to_owned();
             while !comment.contains("-->") {
-                let (_, more) = lines.next().unwrap_or_else(|| panic!("{place}: no end of the comment"));
+                let (_, more) = lines
+                    .next()
+                    .unwrap_or_else(|| panic!("{place}: no end of the comment"));
                 comment.push('\n');
                 comment.push_str(more);
             }

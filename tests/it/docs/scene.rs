@@ -63,7 +63,10 @@ impl Scene {
             match block.language.as_str() {
                 "sh" => script.push_str(&self.localized(&block.text)),
                 "console" => {
-                    let commands = block.text.lines().filter_map(|line| line.strip_prefix("$ "));
+                    let commands = block
+                        .text
+                        .lines()
+                        .filter_map(|line| line.strip_prefix("$ "));
                     for command in commands {
                         let _ = writeln!(script, "{}", self.localized(command));
                     }
@@ -108,14 +111,18 @@ impl Scene {
             Ok(printed)
         } else {
             let log = fs::read_to_string(self.path("server.log")).unwrap_or_default();
-            Err(format!("{status}\n{printed}\n--- the server's log ---\n{log}"))
+            Err(format!(
+                "{status}\n{printed}\n--- the server's log ---\n{log}"
+            ))
         }
     }
 
     /// Statuses of 400 and above that the page's servers answered with, the scene's own questions aside.
     fn refusals(&self) -> BTreeSet<u16> {
         let metrics = fs::read_to_string(self.path("metrics")).unwrap_or_default();
-        let counted = metrics.lines().filter(|line| line.starts_with("http_requests_total{"));
+        let counted = metrics
+            .lines()
+            .filter(|line| line.starts_with("http_requests_total{"));
         counted
             .filter(|line| !line.contains(r#"route="/readyz""#))
             .filter_map(|line| line.split("status=\"").nth(1)?.get(..3)?.parse().ok())
@@ -127,7 +134,11 @@ impl Scene {
 impl Drop for Scene {
     fn drop(&mut self) {
         let id = fs::read_to_string(self.path("server.pid")).unwrap_or_default();
-        let id = id.trim().parse().ok().and_then(rustix::process::Pid::from_raw);
+        let id = id
+            .trim()
+            .parse()
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
         if let Some(id) = id {
             let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
         }
@@ -150,5 +161,9 @@ pub(super) fn play(page: &str) {
         })
         .flatten()
         .collect();
-    assert_eq!(scene.refusals(), announced, "{page}: refusals that it had, and those that it announces");
+    assert_eq!(
+        scene.refusals(),
+        announced,
+        "{page}: refusals that it had, and those that it announces"
+    );
 }

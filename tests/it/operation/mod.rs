@@ -4,6 +4,8 @@ mod alerts;
 mod backup;
 mod dashboard;
 mod doctor;
+mod healthcheck;
 mod metrics;
+mod packaging;
 mod torture;
 mod traces;
