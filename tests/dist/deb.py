@@ -30,7 +30,7 @@ def sh(*command, **options) -> str:
     return done.stdout
 
 
-def eventually(what: str, condition, seconds: float = 60):
+def eventually(what: str, condition, seconds: float = 30):
     deadline = time.monotonic() + seconds
     while True:
         found = condition()
@@ -58,15 +58,18 @@ class Machine:
 
     def __init__(self, root: Path):
         self.root = root
+        # Its directory becomes the root of its mounts: systemd makes file systems for its services, which a chroot hides.
+        # Of devices it gets none of the machine's terminals.
         boot = (
             f"mount --bind {root} {root} && cd {root} && mount -t proc proc proc && mount -t sysfs -o ro sysfs sys"
             " && mount -t tmpfs -o mode=755 tmpfs run && mount -t tmpfs tmpfs tmp && mount -t tmpfs -o mode=755 tmpfs dev"
-            # No terminals of the machine that it runs on.
-            " && for node in null zero full random urandom; do touch dev/$node; mount --bind /dev/$node dev/$node; done"
-            " && mkdir dev/shm && ln -s /proc/self/fd dev/fd"
+            " && for node in null zero full random urandom tty; do touch dev/$node; mount --bind /dev/$node dev/$node; done"
+            " && mkdir dev/shm dev/pts && mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts"
+            " && ln -s pts/ptmx dev/ptmx && ln -s /proc/self/fd dev/fd"
             " && mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup"
             " && mkdir sys/fs/cgroup/systemd && mount -t cgroup -o none,name=systemd,xattr cgroup sys/fs/cgroup/systemd"
-            f" && exec chroot {root} /lib/systemd/systemd --unit=multi-user.target"
+            " && mkdir -p old && pivot_root . old && exec chroot . sh -c"
+            " 'umount -l /old && rmdir /old && exec /lib/systemd/systemd --unit=multi-user.target'"
         )
         self.unshare = subprocess.Popen(
             ["unshare", "--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc", "--net", "--cgroup", "sh", "-c", boot],
@@ -114,7 +117,7 @@ class Machine:
 
 def install(machine: Machine, deb: Path) -> None:
     shutil.copy(deb, machine.root / "root" / deb.name)
-    machine.run("apt-get", "install", "-y", "-o", "Dpkg::Options::=--force-confold", "--allow-downgrades", f"/root/{deb.name}")
+    machine.run("apt-get", "install", "-y", "--no-install-recommends", "-o", "Dpkg::Options::=--force-confold", "--allow-downgrades", f"/root/{deb.name}")
 
 
 def check(machine: Machine, old: Path, new: Path) -> None:
@@ -122,7 +125,7 @@ def check(machine: Machine, old: Path, new: Path) -> None:
     assert machine.run("systemctl", "is-enabled", "tollgate").strip() == "enabled"
     eventually("the installed service takes requests or says why", lambda: not machine.fails("tollgate", "healthcheck", "--live"))
     token = eventually("its first token is in the journal", lambda: re.search(
-        r"admin token: (tga_\w+)", machine.run("journalctl", "-u", "tollgate", "--no-pager")))
+        r"admin token: (tga_[\w-]+)", machine.run("journalctl", "-u", "tollgate", "--no-pager")))
     print("ok    installed: it runs, and has said its administrator's token")
 
     mode = machine.run("stat", "-c", "%a %U %G", SETTINGS, "/var/lib/tollgate").splitlines()
@@ -204,6 +207,11 @@ def main(deb: Path, stage: Path, cache: Path) -> None:
         sh(ROOT / "packaging/deb.sh", OLD, stage, work, env=os.environ | {"DEB_COMPRESSION": "gzip"})
         machine = Machine(work / "root")
         check(machine, next(work.glob("*.deb")), deb)
+    except AssertionError:
+        if machine:
+            said = machine.inside("journalctl", "--no-pager", "-n", "40")
+            print(subprocess.run(said, capture_output=True, text=True).stdout, file=sys.stderr)
+        raise
     finally:
         if machine:
             machine.end()
