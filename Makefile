@@ -134,6 +134,7 @@ test-clients: ## Run the clients of docs/guide/clients.md as they stand there (n
 	PYTHONDONTWRITEBYTECODE=1 $(TARGET_DIR)/clients/bin/python tests/clients/run.py $(TARGET_DIR)/debug/tollgate $(TARGET_DIR)/clients
 
 STAGE := dist/$(DIST)
+COMMITTED := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 BUILT := $(TARGET_DIR)/$(HOST)/release/tollgate
 .PHONY: dist
 dist: static-binary ## Build the static binary, and pack it as tarball, .deb and an image's context, with checksums: dist/
@@ -146,7 +147,7 @@ dist: static-binary ## Build the static binary, and pack it as tarball, .deb and
 	$(STAGE)/tollgate completions zsh > $(STAGE)/completions/_tollgate
 	$(STAGE)/tollgate completions fish > $(STAGE)/completions/tollgate.fish
 	$(STAGE)/tollgate assets export $(STAGE)/assets --output json > /dev/null
-	tar -C dist --owner=0 --group=0 -czf dist/$(DIST).tar.gz $(DIST)
+	tar -C dist --sort=name --owner=0 --group=0 --mtime=@$(COMMITTED) -cf - $(DIST) | gzip -9n > dist/$(DIST).tar.gz
 	packaging/deb.sh $(VERSION) $(STAGE) dist
 	cp $(BUILT) packaging/Containerfile dist/container/
 	cd dist && sha256sum *.tar.gz *.deb > SHA256SUMS
@@ -159,6 +160,10 @@ static-binary:
 	RUSTFLAGS='$(STATIC)' cargo build --locked --release --target $(HOST)
 	@if LC_ALL=C ldd $(BUILT) 2>&1 | grep -vE 'statically linked|not a dynamic executable' | grep .; then \
 		echo 'the binary is not static: it asks for the libraries above'; exit 1; fi
+
+.PHONY: test-image
+test-image: ## Build the image of `make dist`, and run what it says in what it holds (as root, needs buildah)
+	python3 tests/dist/image.py dist/container
 
 .PHONY: test-deb
 test-deb: ## Install, run, upgrade and purge the .deb of `make dist` in a Debian of its own, under systemd (as root, needs debootstrap)
