@@ -19,8 +19,8 @@ const LONGEST_ANSWER_BYTES: u64 = 64 * 1024;
 
 /// Asks the running server whether it would take a chat, for containers and scripts
 ///
-/// The server is the one that the settings name (TOLLGATE_LISTEN). Exit code 1 if it does not answer, or says that it
-/// would not take a chat.
+/// The server is the one that listens where the settings say. Exit code 1 if it does not answer, or says that it would
+/// not take a chat.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: tollgate healthcheck --listen 127.0.0.1:8080")]
 pub(super) struct Healthcheck {

@@ -444,7 +444,6 @@ impl Metrics {
     }
 
     /// Measures a call of the upstream until it is dropped.
-    #[must_use]
     pub fn upstream_begins(&self, model: &str) -> HistogramTimer {
         self.upstream_seconds
             .with_label_values(&[&*self.models.label(model)])
