@@ -167,3 +167,46 @@ pub(super) fn play(page: &str) {
         "{page}: refusals that it had, and those that it announces"
     );
 }
+
+fn block(place: &str, text: &str) -> Block {
+    Block {
+        place: place.to_owned(),
+        language: "sh".to_owned(),
+        marks: Vec::new(),
+        text: text.to_owned(),
+    }
+}
+
+#[test]
+fn a_page_whose_command_fails_is_caught_wherever_it_fails() {
+    for failing in [
+        "tollgate plan show nowhere\n",
+        "false | true\n",
+        "x=$(false)\n",
+        "tollgate serve --listen nowhere\n",
+    ] {
+        let scene = Scene::new();
+        let blocks = [
+            block("page:1", "true\n"),
+            block("page:2", failing),
+            block("page:3", "touch too-far\n"),
+        ];
+        let said = scene.run(&scene.script_of(&blocks)).unwrap_err();
+        assert!(said.contains("failed in page:2"), "{failing}: {said}");
+        assert!(!scene.path("too-far").exists(), "{failing}");
+    }
+}
+
+#[test]
+fn an_answer_that_no_page_announces_is_seen_also_before_a_restart() {
+    let scene = Scene::new();
+    let blocks = [
+        block(
+            "page:1",
+            "curl -s http://127.0.0.1:8080/nowhere\nsystemctl restart tollgate\n",
+        ),
+        block("page:2", "curl -s http://127.0.0.1:8080/v1/models\n"),
+    ];
+    scene.run(&scene.script_of(&blocks)).unwrap();
+    assert_eq!(scene.refusals(), BTreeSet::from([401, 404]));
+}
