@@ -33,7 +33,9 @@ pub fn client_config(roots: &Roots, protocols: &[&[u8]]) -> Result<ClientConfig,
     Ok(config)
 }
 
-fn root_store(roots: &Roots) -> Result<RootCertStore, SetupError> {
+/// # Errors
+/// As of [`client_config`].
+pub(crate) fn root_store(roots: &Roots) -> Result<RootCertStore, SetupError> {
     match roots {
         Roots::File(path) => store_of_file(path),
         Roots::Environment => match std::env::var_os("SSL_CERT_FILE") {

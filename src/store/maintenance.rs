@@ -36,3 +36,14 @@ pub trait MaintenanceStore: Send + Sync {
     /// The version of its schema, which is the one that this program was built with.
     async fn schema_version(&self) -> StoreResult<i64>;
 }
+
+/// A schema that a newer program has changed is not touched.
+pub(super) fn refuse_newer(found: i64, known: i64) -> Result<(), String> {
+    if found > known {
+        return Err(format!(
+            "its schema is at version {found}, newer than {known}, the newest this program knows; \
+             run the tollgate that wrote it, or restore a backup made before the upgrade"
+        ));
+    }
+    Ok(())
+}

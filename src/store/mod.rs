@@ -12,6 +12,7 @@ pub mod keys;
 pub mod maintenance;
 pub mod notices;
 pub mod outbox;
+pub mod postgres;
 pub mod reservations;
 mod rollups;
 pub mod sessions;

@@ -4,6 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rusqlite::Connection;
 
+use crate::store::maintenance::refuse_newer;
+
 mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
 }
@@ -34,16 +36,6 @@ pub(super) fn version_of(connection: &Connection) -> Result<i64, String> {
             |row| row.get(0),
         )
         .map_err(|error| error.to_string())
-}
-
-fn refuse_newer(found: i64, known: i64) -> Result<(), String> {
-    if found > known {
-        return Err(format!(
-            "its schema is at version {found}, newer than {known}, the newest this program knows; \
-             run the tollgate that wrote it, or restore a backup made before the upgrade"
-        ));
-    }
-    Ok(())
 }
 
 /// Applies what is missing, all or nothing; the reason why not, for people.

@@ -1,0 +1,126 @@
+//! The audit log.
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use super::{
+    Failed, PostgresStore,
+    pool::Tx,
+    rows::{self, Cells, micros, params},
+};
+use crate::{
+    domain::administrator::Actor,
+    store::{
+        StoreResult,
+        audit::{AuditEntry, AuditFilter, AuditStore, NewAudit},
+    },
+};
+
+#[async_trait]
+impl AuditStore for PostgresStore {
+    async fn list_audit(
+        &self,
+        before_id: Option<i64>,
+        limit: usize,
+    ) -> StoreResult<Vec<AuditEntry>> {
+        self.read("audit.list", |tx| async move {
+            rows::list(
+                &tx,
+                "audit_log",
+                "SELECT * FROM audit_log WHERE audit_id < $1 ORDER BY audit_id DESC LIMIT $2",
+                params![before_id.unwrap_or(i64::MAX), rows::limit(limit)],
+                read_entry,
+            )
+            .await
+        })
+        .await
+    }
+
+    async fn search_audit(
+        &self,
+        filter: &AuditFilter,
+        before_id: Option<i64>,
+        limit: usize,
+    ) -> StoreResult<Vec<AuditEntry>> {
+        self.read("audit.search", |tx| async move {
+            rows::list(
+                &tx,
+                "audit_log",
+                "SELECT * FROM audit_log
+                 WHERE audit_id < $1 AND ($3::text IS NULL OR actor = $3) AND ($4::text IS NULL OR target = $4)
+                   AND ($5::text IS NULL OR action = $5 OR substr(action, 1, length($5) + 1) = $5 || '.')
+                   AND ($6::text IS NULL OR at >= $6) AND ($7::text IS NULL OR at < $7)
+                 ORDER BY audit_id DESC LIMIT $2",
+                params![
+                    before_id.unwrap_or(i64::MAX),
+                    rows::limit(limit),
+                    filter.actor,
+                    filter.target,
+                    filter.action,
+                    micros(filter.since),
+                    micros(filter.until),
+                ],
+                read_entry,
+            ).await
+        })
+        .await
+    }
+
+    async fn note(&self, entry: &NewAudit) -> StoreResult<()> {
+        self.change("audit.note", |tx| async move {
+            Change {
+                action: entry.action,
+                target: &entry.target,
+                before: entry.before.clone(),
+                after: entry.after.clone(),
+            }
+            .note(&tx, &entry.by)
+            .await
+        })
+        .await
+    }
+}
+
+fn read_entry(cells: &Cells<'_>) -> Result<AuditEntry, Failed> {
+    Ok(AuditEntry {
+        id: cells.get("audit_id")?,
+        by: Actor {
+            name: cells.get("actor")?,
+            address: cells.get("address")?,
+            at: cells.time("at")?,
+        },
+        action: cells.get("action")?,
+        target: cells.get("target")?,
+        before: cells.optional_json("before")?,
+        after: cells.optional_json("after")?,
+    })
+}
+
+/// A change as the audit log tells it. Its row goes in **before** the change: the change feed takes its time from it.
+pub(super) struct Change<'a> {
+    pub(super) action: &'static str,
+    pub(super) target: &'a str,
+    pub(super) before: Option<Value>,
+    pub(super) after: Option<Value>,
+}
+
+impl Change<'_> {
+    pub(super) async fn note(self, tx: &Tx, by: &Actor) -> Result<(), Failed> {
+        rows::run(
+            tx,
+            "INSERT INTO audit_log (at, actor, address, action, target, before, after)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            params![
+                by.at.micros(),
+                by.name,
+                by.address,
+                self.action,
+                self.target,
+                self.before.map(|value| value.to_string()),
+                self.after.map(|value| value.to_string()),
+            ],
+        )
+        .await?;
+        Ok(())
+    }
+}

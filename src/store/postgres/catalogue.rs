@@ -1,0 +1,498 @@
+//! Plans, tenants, subscriptions, overrides and grants, and the feed of what changed.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::{
+    Failed, PostgresStore, already_exists,
+    audit::Change,
+    not_found, plans,
+    pool::Tx,
+    rows::{self, Cells, micros, params},
+    tenants,
+};
+use crate::{
+    domain::{
+        administrator::Actor,
+        feature::FeatureKey,
+        grant::Grant,
+        ids::{GrantId, KeyId, TenantId},
+        limit::Override,
+        names::{DisplayName, PlanCode, Slug},
+        plan::Plan,
+        reset::Reset,
+        subscription::Subscription,
+        tenant::{Tenant, TenantRef},
+        time::Timestamp,
+    },
+    store::{
+        StoreResult, audited,
+        catalogue::{CatalogueStore, Changed, Changes, TenantPolicy, TenantSearch},
+    },
+};
+
+/// Beyond so many changed things it is cheaper to drop a cache whole than to name each.
+const LONGEST_FEED: usize = 10_000;
+/// Nor are more rows of the feed looked through than this: after a large import a server must start at once.
+const LONGEST_FEED_ROWS: usize = 100_000;
+
+#[async_trait]
+impl CatalogueStore for PostgresStore {
+    async fn find_plan(&self, code: &PlanCode) -> StoreResult<Option<Plan>> {
+        self.read("catalogue.find_plan", |tx| async move {
+            plans::find(&tx, code).await
+        })
+        .await
+    }
+
+    async fn list_plans(&self) -> StoreResult<Vec<Plan>> {
+        self.read("catalogue.list_plans", |tx| async move {
+            plans::list(&tx).await
+        })
+        .await
+    }
+
+    async fn create_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<()> {
+        self.change("catalogue.create_plan", |tx| async move {
+            plans::create(&tx, plan, by).await
+        })
+        .await
+    }
+
+    async fn update_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<i64> {
+        self.change("catalogue.update_plan", |tx| async move {
+            plans::update(&tx, plan, by).await
+        })
+        .await
+    }
+
+    async fn put_plans(&self, plans: &[Plan], by: &Actor) -> StoreResult<()> {
+        self.change("catalogue.put_plans", |tx| async move {
+            for plan in plans {
+                plans::put(&tx, plan, by).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn delete_plan(
+        &self,
+        code: &PlanCode,
+        expected_version: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<()> {
+        self.change("catalogue.delete_plan", |tx| async move {
+            plans::delete(&tx, code, expected_version, by).await
+        })
+        .await
+    }
+
+    async fn find_tenant(&self, tenant: &TenantRef) -> StoreResult<Option<Tenant>> {
+        self.read("catalogue.find_tenant", |tx| async move {
+            tenants::find(&tx, tenant).await
+        })
+        .await
+    }
+
+    async fn find_policy(&self, tenant: TenantId) -> StoreResult<Option<TenantPolicy>> {
+        self.read("catalogue.find_policy", |tx| async move {
+            find_policy(&tx, tenant).await
+        })
+        .await
+    }
+
+    async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>> {
+        self.read("catalogue.list_tenants", |tx| async move {
+            tenants::list(&tx, after, limit).await
+        })
+        .await
+    }
+
+    async fn search_tenants(
+        &self,
+        search: &TenantSearch,
+        after: Option<&Slug>,
+        limit: usize,
+    ) -> StoreResult<Vec<Tenant>> {
+        self.read("catalogue.search_tenants", |tx| async move {
+            tenants::search(&tx, search, after, limit).await
+        })
+        .await
+    }
+
+    async fn create_tenant(&self, tenant: &Tenant, by: &Actor) -> StoreResult<()> {
+        self.change("catalogue.create_tenant", |tx| async move {
+            tenants::create(&tx, tenant, by).await
+        })
+        .await
+    }
+
+    async fn rename_tenant(
+        &self,
+        tenant: TenantId,
+        name: &DisplayName,
+        expected: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<()> {
+        self.change("catalogue.rename_tenant", |tx| async move {
+            tenants::rename(&tx, tenant, name, expected, by).await
+        })
+        .await
+    }
+
+    async fn delete_tenant(
+        &self,
+        tenant: TenantId,
+        expected: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<()> {
+        self.change("catalogue.delete_tenant", |tx| async move {
+            tenants::delete(&tx, tenant, expected, by).await
+        })
+        .await
+    }
+
+    async fn set_subscription(
+        &self,
+        tenant: TenantId,
+        subscription: &Subscription,
+        expected: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<()> {
+        self.change("catalogue.set_subscription", |tx| async move {
+            tenants::set_subscription(&tx, tenant, subscription, expected, by).await
+        })
+        .await
+    }
+
+    async fn set_override(
+        &self,
+        tenant: TenantId,
+        limits: &Override,
+        expected: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<()> {
+        self.change("catalogue.set_override", |tx| async move {
+            tenants::set_override(&tx, tenant, limits, expected, by).await
+        })
+        .await
+    }
+
+    async fn remove_override(
+        &self,
+        tenant: TenantId,
+        feature: &FeatureKey,
+        expected: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<bool> {
+        self.change("catalogue.remove_override", |tx| async move {
+            tenants::remove_override(&tx, tenant, feature, expected, by).await
+        })
+        .await
+    }
+
+    async fn add_grant(&self, grant: &Grant, by: &Actor) -> StoreResult<()> {
+        self.change("catalogue.add_grant", |tx| async move {
+            add_grant(&tx, grant, by).await
+        })
+        .await
+    }
+
+    async fn list_grants(&self, tenant: TenantId) -> StoreResult<Vec<Grant>> {
+        self.read("catalogue.list_grants", |tx| async move {
+            grants_of(&tx, &[tenant]).await
+        })
+        .await
+    }
+
+    async fn count_tenants(&self) -> StoreResult<u64> {
+        self.read("catalogue.count_tenants", |tx| async move {
+            let count = rows::find(
+                &tx,
+                "tenants",
+                "SELECT count(*) AS tenants FROM tenants WHERE deleted_at IS NULL",
+                params![],
+                |cells| cells.get::<i64>("tenants"),
+            )
+            .await?;
+            Ok(u64::try_from(count.unwrap_or(0)).unwrap_or(0))
+        })
+        .await
+    }
+
+    async fn list_grants_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Grant>>> {
+        let tenants = tenants.as_slice();
+        self.read("catalogue.list_grants_of", |tx| async move {
+            let mut found = vec![Vec::new(); tenants.len()];
+            for grant in grants_of(&tx, tenants).await? {
+                let places = tenants.iter().zip(&mut found);
+                places
+                    .filter(|(tenant, _)| **tenant == grant.tenant_id)
+                    .for_each(|(_, grants)| grants.push(grant.clone()));
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    async fn revoke_grant(&self, grant: GrantId, by: &Actor) -> StoreResult<Grant> {
+        self.change("catalogue.revoke_grant", |tx| async move {
+            revoke_grant(&tx, grant, by).await
+        })
+        .await
+    }
+
+    async fn add_reset(&self, tenant: TenantId, reset: &Reset, by: &Actor) -> StoreResult<()> {
+        self.change("catalogue.add_reset", |tx| async move {
+            add_reset(&tx, tenant, reset, by).await
+        })
+        .await
+    }
+
+    async fn list_resets(&self, tenant: TenantId) -> StoreResult<Vec<Reset>> {
+        self.read("catalogue.list_resets", |tx| async move {
+            resets_of(&tx, tenant).await
+        })
+        .await
+    }
+
+    async fn changes_since(&self, version: i64) -> StoreResult<Changes> {
+        self.read("catalogue.changes_since", |tx| async move {
+            changes_since(&tx, version).await
+        })
+        .await
+    }
+
+    async fn prune_changes(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
+        self.write_at_leisure("catalogue.prune_changes", |tx| async move {
+            // Only from the beginning: a gap inside the feed would go unseen.
+            rows::run(
+                &tx,
+                "WITH first AS MATERIALIZED (SELECT version, changed_at FROM catalogue_changes ORDER BY version LIMIT $2)
+                 DELETE FROM catalogue_changes
+                 WHERE version <= (SELECT max(version) FROM first)
+                   AND version < coalesce((SELECT min(version) FROM first WHERE changed_at >= $1), 9223372036854775807)",
+                params![before.micros(), rows::limit(limit)],
+            ).await
+        })
+        .await
+    }
+}
+
+pub(super) async fn find_policy(tx: &Tx, tenant: TenantId) -> Result<Option<TenantPolicy>, Failed> {
+    let Some(tenant) = tenants::find(tx, &TenantRef::Id(tenant)).await? else {
+        return Ok(None);
+    };
+    let plan = match &tenant.subscription {
+        Some(subscription) => plans::find(tx, &subscription.plan_code).await?,
+        None => None,
+    };
+    let grants = grants_of(tx, &[tenant.tenant_id]).await?;
+    Ok(Some(TenantPolicy {
+        resets: resets_of(tx, tenant.tenant_id).await?,
+        tenant,
+        plan,
+        grants,
+    }))
+}
+
+async fn resets_of(tx: &Tx, tenant: TenantId) -> Result<Vec<Reset>, Failed> {
+    rows::list(
+        tx,
+        "resets",
+        "SELECT * FROM resets WHERE tenant_id = $1 ORDER BY at, feature_key",
+        params![tenant.uuid()],
+        |cells| {
+            Ok(Reset {
+                feature: cells.parse("feature_key")?,
+                at: cells.time("at")?,
+                reason: cells.get("reason")?,
+            })
+        },
+    )
+    .await
+}
+
+async fn add_reset(tx: &Tx, tenant: TenantId, reset: &Reset, by: &Actor) -> Result<(), Failed> {
+    let stored = tenants::get(tx, tenant).await?;
+    let is_there = rows::exists(
+        tx,
+        "SELECT 1 FROM resets WHERE tenant_id = $1 AND feature_key = $2 AND at = $3",
+        params![tenant.uuid(), reset.feature.as_str(), reset.at.micros()],
+    )
+    .await?;
+    if is_there {
+        return Err(already_exists("reset", reset.at));
+    }
+    Change {
+        action: "tenant.reset",
+        target: stored.slug.as_str(),
+        before: None,
+        after: Some(audited::reset(reset)),
+    }
+    .note(tx, by)
+    .await?;
+    rows::run(
+        tx,
+        "INSERT INTO resets (tenant_id, feature_key, at, reason) VALUES ($1, $2, $3, $4)",
+        params![
+            tenant.uuid(),
+            reset.feature.as_str(),
+            reset.at.micros(),
+            reset.reason
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn add_grant(tx: &Tx, grant: &Grant, by: &Actor) -> Result<(), Failed> {
+    tenants::get(tx, grant.tenant_id).await?;
+    if find_grant(tx, grant.grant_id).await?.is_some() {
+        return Err(already_exists("grant", grant.grant_id));
+    }
+    Change {
+        action: "grant.add",
+        target: &grant.grant_id.to_string(),
+        before: None,
+        after: Some(audited::grant(grant)),
+    }
+    .note(tx, by)
+    .await?;
+    rows::run(
+        tx,
+        "INSERT INTO grants (grant_id, tenant_id, feature_key, quantity, reason, created_at, expires_at, revoked_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        params![
+            grant.grant_id.uuid(),
+            grant.tenant_id.uuid(),
+            grant.feature.as_str(),
+            grant.quantity.get(),
+            grant.reason,
+            grant.created_at.micros(),
+            grant.expires_at.micros(),
+            micros(grant.revoked_at),
+        ],
+    ).await?;
+    Ok(())
+}
+
+async fn revoke_grant(tx: &Tx, grant: GrantId, by: &Actor) -> Result<Grant, Failed> {
+    let stored = find_grant(tx, grant)
+        .await?
+        .ok_or_else(|| not_found("grant", grant))?;
+    if stored.revoked_at.is_some() {
+        return Ok(stored);
+    }
+    let revoked = Grant {
+        revoked_at: Some(by.at),
+        ..stored.clone()
+    };
+    Change {
+        action: "grant.revoke",
+        target: &grant.to_string(),
+        before: Some(audited::grant(&stored)),
+        after: Some(audited::grant(&revoked)),
+    }
+    .note(tx, by)
+    .await?;
+    rows::run(
+        tx,
+        "UPDATE grants SET revoked_at = $2 WHERE grant_id = $1",
+        params![grant.uuid(), by.at.micros()],
+    )
+    .await?;
+    Ok(revoked)
+}
+
+/// All grants of these tenants, the oldest first.
+async fn grants_of(tx: &Tx, tenants: &[TenantId]) -> Result<Vec<Grant>, Failed> {
+    let tenants: Vec<Uuid> = tenants.iter().map(|tenant| tenant.uuid()).collect();
+    rows::list(
+        tx,
+        "grants",
+        "SELECT * FROM grants WHERE tenant_id = ANY ($1) ORDER BY created_at, grant_id",
+        params![tenants],
+        read_grant,
+    )
+    .await
+}
+
+async fn find_grant(tx: &Tx, grant: GrantId) -> Result<Option<Grant>, Failed> {
+    rows::find(
+        tx,
+        "grants",
+        "SELECT * FROM grants WHERE grant_id = $1",
+        params![grant.uuid()],
+        read_grant,
+    )
+    .await
+}
+
+fn read_grant(cells: &Cells<'_>) -> Result<Grant, Failed> {
+    Ok(Grant {
+        grant_id: GrantId::new(cells.uuid("grant_id")?),
+        tenant_id: TenantId::new(cells.uuid("tenant_id")?),
+        feature: cells.parse("feature_key")?,
+        quantity: cells.quantity("quantity")?,
+        reason: cells.get("reason")?,
+        created_at: cells.time("created_at")?,
+        expires_at: cells.time("expires_at")?,
+        revoked_at: cells.optional_time("revoked_at")?,
+    })
+}
+
+async fn changes_since(tx: &Tx, since: i64) -> Result<Changes, Failed> {
+    // The counter outlives the rows: a feed that was pruned whole still knows its version.
+    let version = rows::find(
+        tx,
+        "catalogue_version",
+        "SELECT version FROM catalogue_version",
+        params![],
+        |cells| cells.get::<i64>("version"),
+    )
+    .await?
+    .unwrap_or(0);
+    let changed = match since.cmp(&version) {
+        std::cmp::Ordering::Equal => Vec::new(),
+        // The store has gone back in time: a backup was restored.
+        std::cmp::Ordering::Greater => vec![Changed::Everything],
+        std::cmp::Ordering::Less => changed_after(tx, since, version).await?,
+    };
+    Ok(Changes { version, changed })
+}
+
+async fn changed_after(tx: &Tx, since: i64, version: i64) -> Result<Vec<Changed>, Failed> {
+    let reaches_back = rows::exists(
+        tx,
+        "SELECT 1 FROM catalogue_changes WHERE version = $1",
+        params![since.saturating_add(1)],
+    )
+    .await?;
+    let rows = version.saturating_sub(since);
+    let is_long = usize::try_from(rows).is_ok_and(|rows| rows > LONGEST_FEED_ROWS);
+    if !reaches_back || is_long {
+        return Ok(vec![Changed::Everything]);
+    }
+    let mut changed = rows::list(
+        tx,
+        "catalogue_changes",
+        "SELECT kind, id FROM catalogue_changes WHERE version > $1 GROUP BY kind, id ORDER BY min(version) LIMIT $2",
+        params![since, rows::limit(LONGEST_FEED + 1)],
+        read_changed,
+    ).await?;
+    if changed.len() > LONGEST_FEED {
+        changed = vec![Changed::Everything];
+    }
+    Ok(changed)
+}
+
+fn read_changed(cells: &Cells<'_>) -> Result<Changed, Failed> {
+    let kind: String = cells.get("kind")?;
+    match kind.as_str() {
+        "plan" => Ok(Changed::Plan(cells.parse("id")?)),
+        "key" => Ok(Changed::Key(KeyId::new(cells.parse("id")?))),
+        _ => Ok(Changed::Tenant(TenantId::new(cells.parse("id")?))),
+    }
+}

@@ -1,0 +1,481 @@
+//! API keys and administrators' tokens.
+
+use async_trait::async_trait;
+
+use super::{
+    Failed, PostgresStore, already_exists,
+    audit::Change,
+    catalogue, not_found,
+    pool::Tx,
+    rows::{self, Cells, micros, params},
+    tenants,
+};
+use crate::{
+    domain::{
+        administrator::{Actor, AdminToken, Role},
+        ids::{AdminTokenId, KeyId, TenantId},
+        tenant::ApiKey,
+        time::Timestamp,
+    },
+    store::{
+        StoreError, StoreResult, audited,
+        catalogue::TenantPolicy,
+        keys::{KeyStore, Owners, SecretHash},
+        versions,
+    },
+};
+
+#[async_trait]
+impl KeyStore for PostgresStore {
+    async fn create_key(&self, key: &ApiKey, secret: SecretHash, by: &Actor) -> StoreResult<()> {
+        self.change("keys.create", |tx| async move {
+            create_key(&tx, key, secret, by).await
+        })
+        .await
+    }
+
+    async fn find_caller(
+        &self,
+        secret: SecretHash,
+        now: Timestamp,
+    ) -> StoreResult<Option<(ApiKey, Option<TenantPolicy>)>> {
+        self.read("keys.find_caller", |tx| async move {
+            let Some(key) = find_by_secret(&tx, secret, now).await? else {
+                return Ok(None);
+            };
+            let policy = catalogue::find_policy(&tx, key.tenant_id).await?;
+            Ok(Some((key, policy)))
+        })
+        .await
+    }
+
+    async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey> {
+        self.read("keys.get", |tx| async move { get_key(&tx, key).await })
+            .await
+    }
+
+    async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>> {
+        self.read("keys.list", |tx| async move {
+            rows::list(
+                &tx,
+                "keys",
+                "SELECT * FROM keys WHERE tenant_id = $1 ORDER BY created_at, key_id",
+                params![tenant.uuid()],
+                read_key,
+            )
+            .await
+        })
+        .await
+    }
+
+    async fn update_key(&self, key: &ApiKey, expected: Option<i64>, by: &Actor) -> StoreResult<()> {
+        self.change("keys.update", |tx| async move {
+            update_key(&tx, key, expected, by).await
+        })
+        .await
+    }
+
+    async fn revoke_key(
+        &self,
+        key: KeyId,
+        expected: Option<i64>,
+        by: &Actor,
+    ) -> StoreResult<ApiKey> {
+        self.change("keys.revoke", |tx| async move {
+            revoke_key(&tx, key, expected, by).await
+        })
+        .await
+    }
+
+    async fn rotate_key(
+        &self,
+        key: KeyId,
+        secret: SecretHash,
+        old_until: Timestamp,
+        by: &Actor,
+    ) -> StoreResult<ApiKey> {
+        self.change("keys.rotate", |tx| async move {
+            rotate_key(&tx, key, secret, old_until, by).await
+        })
+        .await
+    }
+
+    async fn create_admin_token(
+        &self,
+        token: &AdminToken,
+        secret: SecretHash,
+        by: &Actor,
+    ) -> StoreResult<()> {
+        self.change("keys.create_admin_token", |tx| async move {
+            create_admin_token(&tx, token, secret, by).await
+        })
+        .await
+    }
+
+    async fn find_admin_token(&self, secret: SecretHash) -> StoreResult<Option<AdminToken>> {
+        self.read("keys.find_admin_token", |tx| async move {
+            rows::find(
+                &tx,
+                "admin_tokens",
+                "SELECT * FROM admin_tokens WHERE secret_hash = $1 AND revoked_at IS NULL",
+                params![secret.0.as_slice()],
+                read_admin_token,
+            )
+            .await
+        })
+        .await
+    }
+
+    async fn get_admin_token(&self, token: AdminTokenId) -> StoreResult<Option<AdminToken>> {
+        self.read("keys.get_admin_token", |tx| async move {
+            find_admin_token_in_use(&tx, token).await
+        })
+        .await
+    }
+
+    async fn revoke_admin_token(
+        &self,
+        token: AdminTokenId,
+        owners: Owners,
+        by: &Actor,
+    ) -> StoreResult<AdminToken> {
+        self.change("keys.revoke_admin_token", |tx| async move {
+            revoke_admin_token(&tx, token, owners, by).await
+        })
+        .await
+    }
+
+    async fn list_admin_tokens(&self) -> StoreResult<Vec<AdminToken>> {
+        self.read("keys.list_admin_tokens", |tx| async move {
+            rows::list(
+                &tx,
+                "admin_tokens",
+                "SELECT * FROM admin_tokens ORDER BY created_at, admin_token_id",
+                params![],
+                read_admin_token,
+            )
+            .await
+        })
+        .await
+    }
+}
+
+async fn create_key(tx: &Tx, key: &ApiKey, secret: SecretHash, by: &Actor) -> Result<(), Failed> {
+    let tenant = tenants::get(tx, key.tenant_id).await?;
+    if find_by_id(tx, key.key_id).await?.is_some() {
+        return Err(already_exists("key", key.key_id));
+    }
+    Change {
+        action: "key.create",
+        target: &key.key_id.to_string(),
+        before: None,
+        after: Some(audited::with(
+            audited::key(key),
+            "tenant_slug",
+            tenant.slug.as_str(),
+        )),
+    }
+    .note(tx, by)
+    .await?;
+    rows::run(
+        tx,
+        "INSERT INTO keys (key_id, tenant_id, name, end_user, secret_hash, created_at, expires_at, revoked_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        params![
+            key.key_id.uuid(),
+            key.tenant_id.uuid(),
+            key.name.as_str(),
+            key.user,
+            secret.0.as_slice(),
+            key.created_at.micros(),
+            micros(key.expires_at),
+            micros(key.revoked_at),
+        ],
+    ).await?;
+    Ok(())
+}
+
+async fn find_by_secret(
+    tx: &Tx,
+    secret: SecretHash,
+    now: Timestamp,
+) -> Result<Option<ApiKey>, Failed> {
+    let current = rows::find(
+        tx,
+        "keys",
+        "SELECT * FROM keys WHERE secret_hash = $1",
+        params![secret.0.as_slice()],
+        read_key,
+    )
+    .await?;
+    if current.is_some() {
+        return Ok(current);
+    }
+    rows::find(
+        tx,
+        "keys",
+        "SELECT * FROM keys WHERE previous_secret_hash = $1 AND previous_until > $2",
+        params![secret.0.as_slice(), now.micros()],
+        |cells| {
+            let (key, until) = (read_key(cells)?, cells.time("previous_until")?);
+            let expires_at = key.expires_at.map_or(until, |at| at.min(until));
+            Ok(ApiKey {
+                expires_at: Some(expires_at),
+                ..key
+            })
+        },
+    )
+    .await
+}
+
+async fn update_key(
+    tx: &Tx,
+    key: &ApiKey,
+    expected: Option<i64>,
+    by: &Actor,
+) -> Result<(), Failed> {
+    let stored = get_key(tx, key.key_id).await?;
+    if stored.revoked_at.is_some() {
+        return Err(not_found("key", key.key_id));
+    }
+    versions::check("key", key.key_id, versions::key(&stored), expected)?;
+    let changed = ApiKey {
+        name: key.name.clone(),
+        expires_at: key.expires_at,
+        ..stored.clone()
+    };
+    if changed == stored {
+        return Ok(());
+    }
+    Change {
+        action: "key.update",
+        target: &key.key_id.to_string(),
+        before: Some(audited::key(&stored)),
+        after: Some(audited::key(&changed)),
+    }
+    .note(tx, by)
+    .await?;
+    rows::run(
+        tx,
+        "UPDATE keys SET name = $2, expires_at = $3 WHERE key_id = $1",
+        params![
+            key.key_id.uuid(),
+            changed.name.as_str(),
+            micros(changed.expires_at)
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn revoke_key(
+    tx: &Tx,
+    key: KeyId,
+    expected: Option<i64>,
+    by: &Actor,
+) -> Result<ApiKey, Failed> {
+    let stored = get_key(tx, key).await?;
+    if stored.revoked_at.is_some() {
+        return Ok(stored);
+    }
+    versions::check("key", key, versions::key(&stored), expected)?;
+    let revoked = ApiKey {
+        revoked_at: Some(by.at),
+        ..stored.clone()
+    };
+    Change {
+        action: "key.revoke",
+        target: &key.to_string(),
+        before: Some(audited::key(&stored)),
+        after: Some(audited::key(&revoked)),
+    }
+    .note(tx, by)
+    .await?;
+    rows::run(
+        tx,
+        "UPDATE keys SET revoked_at = $2 WHERE key_id = $1",
+        params![key.uuid(), by.at.micros()],
+    )
+    .await?;
+    Ok(revoked)
+}
+
+async fn rotate_key(
+    tx: &Tx,
+    key: KeyId,
+    secret: SecretHash,
+    old_until: Timestamp,
+    by: &Actor,
+) -> Result<ApiKey, Failed> {
+    let stored = get_key(tx, key).await?;
+    Change {
+        action: "key.rotate",
+        target: &key.to_string(),
+        before: Some(audited::key(&stored)),
+        after: Some(audited::with(
+            audited::key(&stored),
+            "old_secret_until",
+            old_until.to_string(),
+        )),
+    }
+    .note(tx, by)
+    .await?;
+    // On the right-hand side, `secret_hash` is still the old one.
+    rows::run(
+        tx,
+        "UPDATE keys SET previous_secret_hash = secret_hash, previous_until = $3, secret_hash = $2 WHERE key_id = $1",
+        params![key.uuid(), secret.0.as_slice(), old_until.micros()],
+    ).await?;
+    Ok(stored)
+}
+
+async fn find_by_id(tx: &Tx, key: KeyId) -> Result<Option<ApiKey>, Failed> {
+    rows::find(
+        tx,
+        "keys",
+        "SELECT * FROM keys WHERE key_id = $1",
+        params![key.uuid()],
+        read_key,
+    )
+    .await
+}
+
+async fn get_key(tx: &Tx, key: KeyId) -> Result<ApiKey, Failed> {
+    find_by_id(tx, key)
+        .await?
+        .ok_or_else(|| not_found("key", key))
+}
+
+fn read_key(cells: &Cells<'_>) -> Result<ApiKey, Failed> {
+    Ok(ApiKey {
+        key_id: KeyId::new(cells.uuid("key_id")?),
+        tenant_id: TenantId::new(cells.uuid("tenant_id")?),
+        name: cells.parse("name")?,
+        user: cells.get("end_user")?,
+        created_at: cells.time("created_at")?,
+        expires_at: cells.optional_time("expires_at")?,
+        revoked_at: cells.optional_time("revoked_at")?,
+    })
+}
+
+async fn create_admin_token(
+    tx: &Tx,
+    token: &AdminToken,
+    secret: SecretHash,
+    by: &Actor,
+) -> Result<(), Failed> {
+    let id = token.admin_token_id.uuid();
+    let is_taken = rows::exists(
+        tx,
+        "SELECT 1 FROM admin_tokens WHERE admin_token_id = $1 OR secret_hash = $2",
+        params![id, secret.0.as_slice()],
+    )
+    .await?;
+    if is_taken {
+        return Err(already_exists("administrator token", token.admin_token_id));
+    }
+    let is_named = rows::exists(
+        tx,
+        "SELECT 1 FROM admin_tokens WHERE name = $1 AND revoked_at IS NULL",
+        params![token.name.as_str()],
+    )
+    .await?;
+    if is_named && token.revoked_at.is_none() {
+        return Err(already_exists("administrator", &token.name));
+    }
+    Change {
+        action: "admin_token.create",
+        target: &token.admin_token_id.to_string(),
+        before: None,
+        after: Some(audited::admin_token(token)),
+    }
+    .note(tx, by)
+    .await?;
+    rows::run(
+        tx,
+        "INSERT INTO admin_tokens (admin_token_id, name, role, secret_hash, created_at, revoked_at)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+        params![
+            id,
+            token.name.as_str(),
+            token.role.as_str(),
+            secret.0.as_slice(),
+            token.created_at.micros(),
+            micros(token.revoked_at),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn find_admin_token_in_use(
+    tx: &Tx,
+    token: AdminTokenId,
+) -> Result<Option<AdminToken>, Failed> {
+    rows::find(
+        tx,
+        "admin_tokens",
+        "SELECT * FROM admin_tokens WHERE admin_token_id = $1 AND revoked_at IS NULL",
+        params![token.uuid()],
+        read_admin_token,
+    )
+    .await
+}
+
+async fn revoke_admin_token(
+    tx: &Tx,
+    token: AdminTokenId,
+    owners: Owners,
+    by: &Actor,
+) -> Result<AdminToken, Failed> {
+    let stored = find_admin_token_in_use(tx, token)
+        .await?
+        .ok_or_else(|| not_found("administrator token", token))?;
+    // Looked at in the transaction that revokes: two owners who revoke each other leave one.
+    let is_other_owner = owners == Owners::AlsoInSettings
+        || rows::exists(
+            tx,
+            "SELECT 1 FROM admin_tokens WHERE role = 'owner' AND revoked_at IS NULL AND admin_token_id <> $1",
+            params![token.uuid()],
+        ).await?;
+    if stored.role == Role::Owner && !is_other_owner {
+        return Err(Failed::Refused(StoreError::LastOwner {
+            name: stored.name.to_string(),
+        }));
+    }
+    let revoked = AdminToken {
+        revoked_at: Some(by.at),
+        ..stored.clone()
+    };
+    Change {
+        action: "admin_token.revoke",
+        target: &token.to_string(),
+        before: Some(audited::admin_token(&stored)),
+        after: Some(audited::admin_token(&revoked)),
+    }
+    .note(tx, by)
+    .await?;
+    rows::run(
+        tx,
+        "UPDATE admin_tokens SET revoked_at = $2 WHERE admin_token_id = $1",
+        params![token.uuid(), by.at.micros()],
+    )
+    .await?;
+    rows::run(
+        tx,
+        "DELETE FROM sessions WHERE admin_token_id = $1",
+        params![token.uuid()],
+    )
+    .await?;
+    Ok(revoked)
+}
+
+fn read_admin_token(cells: &Cells<'_>) -> Result<AdminToken, Failed> {
+    Ok(AdminToken {
+        admin_token_id: AdminTokenId::new(cells.uuid("admin_token_id")?),
+        name: cells.parse("name")?,
+        role: cells.parse("role")?,
+        created_at: cells.time("created_at")?,
+        revoked_at: cells.optional_time("revoked_at")?,
+    })
+}

@@ -1,0 +1,341 @@
+//! The outbox.
+
+use async_trait::async_trait;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{
+    Failed, PostgresStore,
+    audit::Change,
+    pool::Tx,
+    rows::{self, Cells, params, units},
+};
+use crate::{
+    domain::{administrator::Actor, ids::TenantId, time::Timestamp},
+    store::{
+        StoreResult,
+        outbox::{
+            Ending, Finished, Kind, Lease, Leased, NewEntry, OutboxEntry, OutboxFilter,
+            OutboxStore, Replaying, Status,
+        },
+    },
+};
+
+const TABLE: &str = "outbox";
+
+#[async_trait]
+impl OutboxStore for PostgresStore {
+    async fn enqueue(&self, entries: &[NewEntry]) -> StoreResult<u64> {
+        self.write_at_leisure(
+            "outbox.enqueue",
+            |tx| async move { enqueue(&tx, entries).await },
+        )
+        .await
+    }
+
+    async fn lease(&self, asked: Lease) -> StoreResult<Vec<Leased>> {
+        // Most looks find nothing, and a look should cost little.
+        let is_due = self
+            .read("outbox.look", |tx| async move { is_due(&tx, asked).await })
+            .await?;
+        if !is_due {
+            return Ok(Vec::new());
+        }
+        self.write_at_leisure("outbox.lease", |tx| async move { lease(&tx, asked).await })
+            .await
+    }
+
+    async fn finish(&self, finished: &[Finished], now: Timestamp) -> StoreResult<()> {
+        self.write_at_leisure("outbox.finish", |tx| async move {
+            finish(&tx, finished, now).await
+        })
+        .await
+    }
+
+    async fn list_outbox(
+        &self,
+        filter: &OutboxFilter,
+        before: Option<(Timestamp, String)>,
+        limit: usize,
+    ) -> StoreResult<Vec<OutboxEntry>> {
+        let (at, identifier) = before.unwrap_or((Timestamp::NEVER, String::new()));
+        let identifier = identifier.as_str();
+        self.read("outbox.list", |tx| async move {
+            rows::list(
+                &tx,
+                TABLE,
+                "SELECT outbox.*, slug FROM outbox LEFT JOIN tenants USING (tenant_id)
+                 WHERE (outbox.created_at, identifier) < ($1, $2)
+                   AND ($4::text IS NULL OR kind = $4) AND ($5::text IS NULL OR outbox.status = $5)
+                   AND ($6::uuid IS NULL OR outbox.tenant_id = $6)
+                 ORDER BY outbox.created_at DESC, identifier DESC LIMIT $3",
+                params![
+                    at.micros(),
+                    identifier,
+                    rows::limit(limit),
+                    filter.kind.map(Kind::as_str),
+                    filter.status.map(Status::as_str),
+                    filter.tenant.map(|tenant| tenant.uuid()),
+                ],
+                read,
+            )
+            .await
+        })
+        .await
+    }
+
+    async fn replay(&self, identifier: &str, by: &Actor) -> StoreResult<Replaying> {
+        self.change("outbox.replay", |tx| async move {
+            replay(&tx, identifier, by).await
+        })
+        .await
+    }
+
+    async fn count_outbox(&self) -> StoreResult<Vec<(Kind, Status, u64)>> {
+        self.read("outbox.count", |tx| async move {
+            rows::list(
+                &tx,
+                TABLE,
+                "SELECT kind, status, count(*) AS count FROM outbox GROUP BY kind, status",
+                params![],
+                |cells| {
+                    let count: i64 = cells.get("count")?;
+                    Ok((
+                        kind(cells)?,
+                        status(cells)?,
+                        u64::try_from(count).unwrap_or_default(),
+                    ))
+                },
+            )
+            .await
+        })
+        .await
+    }
+
+    async fn prune_outbox(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
+        self.write_at_leisure("outbox.prune", |tx| async move {
+            rows::run(
+                &tx,
+                "DELETE FROM outbox WHERE identifier IN (
+                     SELECT identifier FROM outbox WHERE status IN ('sent', 'confirmed') AND finished_at < $1
+                     ORDER BY finished_at LIMIT $2
+                 )",
+                params![before.micros(), rows::limit(limit)],
+            ).await
+        })
+        .await
+    }
+}
+
+/// In a transaction of the caller's: what is to be told goes in with what it is about.
+pub(super) async fn enqueue(tx: &Tx, entries: &[NewEntry]) -> Result<u64, Failed> {
+    if entries.is_empty() {
+        return Ok(0);
+    }
+    let column = |of: fn(&NewEntry) -> Option<&str>| entries.iter().map(of).collect::<Vec<_>>();
+    let tenants: Vec<Option<Uuid>> = entries
+        .iter()
+        .map(|entry| entry.tenant.map(|tenant| tenant.uuid()))
+        .collect();
+    let values: Vec<Option<i64>> = entries.iter().map(|entry| units(entry.value)).collect();
+    let created: Vec<i64> = entries.iter().map(|it| it.created_at.micros()).collect();
+    // Each replica takes them in the same order, so that none waits for one that waits for it.
+    rows::run(
+        tx,
+        "WITH given AS (
+             SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::bigint[], $7::text[],
+                                  $8::bigint[], $9::text[])
+                 AS given (identifier, kind, topic, tenant_id, feature_key, value, lane, created_at, payload)
+         ), added AS (
+             INSERT INTO outbox (identifier, kind, topic, tenant_id, feature_key, value, lane, status, next_attempt_at,
+                                 created_at)
+             SELECT identifier, kind, topic, tenant_id, feature_key, value, lane, 'pending', created_at, created_at
+             FROM given ORDER BY identifier
+             ON CONFLICT DO NOTHING RETURNING identifier
+         )
+         INSERT INTO outbox_payloads (identifier, payload)
+         SELECT identifier, payload FROM given JOIN added USING (identifier) ON CONFLICT DO NOTHING",
+        params![
+            column(|it| Some(&it.identifier)),
+            column(|it| Some(it.kind.as_str())),
+            column(|it| it.topic.as_deref()),
+            tenants,
+            column(|it| it.feature.as_ref().map(|feature| feature.as_str())),
+            values,
+            column(|it| it.lane.as_deref()),
+            created,
+            column(|it| Some(&it.payload)),
+        ],
+    )
+    .await
+}
+
+async fn is_due(tx: &Tx, asked: Lease) -> Result<bool, Failed> {
+    rows::exists(
+        tx,
+        "SELECT 1 FROM outbox WHERE kind = $1 AND next_attempt_at <= $2",
+        params![asked.kind.as_str(), asked.now.micros()],
+    )
+    .await
+}
+
+/// What another replica is taking at the moment is passed over.
+async fn lease(tx: &Tx, asked: Lease) -> Result<Vec<Leased>, Failed> {
+    let mut leased = rows::list(
+        tx,
+        TABLE,
+        "WITH due AS (
+             SELECT identifier FROM outbox AS due
+             WHERE kind = $1 AND next_attempt_at <= $2 AND (lane IS NULL OR NOT EXISTS (
+                 SELECT 1 FROM outbox AS ahead
+                 WHERE ahead.kind = due.kind AND ahead.lane = due.lane AND ahead.status = 'pending'
+                   AND (ahead.created_at, ahead.identifier) < (due.created_at, due.identifier)
+             ))
+             ORDER BY next_attempt_at, identifier LIMIT $3
+             FOR UPDATE SKIP LOCKED
+         )
+         UPDATE outbox SET attempts = attempts + 1, next_attempt_at = $4
+         FROM due JOIN outbox_payloads USING (identifier)
+         WHERE outbox.identifier = due.identifier
+         RETURNING outbox.identifier, topic, attempts, created_at, payload",
+        params![
+            asked.kind.as_str(),
+            asked.now.micros(),
+            rows::limit(asked.limit),
+            asked.until.micros(),
+        ],
+        |cells| {
+            Ok(Leased {
+                identifier: cells.get("identifier")?,
+                topic: cells.get("topic")?,
+                attempts: attempts(cells)?,
+                created_at: cells.time("created_at")?,
+                payload: cells.get("payload")?,
+            })
+        },
+    )
+    .await?;
+    leased.sort_by(|a, b| (a.created_at, &a.identifier).cmp(&(b.created_at, &b.identifier)));
+    Ok(leased)
+}
+
+async fn finish(tx: &Tx, finished: &[Finished], now: Timestamp) -> Result<(), Failed> {
+    for finished in finished {
+        finish_one(tx, finished, now).await?;
+    }
+    Ok(())
+}
+
+async fn finish_one(tx: &Tx, finished: &Finished, now: Timestamp) -> Result<(), Failed> {
+    let identifier = finished.identifier.as_str();
+    let attempts = i64::from(finished.attempts);
+    let (status, error, next, ended_at) = match &finished.ending {
+        Ending::Forgotten => {
+            rows::run(
+                tx,
+                "DELETE FROM outbox WHERE identifier = $1 AND attempts = $2 AND status = 'pending'",
+                params![identifier, attempts],
+            )
+            .await?;
+            return Ok(());
+        }
+        Ending::Retry { at, error } => (Status::Pending, Some(error), Some(at.micros()), None),
+        Ending::Sent => (Status::Sent, None, None, Some(now.micros())),
+        Ending::Uncertain { error } => (Status::Uncertain, Some(error), None, Some(now.micros())),
+        Ending::Dead { error } => (Status::Dead, Some(error), None, Some(now.micros())),
+    };
+    let changed = rows::run(
+        tx,
+        "UPDATE outbox SET status = $3, last_error = $4, next_attempt_at = $5, finished_at = $6
+         WHERE identifier = $1 AND attempts = $2 AND status = 'pending'",
+        params![
+            identifier,
+            attempts,
+            status.as_str(),
+            error.map(|error| rows::text(error)),
+            next,
+            ended_at
+        ],
+    )
+    .await?;
+    if changed > 0 && status == Status::Sent {
+        rows::run(
+            tx,
+            "DELETE FROM outbox_payloads WHERE identifier = $1",
+            params![identifier],
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+async fn replay(tx: &Tx, identifier: &str, by: &Actor) -> Result<Replaying, Failed> {
+    let find = async || {
+        rows::find(
+            tx,
+            TABLE,
+            "SELECT outbox.*, slug FROM outbox LEFT JOIN tenants USING (tenant_id) WHERE identifier = $1",
+            params![identifier],
+            read,
+        ).await
+    };
+    let Some(found) = find().await? else {
+        return Ok(Replaying::NotFound);
+    };
+    if !matches!(found.status, Status::Dead | Status::Uncertain) {
+        return Ok(Replaying::NotEnded(found));
+    }
+    let shown =
+        |status: Status| Some(json!({ "kind": found.kind.as_str(), "status": status.as_str() }));
+    Change {
+        action: "outbox.replay",
+        target: identifier,
+        before: shown(found.status),
+        after: shown(Status::Pending),
+    }
+    .note(tx, by)
+    .await?;
+    rows::run(
+        tx,
+        "UPDATE outbox SET status = 'pending', attempts = 0, next_attempt_at = $2, finished_at = NULL
+         WHERE identifier = $1",
+        params![identifier, by.at.micros()],
+    ).await?;
+    Ok(find()
+        .await?
+        .map_or(Replaying::NotFound, Replaying::Replayed))
+}
+
+fn attempts(cells: &Cells<'_>) -> Result<u32, Failed> {
+    let attempts: i64 = cells.get("attempts")?;
+    cells.check("attempts", u32::try_from(attempts))
+}
+
+fn kind(cells: &Cells<'_>) -> Result<Kind, Failed> {
+    cells.one_of("kind", &Kind::ALL, Kind::as_str)
+}
+
+fn status(cells: &Cells<'_>) -> Result<Status, Failed> {
+    cells.one_of("status", &Status::ALL, Status::as_str)
+}
+
+fn read(cells: &Cells<'_>) -> Result<OutboxEntry, Failed> {
+    let feature: Option<String> = cells.get("feature_key")?;
+    Ok(OutboxEntry {
+        identifier: cells.get("identifier")?,
+        kind: kind(cells)?,
+        topic: cells.get("topic")?,
+        tenant: cells.optional_uuid("tenant_id")?.map(TenantId::new),
+        tenant_slug: cells.get("slug")?,
+        feature: match feature {
+            Some(_) => Some(cells.parse("feature_key")?),
+            None => None,
+        },
+        value: cells.optional_quantity("value")?,
+        status: status(cells)?,
+        attempts: attempts(cells)?,
+        last_error: cells.get("last_error")?,
+        next_attempt_at: cells.optional_time("next_attempt_at")?,
+        created_at: cells.time("created_at")?,
+    })
+}
