@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 # What the build and the tests need from Debian; later parts add theirs here.
-DEBIAN_PACKAGES := ca-certificates chromium chromium-driver curl debootstrap gcc libc6-dev make nginx-light openssl pkg-config prometheus python3 python3-venv sqlite3 tmux
+DEBIAN_PACKAGES := ca-certificates chromium chromium-driver curl debootstrap gcc libc6-dev make nginx-light openssl pkg-config postgresql prometheus python3 python3-venv redis-server sqlite3 tmux
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -49,6 +49,11 @@ test: ## Run all tests
 .PHONY: test-promises
 test-promises: ## Run the tests of the promises (design: exact, nothing lost, …) on the built binary
 	$(TEST) --locked --test it promises
+
+.PHONY: test-stores
+test-stores: ## Run the tests of the stores: SQLite and Postgres on the same cases, moving from one to the other
+	$(TEST) --locked $(if $(findstring nextest,$(TEST)),-E 'test(/store::/) + test(/postgres/)',store::)
+	$(if $(findstring nextest,$(TEST)),,$(TEST) --locked --test it postgres)
 
 .PHONY: torture
 torture: ## Run the long forms of the tests that kill, cut the power and fail disks (docs/guide/torture.md): TORTURE_SECONDS=120 TORTURE_SEED=1

@@ -44,7 +44,7 @@ use crate::{
         sessions::Sessions,
         statement::Statements,
     },
-    store::{SharedStore, outbox::Kind, sqlite::SqliteStore},
+    store::{SharedStore, outbox::Kind, postgres::PostgresStore, sqlite::SqliteStore},
     telemetry::metrics::Metrics,
     web::Poster,
 };
@@ -106,11 +106,8 @@ impl App {
     /// # Errors
     /// One line that says which part can't be opened, and why.
     pub async fn open(config: Config, clock: Clock) -> anyhow::Result<Self> {
-        let Database::Sqlite(database) = &config.database;
-        let store = SqliteStore::open(database)
-            .with_context(|| format!("the database {} can't be opened", database.display()))?;
         let ground = Ground {
-            store: Arc::new(store),
+            store: open_store(&config.database).await?,
             journal: open_journal(&config.data_dir, config.durability, clock.clone())?,
             provider: provider::from_settings(provider_settings(&config), clock.clone())?,
         };
@@ -283,6 +280,23 @@ impl App {
             {}
         }
     }
+}
+
+/// Opens the store that the settings name, and brings its schema up to date.
+async fn open_store(database: &Database) -> anyhow::Result<SharedStore> {
+    Ok(match database {
+        Database::Sqlite(path) => {
+            let store = SqliteStore::open(path);
+            Arc::new(
+                store
+                    .with_context(|| format!("the database {} can't be opened", path.display()))?,
+            )
+        }
+        Database::Postgres(url) => {
+            let store = PostgresStore::open(url).await;
+            Arc::new(store.context("the database of DATABASE_URL can't be opened")?)
+        }
+    })
 }
 
 /// Who makes notices, and who sends what is in the outbox, as the settings say; the recorder is told of both.

@@ -7,16 +7,21 @@ use async_trait::async_trait;
 use super::Parts;
 use crate::{
     backup::{self, BackupError, Manifest},
+    config::Database,
     services::{
         doctor::{Doctor, Finding},
         operation::Operation,
         recorder::DrainError,
     },
+    store::postgres,
 };
 
 #[async_trait]
 impl Operation for Parts {
     async fn backup(&self, path: &Path) -> Result<Manifest, BackupError> {
+        if let Database::Postgres(_) = self.config.database {
+            return Err(BackupError::NotHere(postgres::NO_COPY));
+        }
         let at = self.clock.now();
         let (journal, database) = self.recorder.freeze().await.map_err(|error| match error {
             DrainError::Store(error) => BackupError::from(error),

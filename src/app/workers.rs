@@ -56,6 +56,8 @@ enum Again {
     After(Duration),
     /// Once usage has been written down, and a moment to let more of it come together.
     AfterUsage(Duration),
+    /// Once the store tells that the catalogue may have changed, or after this time.
+    OnChange(Duration),
 }
 
 /// Starts all jobs; each ends when the server stops, the drain after a last attempt to move everything.
@@ -109,6 +111,9 @@ where
                 match again {
                     Again::Now => {}
                     Again::After(pause) => tokio::time::sleep(pause).await,
+                    Again::OnChange(pause) => {
+                        let _ = tokio::time::timeout(pause, app.store.changed()).await;
+                    }
                     Again::AfterUsage(pause) => {
                         app.recorder.journal().written().await;
                         tokio::time::sleep(pause).await;
@@ -127,7 +132,7 @@ async fn poll_catalogue(app: &App) -> Again {
     if let Err(error) = app.catalogue.poll().await {
         tracing::debug!(%error, "the catalogue's changes can't be read");
     }
-    Again::After(POLL_EVERY)
+    Again::OnChange(POLL_EVERY)
 }
 
 /// Whether the last drain failed: its failure is logged once, not with every attempt.

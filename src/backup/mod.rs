@@ -43,6 +43,9 @@ pub enum BackupError {
         found: i64,
         known: i64,
     },
+    /// The store has tools of its own.
+    #[error("{0}")]
+    NotHere(&'static str),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -14,7 +14,10 @@ use crate::{
     control::{self, Asked, Backend, Progress, Typed},
     journal::Journal,
     services::doctor::{Finding, Severity},
-    store::sqlite::maintenance,
+    store::{
+        postgres::{self, PostgresUrl},
+        sqlite::maintenance,
+    },
 };
 
 /// Looks for faults in everything, and says how to mend each
@@ -233,7 +236,7 @@ async fn running(loaded: &Loaded, words: &[String]) -> Vec<Finding> {
             return findings;
         }
     };
-    let faults = unopenable(&loaded.config);
+    let faults = unopenable(&loaded.config).await;
     if faults.is_empty() {
         findings.extend(opened(loaded, held).await);
     } else {
@@ -244,10 +247,12 @@ async fn running(loaded: &Loaded, words: &[String]) -> Vec<Finding> {
 }
 
 /// What keeps database or journal from being opened: opening them would change them.
-fn unopenable(config: &Config) -> Vec<Finding> {
+async fn unopenable(config: &Config) -> Vec<Finding> {
     let mut faults = Vec::new();
-    let Database::Sqlite(database) = &config.database;
-    faults.extend(database_fault(database));
+    match &config.database {
+        Database::Sqlite(path) => faults.extend(database_fault(path)),
+        Database::Postgres(url) => faults.extend(postgres_fault(url).await),
+    }
     let journal = data_dir::journal_path(&config.data_dir);
     if let Err(why) = Journal::inspect(&journal) {
         faults.push(Finding::error(
@@ -293,6 +298,35 @@ fn database_fault(path: &Path) -> Option<Finding> {
             ),
         )),
         Ok(Some(_)) => None,
+    }
+}
+
+async fn postgres_fault(url: &PostgresUrl) -> Option<Finding> {
+    let check = "store";
+    let known = postgres::newest_schema_version();
+    match postgres::inspect(url).await {
+        Err(error) => Some(Finding::error(
+            check,
+            error.to_string(),
+            "check DATABASE_URL, the server, and the network between here and there",
+        )),
+        Ok(found) if found.schema_version > known => Some(Finding::error(
+            check,
+            format!(
+                "{url}: its schema is at version {}, newer than {known}, the newest that this tollgate knows",
+                found.schema_version
+            ),
+            "use the tollgate that wrote it, or restore a backup made before the upgrade",
+        )),
+        Ok(found) if found.schema_version < known => Some(Finding::warning(
+            check,
+            format!(
+                "{url}: Postgres {}, schema version {}; this tollgate's is {known}",
+                found.server_version, found.schema_version
+            ),
+            "make a backup (pg_dump -Fc); `tollgate migrate` or `tollgate serve` then brings it up to date",
+        )),
+        Ok(_) => None,
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     backup::{self, OpenedBackup, Restored},
     clock::Clock,
     config::{Database, Loaded},
+    store::postgres,
 };
 
 /// Brings a backup back into the data dir, while no server runs on it
@@ -32,7 +33,9 @@ pub(super) struct Restore {
 impl Restore {
     pub(super) async fn run(self, loaded: &Loaded, confirmed: Confirmed) -> anyhow::Result<Output> {
         loaded.require_available()?;
-        let Database::Sqlite(database) = &loaded.config.database;
+        let Database::Sqlite(database) = &loaded.config.database else {
+            bail!("{}", postgres::NO_COPY);
+        };
         let backup = OpenedBackup::open(&self.path)?;
         let manifest = backup.manifest.clone();
         refuse_running_server(&loaded.config.data_dir).await?;

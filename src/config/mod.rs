@@ -10,7 +10,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use secrecy::SecretString;
 use serde::Serialize;
 
-use crate::domain::{calibration::Calibration, limit::SoftLimitMode, quantity::Quantity};
+use crate::{
+    domain::{calibration::Calibration, limit::SoftLimitMode, quantity::Quantity},
+    store::postgres::PostgresUrl,
+};
 use settings::{Default, Kind, SETTINGS, Setting, setting};
 use sources::{DotEnvError, Origin, Sources};
 
@@ -18,6 +21,7 @@ use sources::{DotEnvError, Origin, Sources};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Database {
     Sqlite(PathBuf),
+    Postgres(PostgresUrl),
 }
 
 /// Whether usage is metered and limited at all.
@@ -244,6 +248,12 @@ impl ConfigError {
     }
 }
 
+/// What a database's address means; `None` if it is none.
+#[must_use]
+pub fn database_of(address: &str) -> Option<Database> {
+    parse::database(address).ok()
+}
+
 /// Whether the setting takes `value`, and this version has the part that it needs.
 ///
 /// # Errors
@@ -342,7 +352,7 @@ impl Config {
     fn read(given: &Reader) -> Result<Self, ConfigError> {
         let listen = given.value("TOLLGATE_LISTEN", parse::plain)?;
         let data_dir = given.value("TOLLGATE_DATA_DIR", parse::path)?;
-        let database = given.optional("DATABASE_URL", parse::database)?.flatten();
+        let database = given.optional("DATABASE_URL", parse::database)?;
         let database = database.unwrap_or_else(|| Database::Sqlite(data_dir.join("tollgate.db")));
         let own_redis = given.optional("USAGE_GUARDRAIL_REDIS_URL", parse::redis_urls)?;
         let shared_redis = given.optional("REDIS_URL", parse::redis_urls)?;
@@ -415,10 +425,10 @@ impl Config {
     fn listed(&self, setting: &'static Setting, sources: &Sources) -> Result<Listed, ConfigError> {
         let (value, source) = Reader(sources).text(setting)?;
         let value = value.or_else(|| match setting.name {
-            "DATABASE_URL" => {
-                let Database::Sqlite(path) = &self.database;
-                Some(format!("sqlite:{}", path.display()))
-            }
+            "DATABASE_URL" => match &self.database {
+                Database::Sqlite(path) => Some(format!("sqlite:{}", path.display())),
+                Database::Postgres(_) => None, // it was given
+            },
             "USAGE_GUARDRAIL_REDIS_URL" => sources.text("REDIS_URL"),
             "LOG_FORMAT" => Some(match self.log_format {
                 LogFormat::Json => "json".to_owned(),
@@ -446,8 +456,7 @@ fn unavailable(given: &Reader) -> Result<Vec<Unavailable>, ConfigError> {
             value: setting.shown(&value),
         }))
     };
-    let all: [Result<Option<Unavailable>, ConfigError>; 3] = [
-        of_value("DATABASE_URL", |value| !value.starts_with("sqlite:")),
+    let all: [Result<Option<Unavailable>, ConfigError>; 2] = [
         of_value("USAGE_GUARDRAIL_CACHE_BACKEND", |value| value == "redis"),
         of_value("ENABLE_STRIPE_USAGE", |value| {
             parse::switch(value) == Some(true)

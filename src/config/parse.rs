@@ -8,7 +8,7 @@ use super::{
     CacheBackend, ChargeOnAbort, Database, Durability, FailMode, Fault, LogFormat, Mode, OpenInput,
     ProviderKind, StreamUsage, UnpricedModel,
 };
-use crate::domain::limit::SoftLimitMode;
+use crate::{domain::limit::SoftLimitMode, store::postgres::PostgresUrl};
 
 type Parsed<T> = Result<T, Fault>;
 
@@ -76,20 +76,20 @@ pub(super) fn path(text: &str) -> Parsed<PathBuf> {
     Ok(PathBuf::from(text))
 }
 
-/// `None`: well-formed, but not in this version (see `unavailable`).
-pub(super) fn database(text: &str) -> Parsed<Option<Database>> {
+pub(super) fn database(text: &str) -> Parsed<Database> {
     if let Some(path) = text.strip_prefix("sqlite:") {
         let path = path.strip_prefix("//").unwrap_or(path);
         return match path {
             "" => Err(detail("it names no file")),
             ":memory:" => Err(detail("usage must be kept in a file")),
-            path => Ok(Some(Database::Sqlite(PathBuf::from(path)))),
+            path => Ok(Database::Sqlite(PathBuf::from(path))),
         };
     }
-    match reqwest::Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => Ok(None),
-        _ => Err(NO_DETAIL),
+    if !PostgresUrl::is_one(text) {
+        return Err(NO_DETAIL);
     }
+    let url = text.parse().map_err(|why: String| detail(&why))?;
+    Ok(Database::Postgres(url))
 }
 
 pub(super) fn redis_urls(text: &str) -> Parsed<Vec<SecretString>> {

@@ -232,9 +232,33 @@ fn sqlite_is_named_by_path() {
 }
 
 #[test]
+fn postgres_is_named_by_a_url_that_is_shown_without_its_password() {
+    let url = "postgres://u:s3cret@h:5433/d?sslmode=verify-full";
+    let loaded = Config::load(&given(&[("DATABASE_URL", url)])).unwrap();
+    loaded.require_available().unwrap();
+    let Database::Postgres(parsed) = &loaded.config.database else {
+        panic!("{:?}", loaded.config.database);
+    };
+    assert_eq!(parsed.to_string(), "database d at h:5433");
+    assert!(!format!("{:?}", loaded.config).contains("s3cret"));
+    let listed = loaded.config.listing.iter();
+    let listed = listed.clone().find(|it| it.name == "DATABASE_URL").unwrap();
+    let shown = "postgres://u:…@h:5433/d?sslmode=verify-full";
+    assert_eq!(listed.value.as_deref(), Some(shown));
+    for refused in [
+        "postgres://u:s3cret@h/d?sslmode=perhaps",
+        "postgres://:s3cret@h/d",
+        "postgresql://u:s3cret@h/d?bogus=1",
+    ] {
+        let refusal = refusal(&[("DATABASE_URL", refused)]);
+        assert!(refusal.starts_with("DATABASE_URL is"), "{refusal}");
+        assert!(!refusal.contains("s3cret"), "{refusal}");
+    }
+}
+
+#[test]
 fn what_this_version_has_not_is_refused_in_plain_words_and_malformed_values_as_such() {
     for (name, value, shown) in [
-        ("DATABASE_URL", "postgres://u:p@h/d", "postgres://u:…@h/d"),
         ("USAGE_GUARDRAIL_CACHE_BACKEND", "redis", "redis"),
         ("ENABLE_STRIPE_USAGE", "yes", "yes"),
     ] {
@@ -308,7 +332,7 @@ fn the_listing_shows_effective_values_their_sources_and_no_secret() {
 fn dev_turns_guardrails_on_and_ignores_what_it_names() {
     let pairs = [
         ("ENABLE_USAGE_GUARDRAILS", "false"),
-        ("DATABASE_URL", "postgres://h/d"),
+        ("DATABASE_URL", "postgres://u@h/d"),
         ("USAGE_GUARDRAIL_CACHE_BACKEND", "redis"),
         ("ENABLE_STRIPE_USAGE", "true"),
     ];

@@ -188,6 +188,11 @@ pub trait CatalogueStore: Send + Sync {
     /// What changed after `version`, up to now; `Everything` if the feed no longer reaches back that far.
     /// Call with 0 and ignore what changed to learn the present version.
     async fn changes_since(&self, version: i64) -> StoreResult<Changes>;
+    /// Comes back when something may have changed since the last call, if the store is told of changes; else never. Looking
+    /// now and then is needed all the same: a message may be lost.
+    async fn changed(&self) {
+        std::future::pending().await
+    }
     /// Shortens the change feed from its beginning, up to the first change at or after `before`, by at most `limit`
     /// rows; says by how many.
     async fn prune_changes(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;

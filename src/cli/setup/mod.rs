@@ -116,7 +116,7 @@ impl Section {
     async fn test(self, there: &There, answers: &Answers) -> Result<Option<String>, String> {
         match self {
             Self::Provider => provider::test(there, answers).await,
-            Self::Storage => storage::test(there, answers),
+            Self::Storage => storage::test(there, answers).await,
             Self::Usage | Self::Stripe | Self::Admin => Ok(None),
         }
     }

@@ -7,7 +7,7 @@ use http::{HeaderMap, StatusCode, header::DATE};
 
 use super::{Doctor, Finding};
 use crate::{
-    config::{CacheBackend, ProviderKind},
+    config::{CacheBackend, Database, ProviderKind},
     domain::time::Timestamp,
     journal::JournalStatus,
     provider::{Endpoint, Forward, Patience, ProviderError, ProviderStatus},
@@ -96,17 +96,37 @@ impl Doctor<'_> {
 
     pub(super) async fn store(&self) -> Vec<Finding> {
         let check = "store";
-        let broken = "stop the server and restore a backup (`tollgate restore`)";
+        let broken = match self.config.database {
+            Database::Sqlite(_) => "stop the server and restore a backup (`tollgate restore`)",
+            Database::Postgres(_) => {
+                "mend it in the database server; its own tools restore a backup (pg_restore)"
+            }
+        };
         let faults = match self.store.check_integrity().await {
             Ok(faults) => faults,
             Err(error) => return vec![Finding::error(check, error.to_string(), broken)],
         };
         if !faults.is_empty() {
-            let detail = format!("the database is damaged: {}", faults.join("; "));
+            let detail = match self.config.database {
+                Database::Sqlite(_) => format!("the database is damaged: {}", faults.join("; ")),
+                Database::Postgres(_) => faults.join("; "),
+            };
             return vec![Finding::error(check, detail, broken)];
         }
         let mut findings = vec![match self.store.schema_version().await {
-            Ok(version) => Finding::ok(check, format!("whole, schema version {version}")),
+            Ok(version) => match &self.config.database {
+                Database::Sqlite(_) => {
+                    Finding::ok(check, format!("whole, schema version {version}"))
+                }
+                Database::Postgres(url) if url.is_open_to_others() => Finding::warning(
+                    check,
+                    format!("{url}: nobody proves that it is the right server"),
+                    "add sslmode=verify-full to DATABASE_URL",
+                ),
+                Database::Postgres(url) => {
+                    Finding::ok(check, format!("{url}, schema version {version}"))
+                }
+            },
             Err(error) => Finding::error(check, error.to_string(), broken),
         }];
         findings.push(match self.store.check_rollups().await {

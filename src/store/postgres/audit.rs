@@ -49,7 +49,7 @@ impl AuditStore for PostgresStore {
                 "SELECT * FROM audit_log
                  WHERE audit_id < $1 AND ($3::text IS NULL OR actor = $3) AND ($4::text IS NULL OR target = $4)
                    AND ($5::text IS NULL OR action = $5 OR substr(action, 1, length($5) + 1) = $5 || '.')
-                   AND ($6::text IS NULL OR at >= $6) AND ($7::text IS NULL OR at < $7)
+                   AND ($6::bigint IS NULL OR at >= $6) AND ($7::bigint IS NULL OR at < $7)
                  ORDER BY audit_id DESC LIMIT $2",
                 params![
                     before_id.unwrap_or(i64::MAX),

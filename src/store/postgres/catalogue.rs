@@ -264,6 +264,10 @@ impl CatalogueStore for PostgresStore {
         .await
     }
 
+    async fn changed(&self) {
+        self.pool.watch().changed().await;
+    }
+
     async fn prune_changes(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
         self.write_at_leisure("catalogue.prune_changes", |tx| async move {
             // Only from the beginning: a gap inside the feed would go unseen.

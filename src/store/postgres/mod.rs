@@ -10,6 +10,7 @@ mod check;
 mod connect;
 mod conversations;
 mod forget;
+pub mod import;
 mod keys;
 mod maintenance;
 mod migrate;
@@ -37,6 +38,7 @@ use connect::Connector;
 use partitions::Partitions;
 use pool::{Kind, Pool, Tx};
 
+pub(crate) use maintenance::NO_COPY;
 pub use maintenance::{Inspected, inspect, newest_schema_version};
 pub use url::PostgresUrl;
 

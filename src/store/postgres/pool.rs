@@ -132,6 +132,19 @@ impl Pool {
         }
     }
 
+    /// Runs a statement that no transaction may hold.
+    pub(super) async fn statement(&self, sql: &'static str) -> StoreResult<()> {
+        let timeouts = Timeouts {
+            wait: Some(WORK_WAIT),
+            create: Some(WORK_WAIT),
+            recycle: None,
+        };
+        let connection = self.connections.timeout_get(&timeouts).await;
+        let connection = connection.map_err(|error| self.unavailable(sql, &error.to_string()))?;
+        let done = connection.batch_execute(sql).await;
+        done.map_err(|error| self.unavailable(sql, &text_of(&error)))
+    }
+
     fn unavailable(&self, name: &'static str, why: &str) -> StoreError {
         StoreError::Unavailable(format!("{name}: {}: {why}", self.place))
     }
@@ -238,7 +251,10 @@ impl Attempt {
 /// Whether the connection is of no more use.
 fn is_lost(error: &tokio_postgres::Error) -> bool {
     match error.code() {
-        None => error.is_closed() || error.to_string().contains("communicating with the server"),
+        None => {
+            error.is_closed()
+                || std::error::Error::source(error).is_some_and(|it| it.is::<std::io::Error>())
+        }
         Some(code) => [
             SqlState::ADMIN_SHUTDOWN,
             SqlState::CRASH_SHUTDOWN,

@@ -6,7 +6,7 @@ use tokio_postgres::config::{Config, Host, SslMode};
 
 /// Whom to trust of those who answer, in libpq's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verify {
+pub(super) enum Verify {
     /// Whoever answers: encrypted or not, but proven by nobody.
     Nobody,
     /// Whoever has a certificate of the roots.

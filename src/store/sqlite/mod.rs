@@ -7,6 +7,7 @@ mod audit;
 mod catalogue;
 mod check;
 mod conversations;
+pub mod export;
 mod forget;
 mod keys;
 pub mod maintenance;
