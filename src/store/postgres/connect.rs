@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
 use deadpool_postgres::ClientWrapper;
+use rand::seq::SliceRandom as _;
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,
     client::{
@@ -14,7 +15,11 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::{runtime::Handle, task::JoinHandle};
-use tokio_postgres::{Client, Connection, Socket, config::Host, tls::TlsStream};
+use tokio_postgres::{
+    Client, Connection, Socket,
+    config::{Host, LoadBalanceHosts},
+    tls::TlsStream,
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -29,6 +34,9 @@ use crate::provider::{
 
 /// Name, TCP, TLS and login of one host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longer than this no dead connection goes unnoticed because nobody speaks on it.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// What holds on every connection. Nobody may keep others waiting for ever: neither with a transaction left open (a
 /// node that stands still), nor by waiting for a lock, nor for an answer that nobody wants any more. Small statements
@@ -86,9 +94,14 @@ impl Connector {
         ),
         String,
     > {
-        let config = self.resolved().await?;
-        let connected = config.connect(self.0.tls.clone()).await;
-        connected.map_err(|error| text_of(&error))
+        let mut failures: Vec<String> = Vec::new();
+        for (address, config) in self.addresses().await? {
+            match config.connect(self.0.tls.clone()).await {
+                Ok(connected) => return Ok(connected),
+                Err(error) => failures.push(format!("{address}: {}", text_of(&error))),
+            }
+        }
+        Err(failures.join("; "))
     }
 
     /// As [`open`](Self::open), driven by a task of its own, and set up.
@@ -107,8 +120,45 @@ impl Connector {
         }
     }
 
-    /// The settings with an address beside each name, one entry an address: the first that answers is taken.
-    async fn resolved(&self) -> Result<tokio_postgres::Config, String> {
+    /// Where the database may be, in the order to try: each address of each host, as people read it and with all settings.
+    async fn addresses(&self) -> Result<Vec<(String, tokio_postgres::Config)>, String> {
+        let asked = self.0.url.config();
+        let mut found = Vec::new();
+        let mut failures = Vec::new();
+        for (index, host) in asked.get_hosts().iter().enumerate() {
+            let ports = asked.get_ports();
+            let port = *ports.get(index).or(ports.first()).unwrap_or(&5432);
+            let (name, addresses) = match (host, asked.get_hostaddrs().get(index)) {
+                (Host::Unix(path), _) => {
+                    let mut config = self.settings();
+                    config.host_path(path).port(port);
+                    found.push((path.display().to_string(), config));
+                    continue;
+                }
+                (Host::Tcp(name), Some(address)) => (name, Ok(vec![*address])),
+                (Host::Tcp(name), None) => (name, self.0.resolver.resolve(name).await),
+            };
+            match addresses {
+                Ok(addresses) => found.extend(addresses.into_iter().map(|address| {
+                    let mut config = self.settings();
+                    // The name is what a certificate must be for.
+                    config.host(name).hostaddr(address).port(port);
+                    (address.to_string(), config)
+                })),
+                Err(error) => failures.push(format!("{name}: {error}")),
+            }
+        }
+        if asked.get_load_balance_hosts() == LoadBalanceHosts::Random {
+            found.shuffle(&mut rand::rng());
+        }
+        if found.is_empty() {
+            return Err(failures.join("; "));
+        }
+        Ok(found)
+    }
+
+    /// All that was asked for but the hosts.
+    fn settings(&self) -> tokio_postgres::Config {
         let asked = self.0.url.config();
         let mut config = tokio_postgres::Config::new();
         config
@@ -118,9 +168,8 @@ impl Connector {
             .ssl_negotiation(asked.get_ssl_negotiation())
             .channel_binding(asked.get_channel_binding())
             .target_session_attrs(asked.get_target_session_attrs())
-            .load_balance_hosts(asked.get_load_balance_hosts())
             .keepalives(asked.get_keepalives())
-            .keepalives_idle(asked.get_keepalives_idle().min(Duration::from_secs(60)))
+            .keepalives_idle(asked.get_keepalives_idle().min(KEEPALIVE))
             .connect_timeout(*asked.get_connect_timeout().unwrap_or(&CONNECT_TIMEOUT));
         if let Some(password) = asked.get_password() {
             config.password(password);
@@ -134,25 +183,7 @@ impl Connector {
         if let Some(timeout) = asked.get_tcp_user_timeout() {
             config.tcp_user_timeout(*timeout);
         }
-        for (index, host) in asked.get_hosts().iter().enumerate() {
-            let ports = asked.get_ports();
-            let port = *ports.get(index).or(ports.first()).unwrap_or(&5432);
-            match (host, asked.get_hostaddrs().get(index)) {
-                (Host::Unix(path), _) => {
-                    config.host_path(path).port(port);
-                }
-                (Host::Tcp(name), Some(address)) => {
-                    config.host(name).hostaddr(*address).port(port);
-                }
-                (Host::Tcp(name), None) => {
-                    let addresses = self.0.resolver.resolve(name).await;
-                    for address in addresses.map_err(|error| error.to_string())? {
-                        config.host(name).hostaddr(address).port(port);
-                    }
-                }
-            }
-        }
-        Ok(config)
+        config
     }
 }
 

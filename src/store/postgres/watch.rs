@@ -5,11 +5,7 @@
 //! or for a network that swallows everything, is given up. From then on requests are refused at once, until the watch,
 //! which goes on trying, is answered again.
 
-use std::{
-    future::poll_fn,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use futures_util::future::{Either, select};
 use tokio::{
@@ -28,6 +24,8 @@ use super::{
 const CHANNEL: &str = "tollgate_catalogue";
 /// How soon a server that is gone is tried again.
 const TRY_EVERY: Duration = Duration::from_millis(250);
+/// After a connection was lost.
+const AGAIN: Duration = Duration::from_millis(20);
 /// A server that answers more slowly than this is as good as none to a request.
 const QUICK: Duration = Duration::from_millis(140);
 /// A connection that nobody uses is tried so often, so that the other side's disappearance is noticed.
@@ -63,7 +61,7 @@ pub(super) struct Watch {
 
 struct Shared {
     fault: watch::Sender<Fault>,
-    client: Mutex<Option<Arc<Client>>>,
+    client: watch::Sender<Option<Arc<Client>>>,
     /// Wakes the task when a question went unanswered.
     doubted: Notify,
     /// Told when the catalogue may have changed, and whenever some change may have been missed.
@@ -75,7 +73,7 @@ impl Watch {
     pub(super) fn start(connector: Connector) -> Self {
         let shared = Arc::new(Shared {
             fault: watch::Sender::new(None),
-            client: Mutex::new(None),
+            client: watch::Sender::new(None),
             doubted: Notify::new(),
             changed: Notify::new(),
         });
@@ -109,22 +107,20 @@ impl Watch {
 }
 
 impl Shared {
-    fn client(&self) -> Option<Arc<Client>> {
-        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        client.clone()
-    }
-
-    fn set_client(&self, client: Option<Arc<Client>>) {
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
-    }
-
+    /// Asks whether the server is there; no answer in time is one too.
     async fn ask(&self, patience: Duration) -> Result<(), Arc<str>> {
-        let Some(client) = self.client() else {
-            let fault = self.fault.borrow().clone();
-            return Err(fault.unwrap_or_else(|| "no connection to it is open".into()));
-        };
-        let why: Arc<str> = match timeout(patience, client.simple_query("")).await {
-            Ok(Ok(_)) => return Ok(()),
+        let mut clients = self.client.subscribe();
+        let answered = timeout(patience, async {
+            // It may just be connecting anew.
+            let client = clients.wait_for(Option::is_some).await;
+            let client = client.ok().and_then(|client| client.clone());
+            match client {
+                Some(client) => client.simple_query("").await.map(|_| ()),
+                None => Ok(()), // the watch itself has ended
+            }
+        });
+        let why: Arc<str> = match answered.await {
+            Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => text_of(&error).into(),
             Err(_) => format!("no answer within {} ms", patience.as_millis()).into(),
         };
@@ -154,20 +150,24 @@ impl Shared {
 
 async fn run(shared: Arc<Shared>, connector: Connector) {
     loop {
-        let why = match connector.open().await {
+        match connector.open().await {
             Ok((client, mut connection)) => {
                 let client = Arc::new(client);
                 let messages = poll_messages(&shared, &mut connection);
                 let talk = talk(&shared, &client);
-                match select(Box::pin(messages), Box::pin(talk)).await {
+                let lost = match select(Box::pin(messages), Box::pin(talk)).await {
                     Either::Left((why, _)) | Either::Right((why, _)) => why,
-                }
+                };
+                // One connection may be lost without the server: only if no other can be made, it is gone.
+                tracing::debug!(why = %lost, "the connection that listens is lost");
+                shared.client.send_replace(None);
+                sleep(AGAIN).await;
             }
-            Err(why) => why.into(),
-        };
-        shared.set_client(None);
-        shared.doubt(&why);
-        sleep(TRY_EVERY).await;
+            Err(why) => {
+                shared.doubt(&why.into());
+                sleep(TRY_EVERY).await;
+            }
+        }
     }
 }
 
@@ -208,7 +208,7 @@ async fn talk(shared: &Shared, client: &Arc<Client>) -> Arc<str> {
             Err(_) => return "no answer".into(),
         }
         // A slow server is there for work in the background, but not for requests.
-        shared.set_client(Some(Arc::clone(client)));
+        shared.client.send_replace(Some(Arc::clone(client)));
         let quick = timeout(QUICK, client.simple_query("")).await;
         let pause = match quick {
             Ok(Ok(_)) => {

@@ -11,6 +11,7 @@ mod fail_modes;
 mod guarantees;
 mod in_sight;
 mod notices;
+mod on_postgres;
 mod repeats;
 mod reported;
 mod reservations;

@@ -10,8 +10,9 @@ use std::{
 };
 
 use serde_json::Value;
+use tollgate::store::{SharedStore, postgres::PostgresStore, sqlite::SqliteStore};
 
-use super::{Answer, FakeOpenAi, PATIENCE, eventually, tenant::TenantBuilder};
+use super::{Answer, Database, FakeOpenAi, PATIENCE, eventually, tenant::TenantBuilder};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tollgate");
 
@@ -22,6 +23,8 @@ pub(crate) struct Serve {
     arguments: Vec<String>,
     directory: Arc<tempfile::TempDir>,
     survives_full_disk: bool,
+    /// Where its store is, if not in the data dir; kept until nobody needs it.
+    postgres: Option<Arc<Database>>,
 }
 
 /// A running server; killed when dropped.
@@ -59,6 +62,7 @@ impl Tollgate {
             arguments: vec!["serve".to_owned()],
             directory: Arc::new(directory),
             survives_full_disk: false,
+            postgres: None,
         }
     }
 }
@@ -72,6 +76,12 @@ impl Serve {
     pub(crate) fn upstream(self, upstream: &FakeOpenAi) -> Self {
         self.set("TOLLGATE_PROVIDER", "openai")
             .set("OPENAI_BASE_URL", &upstream.base_url())
+    }
+
+    /// With its store in Postgres, which others may share.
+    pub(crate) fn on_postgres(mut self, database: &Arc<Database>) -> Self {
+        self.postgres = Some(Arc::clone(database));
+        self.set("DATABASE_URL", &database.url())
     }
 
     /// Has writes that [`Tollgate::take_writes`] forbids fail, as on a full disk, instead of ending the process.
@@ -91,6 +101,21 @@ impl Serve {
         database
             .and_then(|store| store.query_row(count, [], |row| row.get(0)))
             .expect("the store can be read")
+    }
+
+    /// The store of a server that has stopped, or that shares it.
+    pub(crate) async fn open_store(&self) -> SharedStore {
+        match &self.postgres {
+            Some(database) => {
+                let url = database.url().parse().expect("an address");
+                let store = PostgresStore::open(&url).await.expect("the store opens");
+                Arc::new(store)
+            }
+            None => {
+                let path = self.data_dir().join("tollgate.db");
+                Arc::new(SqliteStore::open(&path).expect("the store opens"))
+            }
+        }
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
@@ -354,12 +379,8 @@ impl Tollgate {
         })
         .await;
         assert_eq!(self.terminate().await, 0, "{}", self.log());
-        let store =
-            tollgate::store::sqlite::SqliteStore::open(&self.serve.data_dir().join("tollgate.db"))
-                .expect("the store opens");
-        let differences = tollgate::store::usage::UsageStore::check_rollups(&store)
-            .await
-            .expect("the store reads");
+        let differences = self.serve.open_store().await.check_rollups().await;
+        let differences = differences.expect("the store reads");
         assert!(differences.is_empty(), "{differences:?}");
     }
 }

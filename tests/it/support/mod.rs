@@ -3,6 +3,7 @@
 mod answer;
 mod faulty_disk;
 mod gate;
+pub(crate) mod postgres;
 mod prometheus;
 mod receiver;
 mod tenant;
@@ -15,6 +16,7 @@ pub(crate) use self::{
     answer::Answer,
     faulty_disk::{Calls, Fault, FaultyDisk, How},
     gate::{CliRun, Serve, Tollgate},
+    postgres::{Cluster, Database},
     prometheus::{Prometheus, in_repository, promtool},
     receiver::{Post, Receiver, Says},
     tenant::{Tenant, hard, soft},
@@ -23,6 +25,13 @@ pub(crate) use self::{
 
 /// Longer than anything takes on a busy machine: a test that gets here has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What databases of tests are copied from.
+async fn bring_up_to_date(url: &str) {
+    let url = url.parse().expect("an address");
+    let store = tollgate::store::postgres::PostgresStore::open(&url).await;
+    drop(store.expect("the schema is brought up to date"));
+}
 
 /// Waits until `condition` gives something; looks again after each short pause.
 pub(crate) async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T

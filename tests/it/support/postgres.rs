@@ -109,10 +109,13 @@ impl Cluster {
             .arg(self.data())
             .arg("-l")
             .arg(self.directory.join("log"));
-        run(start
+        start
             .arg("-o")
             .arg(options.join(" "))
-            .args(["-w", "-t", "120", "start"]));
+            .args(["-w", "-t", "120", "start"]);
+        run_or(&mut start, || {
+            fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+        });
     }
 
     /// Ends it as an operator would who is in a hurry: connections are cut, nothing is lost.
@@ -132,6 +135,10 @@ impl Cluster {
             let name = PathBuf::from(format!("/proc/{}", process.as_raw_nonzero()));
             wait_for("the server's end", || !name.exists() || is_zombie(&name));
         }
+        // Nobody may ever wait for the first process, whose number then stays in use.
+        let port = self.port;
+        let _ = fs::remove_file(self.data().join("postmaster.pid"));
+        let _ = fs::remove_file(self.directory.join(format!(".s.PGSQL.{port}.lock")));
     }
 
     /// Stands still: it takes connections, and answers nothing.
@@ -198,10 +205,6 @@ impl Cluster {
     /// The file of the certificate that makes the server's trusted.
     pub(crate) fn authority(&self) -> PathBuf {
         self.directory.join("ca.pem")
-    }
-
-    pub(crate) fn port(&self) -> u16 {
-        self.port
     }
 
     fn command(&self, name: &str) -> Command {
@@ -438,6 +441,11 @@ fn binaries() -> PathBuf {
 }
 
 fn run(command: &mut Command) {
+    run_or(command, String::new);
+}
+
+/// `more` is said where it fails.
+fn run_or(command: &mut Command, more: impl FnOnce() -> String) {
     let shown = format!("{command:?}");
     // Into files: a server that inherited a pipe would keep a test's output open.
     let mut output = tempfile::tempfile().unwrap();
@@ -451,7 +459,7 @@ fn run(command: &mut Command) {
         let mut text = String::new();
         output.rewind().unwrap();
         output.read_to_string(&mut text).unwrap();
-        panic!("{shown}: {status}\n{text}");
+        panic!("{shown}: {status}\n{text}\n{}", more());
     }
 }
 
