@@ -6,6 +6,7 @@ pub mod analytics;
 pub mod answers;
 pub mod app;
 pub mod backup;
+pub mod billing;
 pub mod cli;
 pub mod clock;
 pub mod config;

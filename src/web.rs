@@ -152,7 +152,7 @@ impl Poster {
             // The address may hold a secret.
             Err(error) => Posted::NotTaken {
                 retry_after: None,
-                error: causes(&error.without_url()),
+                error: causes(&error.without_url(), ANSWER_TIME),
             },
         }
     }
@@ -193,12 +193,27 @@ fn posted(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Posted {
     } else {
         ""
     };
-    let retry_after = headers.get(header::RETRY_AFTER);
-    let retry_after = retry_after.and_then(|value| wait_of(value.to_str().ok()?, now));
     Posted::NotTaken {
-        retry_after: retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER)),
+        retry_after: retry_after(headers, now),
         error: format!("answered {}{hint}", status.as_u16()),
     }
+}
+
+/// How long the other side wants to be left alone, by its `Retry-After`.
+#[must_use]
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?;
+    let wait = wait_of(value.to_str().ok()?, now)?;
+    Some(wait.min(LONGEST_RETRY_AFTER))
+}
+
+/// `Date` and the like (RFC 9110 §5.6.7).
+#[must_use]
+pub fn date_of(text: &str) -> Option<Timestamp> {
+    let date = jiff::fmt::rfc2822::DateTimeParser::new()
+        .parse_timestamp(text)
+        .ok()?;
+    Some(Timestamp::from_micros(date.as_microsecond()))
 }
 
 /// Of `Retry-After`: seconds, or a date (RFC 9110 §10.2.3).
@@ -206,16 +221,14 @@ fn wait_of(text: &str, now: Timestamp) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = jiff::fmt::rfc2822::DateTimeParser::new()
-        .parse_timestamp(text)
-        .ok()?;
-    Some(Timestamp::from_micros(date.as_microsecond()).since(now))
+    Some(date_of(text)?.since(now))
 }
 
-/// `no answer: error sending request: connection refused`.
-fn causes(error: &reqwest::Error) -> String {
+/// `no answer: error sending request: connection refused`; `limit` is how long an answer was waited for.
+#[must_use]
+pub fn causes(error: &reqwest::Error, limit: Duration) -> String {
     if error.is_timeout() {
-        return format!("no answer within {} s", ANSWER_TIME.as_secs());
+        return format!("no answer within {} s", limit.as_secs());
     }
     let mut text = format!("no answer: {error}");
     let mut cause = std::error::Error::source(error);

@@ -70,6 +70,7 @@ pub fn batches<'a>(
             feature: None,
             value: Some(Quantity::from_count(events.len())),
             lane: None,
+            about: None,
             payload: lines.collect(),
             created_at: now,
         }

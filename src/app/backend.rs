@@ -40,6 +40,7 @@ impl App {
             usage: Some(Arc::clone(&self.0) as Arc<dyn UsageOperations>),
             prices: Some(Arc::clone(&self.prices)),
             notices: self.notices.clone(),
+            stripe: self.stripe.clone(),
             operation: Arc::clone(&self.0) as Arc<dyn Operation>,
             directory: std::env::current_dir().unwrap_or_default(),
             refresh: Some(Arc::clone(&self.0) as Arc<dyn Refresh>),

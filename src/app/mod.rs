@@ -20,8 +20,9 @@ use anyhow::Context;
 use crate::{
     analytics,
     answers::Answers,
+    billing::stripe::{MeterSender, Metering, Stripe, StripeParts},
     clock::Clock,
-    config::{CacheBackend, Config, Database, Durability, ProviderKind},
+    config::{CacheBackend, Config, Database, Durability, ProviderKind, StripeUsage},
     domain::time::Timestamp,
     journal::Journal,
     provider::{self, Provider, SharedProvider, openai},
@@ -88,6 +89,8 @@ pub struct Parts {
     pub senders: Senders,
     /// `None` if no notices are wanted.
     pub notices: Option<Arc<Notices>>,
+    /// `None` if Stripe is off.
+    pub stripe: Option<Arc<Stripe>>,
     pub provider: Arc<dyn Provider>,
     pub tasks: tasks::Tasks,
 }
@@ -152,7 +155,16 @@ impl App {
         ));
         let administrators =
             Administrators::new(Arc::clone(&store), config.admin_token.as_ref(), clock.now());
-        let (notices, senders) = outgoing(&config, &store, &catalogue, &recorder, &clock)?;
+        let outbox = Outbox {
+            store: Arc::clone(&store),
+            clock: clock.clone(),
+            metrics: Arc::clone(&metrics),
+        };
+        let Outgoing {
+            notices,
+            stripe,
+            senders,
+        } = outgoing(&config, &outbox, &catalogue, &recorder)?;
         let guard = Guard::new(
             Arc::clone(&config),
             Arc::clone(&catalogue),
@@ -220,11 +232,6 @@ impl App {
             clock.clone(),
         ));
         let answers = Answers::new(&config.data_dir.join(ANSWERS_FILE));
-        let outbox = Outbox {
-            store: Arc::clone(&store),
-            clock: clock.clone(),
-            metrics: Arc::clone(&metrics),
-        };
         Ok(Self(Arc::new(Parts {
             config,
             started_at: clock.now().to_whole_second(),
@@ -249,6 +256,7 @@ impl App {
             outbox,
             senders,
             notices,
+            stripe,
             provider,
             tasks,
         })))
@@ -299,21 +307,30 @@ async fn open_store(database: &Database) -> anyhow::Result<SharedStore> {
     })
 }
 
-/// Who makes notices, and who sends what is in the outbox, as the settings say; the recorder is told of both.
+/// Who tells others, as the settings say.
+#[derive(Default)]
+struct Outgoing {
+    notices: Option<Arc<Notices>>,
+    stripe: Option<Arc<Stripe>>,
+    senders: Senders,
+}
+
+/// Makes those who tell others, and has the recorder say what there is to tell.
 fn outgoing(
     config: &Config,
-    store: &SharedStore,
+    outbox: &Outbox,
     catalogue: &Arc<Catalogue>,
     recorder: &Arc<Recorder>,
-    clock: &Clock,
-) -> anyhow::Result<(Option<Arc<Notices>>, Senders)> {
-    let (mut notices, mut senders): (_, Senders) = (None, Vec::new());
-    if config.webhook_urls.is_empty() && config.analytics_sink.is_none() {
-        return Ok((notices, senders));
+) -> anyhow::Result<Outgoing> {
+    let mut outgoing = Outgoing::default();
+    let tells_stripe = config.stripe_usage == StripeUsage::On;
+    if config.webhook_urls.is_empty() && config.analytics_sink.is_none() && !tells_stripe {
+        return Ok(outgoing);
     }
+    let (store, clock) = (&outbox.store, &outbox.clock);
     let poster = Arc::new(Poster::new(&config.webhook_secrets)?);
     if let Some(setting) = &config.analytics_sink {
-        senders.push(analytics::sink(setting, &poster));
+        outgoing.senders.push(analytics::sink(setting, &poster));
     }
     if !config.webhook_urls.is_empty() {
         let made = Notices::new(NoticeParts {
@@ -325,18 +342,38 @@ fn outgoing(
             thresholds: config.alert_thresholds.clone(),
             addresses: config.webhook_urls.clone(),
         });
+        let senders = &mut outgoing.senders;
         senders.push(Arc::new(CheckSender(Arc::clone(&made))));
         senders.push(Arc::new(NoticeSender(Arc::clone(&made))));
-        notices = Some(made);
+        outgoing.notices = Some(made);
+    }
+    if tells_stripe {
+        let parts = StripeParts {
+            store: Arc::clone(store),
+            catalogue: Arc::clone(catalogue),
+            recorder: Arc::clone(recorder),
+            outbox: outbox.clone(),
+            notices: outgoing.notices.clone(),
+            metrics: Arc::clone(&outbox.metrics),
+            clock: clock.clone(),
+        };
+        let made = Stripe::new(config, parts)?;
+        outgoing
+            .senders
+            .push(Arc::new(MeterSender(Arc::clone(&made))));
+        outgoing.stripe = Some(made);
     }
     let told = |is_there: bool| if is_there { Told::Yes } else { Told::No };
     recorder.tell_with(Arc::new(Onward {
         catalogue: Arc::downgrade(catalogue),
         clock: clock.clone(),
         analytics: told(config.analytics_sink.is_some()),
-        notices: told(notices.is_some()),
+        notices: told(outgoing.notices.is_some()),
+        metering: tells_stripe.then_some(Metering {
+            interval: config.stripe_push_interval,
+        }),
     }));
-    Ok((notices, senders))
+    Ok(outgoing)
 }
 
 /// The journal of a data dir that the caller has locked; `None` if there is none.

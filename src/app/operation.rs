@@ -43,6 +43,7 @@ impl Operation for Parts {
             recorder: &self.recorder,
             catalogue: &self.catalogue,
             provider: self.provider.as_ref(),
+            stripe: self.stripe.as_deref(),
         };
         doctor.examine().await
     }

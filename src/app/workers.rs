@@ -13,13 +13,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use crate::{
+    billing::stripe::Stripe,
     domain::{feature::FeatureKey, ids::TenantId},
     journal::JournalStatus,
     services::{
         outbox::{self, Sender},
         recorder::{Drift, Progress, Recorder},
     },
-    store::StoreError,
+    store::{
+        StoreError,
+        outbox::{Kind, Status},
+        stripe::Which,
+    },
     telemetry::{events, metrics::Metrics},
 };
 
@@ -44,6 +49,13 @@ const DRIFT_BATCH: usize = 50;
 
 /// How soon a refusal, or a window's end, becomes a notice.
 const NOTICE_EVERY: Duration = Duration::from_millis(500);
+/// How soon a slot of usage that is due goes to the outbox.
+const HAND_ON_EVERY: Duration = Duration::from_secs(1);
+/// How soon an event of Stripe's that could not be applied at once, or is replayed, is looked at.
+const WEBHOOKS_EVERY: Duration = Duration::from_millis(500);
+const CONFIRM_EVERY: Duration = Duration::from_secs(60);
+/// How long events can be seen that came from Stripe; it delivers one again for some days at most.
+const WEBHOOKS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// While the other side takes nothing; each entry has a longer pause of its own.
 const FAILING_PAUSE: Duration = Duration::from_secs(2);
@@ -88,6 +100,13 @@ pub(super) fn start(app: &App) {
     }
     if app.notices.is_some() {
         job(app, |app| async move { notice(&app).await });
+    }
+    if let Some(stripe) = &app.stripe {
+        let (handing, applying, confirming) =
+            (Arc::clone(stripe), Arc::clone(stripe), Arc::clone(stripe));
+        job(app, move |_| hand_on(Arc::clone(&handing)));
+        job(app, move |_| apply_webhooks(Arc::clone(&applying)));
+        job(app, move |_| confirm(Arc::clone(&confirming)));
     }
     job(app, |app| async move { count_outbox(&app).await });
     let drift = Arc::new(tokio::sync::Mutex::new(DriftWatch::default()));
@@ -279,12 +298,50 @@ async fn notice(app: &App) -> Again {
     Again::After(NOTICE_EVERY)
 }
 
+async fn hand_on(stripe: Arc<Stripe>) -> Again {
+    if let Err(error) = stripe.hand_on(Which::Due).await {
+        tracing::debug!(%error, "usage for Stripe can't be handed on; it is when the store is back");
+    }
+    Again::After(HAND_ON_EVERY)
+}
+
+async fn apply_webhooks(stripe: Arc<Stripe>) -> Again {
+    match stripe.apply_pending().await {
+        Ok(true) => Again::Now,
+        Ok(false) => Again::After(WEBHOOKS_EVERY),
+        Err(error) => {
+            tracing::debug!(%error, "Stripe's events can't be read");
+            Again::After(FAILING_PAUSE)
+        }
+    }
+}
+
+async fn confirm(stripe: Arc<Stripe>) -> Again {
+    if let Err(error) = stripe.confirm_some().await {
+        tracing::debug!(%error, "what Stripe was told can't be compared with its sums");
+    }
+    Again::After(CONFIRM_EVERY)
+}
+
 async fn count_outbox(app: &App) -> Again {
     match app.store.count_outbox().await {
-        Ok(counts) => app.metrics.set_outbox(&counts),
+        Ok(counts) => {
+            app.metrics.set_outbox(&counts);
+            count_for_stripe(app, &counts).await;
+        }
         Err(error) => tracing::debug!(%error, "the outbox can't be counted"),
     }
     Again::After(COUNT_EVERY)
+}
+
+async fn count_for_stripe(app: &App, counts: &[(Kind, Status, u64)]) {
+    let is_pending = |kind, status| kind == Kind::StripeMeterEvent && status == Status::Pending;
+    let pending = counts.iter().filter(|it| is_pending(it.0, it.1));
+    let pending: u64 = pending.map(|it| it.2).sum();
+    match app.store.count_waiting().await {
+        Ok((waiting, _)) => app.metrics.set_stripe_pending(pending + waiting),
+        Err(error) => tracing::debug!(%error, "what waits for Stripe can't be counted"),
+    }
 }
 
 async fn prune(app: &App) -> Again {
@@ -303,8 +360,13 @@ async fn prune(app: &App) -> Again {
         let sent_before = now.minus(SENT_KEPT);
         let sent = app.store.prune_outbox(sent_before, PRUNE_BATCH).await?;
         let told = app.store.prune_told(sent_before, PRUNE_BATCH).await?;
+        let webhooks_before = now.minus(WEBHOOKS_KEPT);
+        let webhooks = app
+            .store
+            .prune_webhooks(webhooks_before, PRUNE_BATCH)
+            .await?;
         Ok::<u64, StoreError>(
-            [changes, reservations, events, sent, told]
+            [changes, reservations, events, sent, told, webhooks]
                 .into_iter()
                 .fold(0, u64::max),
         )

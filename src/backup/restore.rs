@@ -18,7 +18,7 @@ use crate::{
     journal::read_row,
     store::{
         sqlite::{SqliteStore, maintenance::files_of},
-        usage::{JournalPosition, Recorded, Seq, UsageStore as _},
+        usage::{JournalPosition, Recorded, Seq, Tell, UsageStore as _},
     },
 };
 
@@ -142,7 +142,7 @@ async fn record_events(backup: &mut OpenedBackup, staged: &Path) -> Result<u64, 
             path: rows.path().to_owned(),
             why: format!("its events can't be read: {why}"),
         })?;
-        let Recorded { inserted, .. } = store.record(&events, position, &[]).await?;
+        let Recorded { inserted, .. } = store.record(&events, position, &Tell::default()).await?;
         added += inserted;
     }
     Ok(added)

@@ -24,6 +24,7 @@ mod reservation;
 mod restore;
 mod serve;
 mod setup;
+mod stripe;
 mod tenant;
 mod torture;
 mod usage;
@@ -134,6 +135,9 @@ enum Stored {
     /// Tests, lists and sends notices again
     #[command(subcommand, after_help = "Example: tollgate alert test")]
     Alert(alert::AlertCommand),
+    /// Tells Stripe of usage, compares, and takes from it what its subscriptions say
+    #[command(subcommand, after_help = "Example: tollgate stripe reconcile")]
+    Stripe(stripe::StripeCommand),
     Backup(backup::Backup),
     Doctor(doctor::Examine),
 }
@@ -147,7 +151,11 @@ impl Stored {
             Self::Key(command) => command.question(),
             Self::Reservation(command) => command.question(),
             Self::AdminToken(command) => command.question(),
-            Self::Usage(_) | Self::Price(_) | Self::Alert(_) | Self::Doctor(_) => None,
+            Self::Usage(_)
+            | Self::Price(_)
+            | Self::Alert(_)
+            | Self::Stripe(_)
+            | Self::Doctor(_) => None,
             Self::Backup(command) => command.question(),
         }
     }
@@ -168,6 +176,7 @@ impl Stored {
             | Self::Reservation(_)
             | Self::AdminToken(_)
             | Self::Alert(_)
+            | Self::Stripe(_)
             | Self::Backup(_)
             | Self::Doctor(_) => Ok(None),
         }
@@ -188,6 +197,7 @@ impl Stored {
             Self::Reservation(command) => Box::pin(command.run(backend)).await,
             Self::Price(command) => Box::pin(command.run(backend, typed)).await,
             Self::Alert(command) => Box::pin(command.run(backend)).await,
+            Self::Stripe(command) => Box::pin(command.run(backend)).await,
             Self::Backup(command) => Box::pin(command.run(backend)).await,
             Self::Doctor(command) => Box::pin(command.run(backend)).await,
         };

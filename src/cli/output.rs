@@ -185,6 +185,13 @@ impl Output {
         self
     }
 
+    /// Adds a member to an object's JSON, and lines for people.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: Value, lines: Vec<String>) -> Self {
+        self.json[name] = value;
+        self.lines(lines)
+    }
+
     /// The lines of [`lines`](Self::lines).
     #[must_use]
     pub fn text_lines(&self) -> Vec<String> {

@@ -155,6 +155,7 @@ pub struct Config {
     pub stripe_webhook_secrets: Vec<SecretString>,
     /// Without a slash at its end.
     pub stripe_api_base: String,
+    pub stripe_push_interval: Duration,
     /// `file:DIR` or a collector's address.
     pub analytics_sink: Option<String>,
     pub log_format: LogFormat,
@@ -413,6 +414,7 @@ impl Config {
                 .optional("STRIPE_WEBHOOK_SECRET", parse::secrets)?
                 .unwrap_or_default(),
             stripe_api_base: given.value("STRIPE_API_BASE", parse::base_url)?,
+            stripe_push_interval: given.seconds("STRIPE_PUSH_INTERVAL_SECONDS", 1..=3_600)?,
             analytics_sink: given.optional("USAGE_ANALYTICS_SINK", parse::sink)?,
             log_format: given
                 .optional("LOG_FORMAT", parse::log_format)?
@@ -456,11 +458,8 @@ fn unavailable(given: &Reader) -> Result<Vec<Unavailable>, ConfigError> {
             value: setting.shown(&value),
         }))
     };
-    let all: [Result<Option<Unavailable>, ConfigError>; 2] = [
+    let all: [Result<Option<Unavailable>, ConfigError>; 1] = [
         of_value("USAGE_GUARDRAIL_CACHE_BACKEND", |value| value == "redis"),
-        of_value("ENABLE_STRIPE_USAGE", |value| {
-            parse::switch(value) == Some(true)
-        }),
     ];
     all.into_iter().filter_map(Result::transpose).collect()
 }

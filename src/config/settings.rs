@@ -202,6 +202,8 @@ pub static SETTINGS: &[Setting] = settings! {
         "Checks the signatures of Stripe's webhooks";
     "STRIPE_API_BASE" Url is("https://api.stripe.com"), "an http:// or https:// address without query or user",
         "Stripe's API";
+    "STRIPE_PUSH_INTERVAL_SECONDS" Value is("60"), "a whole number of seconds from 1 to 3600",
+        "Per tenant, feature and interval Stripe is told of usage once; it goes one interval later, and at a period's end at once";
     "USAGE_ANALYTICS_SINK" Url unset("none"), "file:DIR, or an http:// or https:// collector",
         "Where usage is sent as CloudEvents batches (docs/guide/analytics.md)";
     "LOG_FORMAT" Value unset("`json`; `pretty` on a terminal"), "json or pretty",

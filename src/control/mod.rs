@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    billing::stripe::Stripe,
     cli::output::Output,
     clock::Clock,
     services::{
@@ -50,6 +51,8 @@ pub struct Backend {
     pub prices: Option<Arc<Prices>>,
     /// `None` if no notices are wanted.
     pub notices: Option<Arc<Notices>>,
+    /// `None` if Stripe is off.
+    pub stripe: Option<Arc<Stripe>>,
     pub operation: Arc<dyn Operation>,
     /// Where the command was typed: the paths that it names are relative to this.
     pub directory: PathBuf,

@@ -9,6 +9,7 @@ pub mod limit;
 pub mod names;
 pub mod plan;
 pub mod price;
+pub mod processor;
 pub mod quantity;
 pub mod reach;
 pub mod reservation;

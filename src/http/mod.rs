@@ -28,6 +28,7 @@ pub mod router;
 pub mod server;
 mod traced;
 pub mod usage;
+pub mod webhooks;
 
 /// Which of its clients an answer is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

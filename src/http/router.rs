@@ -12,7 +12,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     admin, chat, cloud_events, error,
     layers::{Surroundings, surround},
-    openai, openapi, ops, reservations, usage,
+    openai, openapi, ops, reservations, usage, webhooks,
 };
 use crate::app::App;
 
@@ -50,6 +50,7 @@ fn listed(admin: OpenApiRouter<App>, pages: OpenApiRouter<App>) -> OpenApiRouter
         .routes(routes!(openai::responses))
         .routes(routes!(openai::embeddings))
         .routes(routes!(openai::models))
+        .routes(routes!(webhooks::stripe))
         .routes(routes!(ops::healthz))
         .routes(routes!(ops::readyz))
         .routes(routes!(ops::metrics))

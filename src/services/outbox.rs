@@ -14,7 +14,7 @@ use crate::{
     services::AdminError,
     store::{
         SharedStore, StoreResult,
-        outbox::{Ending, Finished, Kind, Lease, Leased, OutboxEntry, Replaying},
+        outbox::{Ending, Finished, Kind, Lease, Leased, NewEntry, OutboxEntry, Replaying},
     },
     telemetry::{events, metrics::Metrics},
     web::Posted,
@@ -35,6 +35,15 @@ pub enum Outcome {
     Retry {
         /// When the other side wants it; `None`: after a pause that grows with the attempts.
         after: Option<Duration>,
+        error: String,
+    },
+    /// As `Retry`, but the other side may have taken it.
+    Unclear {
+        after: Option<Duration>,
+        error: String,
+    },
+    /// Whether the other side has it can't be told, and it must not be sent again.
+    Uncertain {
         error: String,
     },
     Dead {
@@ -69,6 +78,11 @@ pub trait Sender: Send + Sync {
     /// How long the job waits when nothing is left to do.
     fn pause(&self) -> Duration;
 
+    /// What others are to be told of an entry that is given up.
+    async fn given_up(&self, _entry: &Leased, _error: &str, _now: Timestamp) -> Vec<NewEntry> {
+        Vec::new()
+    }
+
     /// Tries to send these, the oldest first, within the lease; one outcome an entry, in the order given.
     async fn send(&self, entries: &[Leased], now: Timestamp) -> Vec<Outcome>;
 }
@@ -91,15 +105,19 @@ pub enum Progress {
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct OutboxObject {
     pub identifier: String,
-    /// `analytics.batch`, `notice` or `notice.check`.
+    /// `analytics.batch`, `notice`, `notice.check` or `stripe.meter_event`.
     pub kind: &'static str,
-    /// Of a notice: its CloudEvents type.
+    /// Of a notice: its CloudEvents type; of a meter event: `usage`, `cancel`, or `canceled` by a later one.
     #[serde(rename = "type")]
     pub topic: Option<String>,
     pub tenant_slug: Option<String>,
     pub feature_key: Option<FeatureKey>,
-    /// Of a batch: how many events; of a notice: the threshold in percent, if it is about one.
+    /// Of a batch: how many events; of a notice: the threshold in percent, if it is about one; of a meter event: how
+    /// much, which a correction makes negative.
+    #[schema(value_type = Option<i64>)]
     pub value: Option<Quantity>,
+    /// Of a meter event: when it was used.
+    pub about_at: Option<Timestamp>,
     /// `pending`, `sent`, `confirmed`, `uncertain` or `dead`.
     pub status: &'static str,
     pub attempts: u32,
@@ -121,6 +139,7 @@ impl From<OutboxEntry> for OutboxObject {
             status: entry.status.as_str(),
             attempts: entry.attempts,
             last_error: entry.last_error,
+            about_at: entry.about_at.map(Timestamp::to_whole_second),
             next_attempt_at: entry.next_attempt_at.map(Timestamp::to_whole_second),
             created_at: entry.created_at.to_whole_second(),
         }
@@ -155,17 +174,30 @@ impl Outbox {
             return Ok(Progress::Idle);
         }
         let outcomes = sender.send(&leased, now).await;
-        let is_failing = outcomes
-            .iter()
-            .all(|it| matches!(it, Outcome::Retry { after: None, .. }));
-        let now = self.clock.now();
+        let is_failing = outcomes.iter().all(|it| {
+            matches!(
+                it,
+                Outcome::Retry { after: None, .. } | Outcome::Unclear { .. }
+            )
+        });
+        let (tried_at, now) = (now, self.clock.now());
         let mut finished = Vec::with_capacity(leased.len());
         for (leased, outcome) in leased.iter().zip(outcomes) {
+            let doubt_since = doubt_since(leased, &outcome, tried_at);
             let ending = ending(leased, outcome, sender.most_attempts(), now);
+            let tell = match &ending {
+                Ending::Dead { error } => sender.given_up(leased, error, now).await,
+                Ending::Sent
+                | Ending::Forgotten
+                | Ending::Retry { .. }
+                | Ending::Uncertain { .. } => Vec::new(),
+            };
             finished.push(Finished {
                 identifier: leased.identifier.clone(),
                 attempts: leased.attempts,
+                doubt_since,
                 ending,
+                tell,
             });
         }
         self.store.finish(&finished, now).await?;
@@ -220,13 +252,28 @@ fn ending(leased: &Leased, outcome: Outcome, most_attempts: u32, now: Timestamp)
         Outcome::Sent => Ending::Sent,
         Outcome::Forget => Ending::Forgotten,
         Outcome::Dead { error } => Ending::Dead { error },
+        Outcome::Uncertain { error } => Ending::Uncertain { error },
+        Outcome::Unclear { error, .. } if leased.attempts >= most_attempts => Ending::Uncertain {
+            error: format!("given up after {} attempts: {error}", leased.attempts),
+        },
         Outcome::Retry { error, .. } if leased.attempts >= most_attempts => Ending::Dead {
             error: format!("given up after {} attempts: {error}", leased.attempts),
         },
-        Outcome::Retry { after, error } => Ending::Retry {
+        Outcome::Retry { after, error } | Outcome::Unclear { after, error } => Ending::Retry {
             at: now.plus(after.unwrap_or_else(|| jittered(longest_pause(leased.attempts)))),
             error,
         },
+    }
+}
+
+/// Since when it is not known whether an attempt arrived, this one included.
+fn doubt_since(leased: &Leased, outcome: &Outcome, tried_at: Timestamp) -> Option<Timestamp> {
+    match outcome {
+        Outcome::Sent | Outcome::Forget => None,
+        Outcome::Unclear { .. } => leased.doubt_since.or(Some(tried_at)),
+        Outcome::Retry { .. } | Outcome::Uncertain { .. } | Outcome::Dead { .. } => {
+            leased.doubt_since
+        }
     }
 }
 
@@ -250,7 +297,13 @@ mod tests {
         Leased {
             identifier: "a".to_owned(),
             topic: None,
+            tenant: None,
+            feature: None,
+            value: None,
+            lane: None,
+            about_at: None,
             attempts,
+            doubt_since: None,
             created_at: Timestamp::EPOCH,
             payload: String::new(),
         }

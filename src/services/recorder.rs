@@ -29,8 +29,7 @@ use crate::{
     store::{
         SharedStore, StoreError, StoreResult,
         maintenance::StoreCopy,
-        outbox::NewEntry,
-        usage::{CounterOf, JournalPosition, Seq},
+        usage::{CounterOf, JournalPosition, Seq, Tell},
     },
     telemetry::{events, metrics::Metrics},
 };
@@ -85,16 +84,12 @@ pub enum DrainError {
 /// Says what others are to be told of usage that comes into the store.
 #[async_trait]
 pub trait Teller: Send + Sync {
-    /// What goes into the outbox in the transaction that records these events of `journal`. Each event is shown once,
+    /// What goes in with the transaction that records these events of `journal`. Each event is shown once,
     /// unless that transaction failed. Must not wait for the drain, which waits for this.
     ///
     /// # Errors
     /// [`StoreError`]: the events wait in the journal, and are shown again.
-    async fn tell(
-        &self,
-        journal: uuid::Uuid,
-        events: &[(Seq, UsageEvent)],
-    ) -> StoreResult<Vec<NewEntry>>;
+    async fn tell(&self, journal: uuid::Uuid, events: &[(Seq, UsageEvent)]) -> StoreResult<Tell>;
 }
 
 /// Writes usage down and moves it on.
@@ -234,13 +229,9 @@ impl Recorder {
 
     /// What others are to be told of a batch. Events that a run before recorded without marking them come again: of those
     /// they were told.
-    async fn told_of(
-        &self,
-        drain: &mut Drain,
-        batch: &[(Seq, UsageEvent)],
-    ) -> StoreResult<Vec<NewEntry>> {
+    async fn told_of(&self, drain: &mut Drain, batch: &[(Seq, UsageEvent)]) -> StoreResult<Tell> {
         let Some(teller) = self.teller.get() else {
-            return Ok(Vec::new());
+            return Ok(Tell::default());
         };
         let journal = self.journal.id();
         let recorded = match drain.recorded {
@@ -249,7 +240,7 @@ impl Recorder {
         };
         let new = batch.partition_point(|(seq, _)| *seq <= recorded);
         match &batch[new..] {
-            [] => Ok(Vec::new()),
+            [] => Ok(Tell::default()),
             new => teller.tell(journal, new).await,
         }
     }

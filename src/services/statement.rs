@@ -59,6 +59,8 @@ pub struct StatementLine {
     pub reserved: Quantity,
     #[schema(value_type = i64)]
     pub closing: Quantity,
+    /// What Stripe was told; exact for billing periods and whole hours. Negative where only corrections were told.
+    #[schema(value_type = i64)]
     pub sent_to_stripe: Quantity,
     /// `settled + corrected − sent_to_stripe`.
     #[schema(value_type = i64)]
@@ -105,9 +107,10 @@ impl Statements {
         let opening = self.opening(&policy, &features, window).await?;
         let tenant = policy.tenant.tenant_id;
         let corrected = self.store.corrections(tenant, &features, window).await?;
+        let told = self.store.told(tenant, &features, window).await?;
         let holds = self.recorder.ledger().list_holds();
-        let lines = totals.totals.iter().zip(opening).zip(corrected);
-        let lines = lines.map(|((total, opening), corrected)| {
+        let lines = totals.totals.iter().zip(opening).zip(corrected).zip(told);
+        let lines = lines.map(|(((total, opening), corrected), told)| {
             let feature = &total.feature;
             let reserved = holds
                 .iter()
@@ -123,6 +126,7 @@ impl Statements {
                     settled: total.quantity.minus(corrected),
                     corrected,
                     reserved,
+                    told,
                 },
             )
         });
@@ -154,6 +158,7 @@ struct Sums {
     settled: Quantity,
     corrected: Quantity,
     reserved: Quantity,
+    told: Quantity,
 }
 
 fn line(policy: &Policy, feature: &FeatureKey, window: Window, sums: Sums) -> StatementLine {
@@ -161,7 +166,7 @@ fn line(policy: &Policy, feature: &FeatureKey, window: Window, sums: Sums) -> St
     let granted = granted.filter(|it| it.feature == *feature && window.contains(it.created_at));
     let resets = policy.resets().iter();
     let resets = resets.filter(|it| it.feature == *feature && window.contains(it.at));
-    let sent_to_stripe = Quantity::ZERO;
+    let sent_to_stripe = sums.told;
     let used = sums.settled.plus(sums.corrected);
     StatementLine {
         feature_key: feature.clone(),

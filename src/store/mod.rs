@@ -17,9 +17,11 @@ pub mod reservations;
 mod rollups;
 pub mod sessions;
 pub mod sqlite;
+pub mod stripe;
 pub mod trends;
 pub mod usage;
 pub mod versions;
+pub mod webhooks;
 
 use std::sync::Arc;
 
@@ -37,6 +39,8 @@ pub trait Store:
     + audit::AuditStore
     + outbox::OutboxStore
     + notices::NoticeStore
+    + stripe::StripeStore
+    + webhooks::WebhookStore
     + maintenance::MaintenanceStore
 {
 }
@@ -52,6 +56,8 @@ impl<T> Store for T where
         + audit::AuditStore
         + outbox::OutboxStore
         + notices::NoticeStore
+        + stripe::StripeStore
+        + webhooks::WebhookStore
         + maintenance::MaintenanceStore
 {
 }

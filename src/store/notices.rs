@@ -21,6 +21,14 @@ pub struct NoticeKey {
     pub mark: String,
 }
 
+impl NoticeKey {
+    /// Whom and what it is about.
+    #[must_use]
+    pub fn about(&self) -> (TenantId, Option<FeatureKey>) {
+        (self.tenant, self.feature.clone())
+    }
+}
+
 /// A notice that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {

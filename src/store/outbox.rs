@@ -16,10 +16,17 @@ pub enum Kind {
     Notice,
     /// Limits that are to be looked at, since usage was recorded: internal, and forgotten once done.
     NoticeCheck,
+    /// Usage for one of Stripe's meters.
+    StripeMeterEvent,
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::AnalyticsBatch, Self::Notice, Self::NoticeCheck];
+    pub const ALL: [Self; 4] = [
+        Self::AnalyticsBatch,
+        Self::Notice,
+        Self::NoticeCheck,
+        Self::StripeMeterEvent,
+    ];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -27,6 +34,7 @@ impl Kind {
             Self::AnalyticsBatch => "analytics.batch",
             Self::Notice => "notice",
             Self::NoticeCheck => "notice.check",
+            Self::StripeMeterEvent => "stripe.meter_event",
         }
     }
 }
@@ -67,6 +75,14 @@ impl Status {
     }
 }
 
+/// When what is told of was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct About {
+    pub at: Timestamp,
+    /// Of the billing period that it counts in; at most `at`.
+    pub period_start: Timestamp,
+}
+
 /// Something to be sent, due at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewEntry {
@@ -81,6 +97,8 @@ pub struct NewEntry {
     pub value: Option<Quantity>,
     /// Entries of one kind and lane are sent one at a time, the oldest first.
     pub lane: Option<String>,
+    /// Given, what was sent is summed for [`told`](super::stripe::StripeStore::told).
+    pub about: Option<About>,
     pub payload: String,
     pub created_at: Timestamp,
 }
@@ -99,6 +117,8 @@ pub struct OutboxEntry {
     pub status: Status,
     pub attempts: u32,
     pub last_error: Option<String>,
+    /// When what it tells of was used.
+    pub about_at: Option<Timestamp>,
     /// Not to be tried before; while an attempt runs, when it counts as lost.
     pub next_attempt_at: Option<Timestamp>,
     pub created_at: Timestamp,
@@ -109,8 +129,16 @@ pub struct OutboxEntry {
 pub struct Leased {
     pub identifier: String,
     pub topic: Option<String>,
+    pub tenant: Option<TenantId>,
+    pub feature: Option<FeatureKey>,
+    pub value: Option<Quantity>,
+    pub lane: Option<String>,
+    pub about_at: Option<Timestamp>,
     /// This attempt included.
     pub attempts: u32,
+    /// When the first of those attempts was made of which it is not known whether they arrived; an attempt of which
+    /// nothing was heard before its lease ended is one of them.
+    pub doubt_since: Option<Timestamp>,
     pub created_at: Timestamp,
     pub payload: String,
 }
@@ -149,7 +177,11 @@ pub struct Finished {
     pub identifier: String,
     /// As leased: an attempt whose lease was lost to another changes nothing.
     pub attempts: u32,
+    /// As [`Leased::doubt_since`], this attempt included.
+    pub doubt_since: Option<Timestamp>,
     pub ending: Ending,
+    /// What others are to be told of this ending; added if it is written down.
+    pub tell: Vec<NewEntry>,
 }
 
 /// Which entries are asked for; what is `None` does not matter.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{StoreResult, outbox::NewEntry};
+use super::{StoreResult, outbox::NewEntry, stripe::MeterUse};
 use crate::domain::{
     administrator::Actor,
     feature::FeatureKey,
@@ -34,6 +34,14 @@ pub struct Recorded {
     pub inserted: u64,
     /// Events whose id was there already: they added nothing.
     pub duplicates: u64,
+}
+
+/// What others are to be told of events: it goes in with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tell {
+    pub entries: Vec<NewEntry>,
+    /// What counts on Stripe's meters; only that of events which are new is added.
+    pub meters: Vec<MeterUse>,
 }
 
 /// One counter of the ledger, as the store can sum it.
@@ -92,13 +100,13 @@ pub struct FeatureSum {
 #[async_trait]
 pub trait UsageStore: Send + Sync {
     /// Adds settled events and their rollups in one transaction, and notes `drained` with them; an event id seen
-    /// before adds nothing. What others are to be told of them, `tell`, goes into the outbox with them. Durable (fsynced)
-    /// when it returns: the journal forgets these events.
+    /// before adds nothing. What others are to be told of them, `tell`, goes in with them. Durable (fsynced) when it
+    /// returns: the journal forgets these events.
     async fn record(
         &self,
         events: &[UsageEvent],
         drained: JournalPosition,
-        tell: &[NewEntry],
+        tell: &Tell,
     ) -> StoreResult<Recorded>;
 
     /// How far `journal` has been recorded; 0 if never.

@@ -11,6 +11,7 @@ use crate::{
         ids::TenantId,
         limit::{ActiveLimit, LimitState, LimitStates, LimitType, Violation},
         quantity::Quantity,
+        time::Timestamp,
         usage::Quantities,
     },
     services::recorder::Drift,
@@ -491,6 +492,24 @@ impl OutboxTried<'_> {
             let notice = topic.rsplit('.').next().unwrap_or_default();
             metrics.count_alert(notice, result);
         }
+    }
+}
+
+/// Usage reached the outbox, or waited in it, for longer than Stripe takes it: it can't be billed there any more.
+pub struct StripeUsageTooLate<'a> {
+    pub identifier: &'a str,
+    pub used_at: Timestamp,
+}
+
+impl StripeUsageTooLate<'_> {
+    /// Its entry is counted among the dead ones.
+    pub fn emit(&self, _metrics: &Metrics) {
+        tracing::error!(
+            code = "stripe_usage_too_late",
+            identifier = self.identifier,
+            used_at = %self.used_at,
+            "usage is older than the 35 days that Stripe accepts; bill it by hand"
+        );
     }
 }
 

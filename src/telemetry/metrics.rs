@@ -38,13 +38,14 @@ const UPSTREAM_BUCKETS: [f64; 12] = [
 ];
 
 /// The notices that there are, by their types without the prefix.
-const NOTICES: [&str; 6] = [
+const NOTICES: [&str; 7] = [
     "threshold_reached",
     "soft_limit_reached",
     "limit_reached",
     "overshoot",
     "window_reset",
     "subscription_inactive",
+    "stripe_entry_dead",
 ];
 
 /// How reservations ended, counted since the start by the ledger.
@@ -93,6 +94,9 @@ pub struct Metrics {
     alerts: IntCounterVec,
     outbox: IntGaugeVec,
     outbox_dead: IntCounterVec,
+    stripe_pending: IntGauge,
+    stripe_push: IntCounterVec,
+    stripe_webhooks: IntCounterVec,
     decision_seconds: Histogram,
     commit_seconds: Histogram,
     http_requests: IntCounterVec,
@@ -241,6 +245,20 @@ impl Metrics {
                 "Entries of the outbox that were given up",
                 &["kind"],
             ),
+            stripe_pending: declare.add(IntGauge::new(
+                "stripe_outbox_pending",
+                "Usage that waits to be told to Stripe, by intervals and entries of the outbox",
+            )),
+            stripe_push: declare.counters(
+                "stripe_push_total",
+                "Attempts to tell Stripe of usage; duplicate: it had it already, rejected: given up",
+                &["result"],
+            ),
+            stripe_webhooks: declare.counters(
+                "stripe_webhook_events_total",
+                "Events that Stripe sent; rejected: not its own, or about a tenant or plan that is not known",
+                &["event_type", "result"],
+            ),
             decision_seconds: declare.histogram(
                 "usage_decision_seconds",
                 "Time to decide on a request",
@@ -289,6 +307,9 @@ impl Metrics {
             for result in ["ok", "error", "rejected"] {
                 self.alerts.with_label_values(&[kind, result]);
             }
+        }
+        for result in ["ok", "error", "duplicate", "rejected"] {
+            self.stripe_push.with_label_values(&[result]);
         }
         for kind in Kind::ALL {
             self.outbox_dead.with_label_values(&[kind.as_str()]);
@@ -414,6 +435,21 @@ impl Metrics {
                 .with_label_values(&[kind.as_str(), status.as_str()])
                 .set(gauge(*count));
         }
+    }
+
+    /// Sets how much waits to be told to Stripe.
+    pub fn set_stripe_pending(&self, count: u64) {
+        self.stripe_pending.set(gauge(count));
+    }
+
+    pub fn count_stripe_push(&self, result: &str) {
+        self.stripe_push.with_label_values(&[result]).inc();
+    }
+
+    pub fn count_stripe_webhook(&self, event_type: &str, result: &str) {
+        self.stripe_webhooks
+            .with_label_values(&[event_type, result])
+            .inc();
     }
 
     /// All metrics in Prometheus' text format.

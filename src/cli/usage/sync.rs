@@ -4,6 +4,8 @@ use anyhow::{Context as _, bail};
 
 use super::Output;
 use crate::{
+    billing::stripe::SyncAsk,
+    cli::stripe::{stripe_of, sync_shown},
     control::{Backend, Input, Typed},
     services::entitlements::{Entitlements, SyncOptions, Synced},
 };
@@ -53,9 +55,13 @@ impl Sync {
     }
 
     pub(super) async fn run(self, backend: &Backend, typed: &Typed) -> anyhow::Result<Output> {
-        if self.stripe {
-            bail!("pushing features to Stripe is not in this version yet; leave --stripe out");
-        }
+        // Before anything is written: Stripe may be off.
+        let stripe = match self.stripe {
+            true if self.dry_run => bail!("--stripe writes to Stripe; leave it or --dry-run out"),
+            true => Some(stripe_of(backend)?),
+            false => None,
+        };
+        let plans = self.plan.clone();
         let input = typed.input.as_ref();
         let input = input.context("the artifact did not come along with the command")?;
         let options = SyncOptions {
@@ -69,7 +75,15 @@ impl Sync {
             .sync(&input.text, &options, &backend.actor())
             .await
             .with_context(|| format!("{} is not taken, nothing was written", input.path))?;
-        Ok(shown(&input.path, &synced))
+        let output = shown(&input.path, &synced);
+        let Some(stripe) = stripe else {
+            return Ok(output);
+        };
+        let there = stripe
+            .sync_features(&SyncAsk { plans })
+            .await
+            .context("the plans are synced, and could not be brought to Stripe")?;
+        Ok(output.with("stripe", serde_json::json!(there.plans), sync_shown(&there)))
     }
 }
 

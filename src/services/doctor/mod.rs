@@ -1,13 +1,15 @@
 //! Looks through everything that runs and says what is wrong, what will be, and how to mend it. Changes nothing.
 
 mod parts;
+mod stripe;
 mod tenants;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    billing::stripe::Stripe,
     clock::Clock,
-    config::{CacheBackend, Config, Guardrails, Mode, StripeUsage},
+    config::{CacheBackend, Config, Guardrails, Mode},
     domain::reach::{self, Untouchable},
     provider::Provider,
     services::{catalogue::Catalogue, recorder::Recorder},
@@ -93,6 +95,7 @@ pub struct Doctor<'a> {
     pub recorder: &'a Recorder,
     pub catalogue: &'a Catalogue,
     pub provider: &'a dyn Provider,
+    pub stripe: Option<&'a Stripe>,
 }
 
 impl Doctor<'_> {
@@ -102,7 +105,8 @@ impl Doctor<'_> {
         findings.extend(self.store().await);
         findings.extend(self.journal().await);
         findings.extend(self.ledger().await);
-        findings.extend(self.outside());
+        findings.push(self.redis());
+        findings.extend(self.stripe().await);
         findings.extend(self.guardrails());
         match self.tenants().await {
             Ok(found) => findings.extend(found),
@@ -133,19 +137,13 @@ impl Doctor<'_> {
     }
 
     /// What is not in use is said, so that nobody looks for a fault in it.
-    fn outside(&self) -> Vec<Finding> {
+    fn redis(&self) -> Finding {
         let redis = match self.config.cache_backend {
             CacheBackend::Redb | CacheBackend::Memory => {
                 "not in use: live totals are in this process"
             }
         };
-        let stripe = match self.config.stripe_usage {
-            StripeUsage::Off => {
-                Finding::skipped("stripe", "not in use: ENABLE_STRIPE_USAGE is false")
-            }
-            StripeUsage::On => Finding::skipped("stripe", "on, but not looked at by this version"),
-        };
-        vec![Finding::skipped("redis", redis), stripe]
+        Finding::skipped("redis", redis)
     }
 }
 

@@ -84,6 +84,7 @@ fn entry(
         feature: None,
         value: None,
         lane: None,
+        about: None,
         payload: serde_json::to_string(&touched).expect("ids and times are plain strings"),
         created_at: now,
     }

@@ -27,6 +27,31 @@ pub(super) struct Data {
     pub(super) limit: Option<LimitData>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) subscription_status: Option<&'static str>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(super) dead: Option<DeadData>,
+}
+
+/// Usage that Stripe can't be told of.
+#[derive(Clone, Copy, Debug)]
+pub struct DeadEntry<'a> {
+    pub feature: &'a FeatureKey,
+    pub identifier: &'a str,
+    pub meter: &'a str,
+    pub value: Quantity,
+    pub used_at: Timestamp,
+    /// Why.
+    pub error: &'a str,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct DeadData {
+    feature_key: FeatureKey,
+    identifier: String,
+    stripe_meter: String,
+    value: Quantity,
+    unit: String,
+    used_at: Timestamp,
+    reason: String,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -135,6 +160,7 @@ impl Data {
                 retry_after_seconds: resets_at.map(|end| end.since(now).as_secs().cast_signed()),
             }),
             subscription_status: None,
+            dead: None,
         }
     }
 
@@ -180,6 +206,40 @@ impl Data {
                 retry_after_seconds: None,
             }),
             subscription_status: None,
+            dead: None,
+        }
+    }
+
+    pub(super) fn of_dead_entry(policy: &Policy, dead: &DeadEntry<'_>) -> Self {
+        let slug = policy.tenant.slug.to_string();
+        let planned = policy
+            .plan
+            .as_ref()
+            .and_then(|plan| plan.feature(dead.feature));
+        let unit = planned.map_or_else(
+            || dead.feature.default_unit().to_owned(),
+            |it| it.unit.clone(),
+        );
+        Self {
+            code: "stripe_entry_dead",
+            message: format!(
+                "Stripe was not told of {} {unit} of {} that tenant '{slug}' used at {}: {}",
+                dead.value, dead.feature, dead.used_at, dead.error
+            ),
+            tenant_id: policy.tenant.tenant_id,
+            tenant_slug: slug,
+            plan_code: Some(policy.plan_code().to_owned()),
+            limit: None,
+            subscription_status: None,
+            dead: Some(DeadData {
+                feature_key: dead.feature.clone(),
+                identifier: dead.identifier.to_owned(),
+                stripe_meter: dead.meter.to_owned(),
+                value: dead.value,
+                unit,
+                used_at: dead.used_at,
+                reason: dead.error.to_owned(),
+            }),
         }
     }
 
@@ -196,6 +256,7 @@ impl Data {
             plan_code: Some(plan_code),
             limit: None,
             subscription_status: Some(status),
+            dead: None,
         }
     }
 }

@@ -23,6 +23,7 @@ use tokio::sync::{Mutex, mpsc};
 
 pub use self::{
     check::{CheckSender, check_of},
+    event::DeadEntry,
     send::NoticeSender,
 };
 use self::{
@@ -290,7 +291,7 @@ impl Notices {
         let data = Data::of_subscription(&policy, status);
         let event = "tollgate.usage.subscription_inactive";
         let change = NoticeChange {
-            entries: self.entries(event, &key, None, &data, now),
+            entries: self.entries(event, key.about(), None, &data, now),
             key,
             seen: None,
             becomes: Some(Told {
@@ -319,7 +320,7 @@ impl Notices {
                 let entries = match (&policy, &key.feature) {
                     (Some(policy), Some(feature)) => {
                         let data = Data::of_reset(policy, &key, feature, told);
-                        self.entries("tollgate.usage.window_reset", &key, None, &data, now)
+                        self.entries("tollgate.usage.window_reset", key.about(), None, &data, now)
                     }
                     _ => Vec::new(), // the tenant is gone
                 };
@@ -514,7 +515,7 @@ impl Notices {
             Mark::SoftLimit | Mark::Limit | Mark::Overshoot => None,
         };
         NoticeChange {
-            entries: self.entries(mark.event_type(), &key, value, &data, now),
+            entries: self.entries(mark.event_type(), key.about(), value, &data, now),
             key,
             seen,
             becomes: Some(Told {
@@ -526,27 +527,40 @@ impl Notices {
         }
     }
 
+    /// What is to be sent of usage that Stripe can't be told of; goes in with the entry's ending, so it is told once.
+    pub fn of_dead_entry(
+        &self,
+        policy: &Policy,
+        dead: &DeadEntry<'_>,
+        now: Timestamp,
+    ) -> Vec<NewEntry> {
+        let data = Data::of_dead_entry(policy, dead);
+        let about = (policy.tenant.tenant_id, Some(dead.feature.clone()));
+        self.entries("tollgate.usage.stripe_entry_dead", about, None, &data, now)
+    }
+
     /// One entry an address, of one event.
     fn entries(
         &self,
         event_type: &str,
-        key: &NoticeKey,
+        (tenant, feature): (TenantId, Option<FeatureKey>),
         value: Option<Quantity>,
         data: &Data,
         now: Timestamp,
     ) -> Vec<NewEntry> {
         let id = format!("ntc_{}", clock::new_id().simple());
-        let subject = key.tenant.to_string();
+        let subject = tenant.to_string();
         let event = CloudEvent::new(&id, event_type, Some(&subject), now, data);
         let body = serde_json::to_string(&event).expect("a notice is plain strings and numbers");
         let entries = self.addresses.iter().map(|address| NewEntry {
             identifier: format!("{id}.{}", address.name),
             kind: Kind::Notice,
             topic: Some(event_type.to_owned()),
-            tenant: Some(key.tenant),
-            feature: key.feature.clone(),
+            tenant: Some(tenant),
+            feature: feature.clone(),
             value,
             lane: None,
+            about: None,
             payload: send::Payload {
                 to: address.name.clone(),
                 id: id.clone(),

@@ -61,6 +61,7 @@ fn change(key: &NoticeKey, seen: Option<i64>, becomes: Option<Told>, send: &str)
         feature: None,
         value: None,
         lane: None,
+        about: None,
         payload: String::new(),
         created_at: at("2026-01-02T10:00:00Z"),
     };

@@ -43,6 +43,7 @@ fn entry(identifier: &str, created_at: Timestamp) -> NewEntry {
         feature: Some(FeatureKey::Messages),
         value: Some(Quantity::new(80)),
         lane: None,
+        about: None,
         payload: format!("payload of {identifier}"),
         created_at,
     }
@@ -66,7 +67,9 @@ async fn end(store: &SharedStore, leased: &Leased, ending: Ending, now: Timestam
     let finished = Finished {
         identifier: leased.identifier.clone(),
         attempts: leased.attempts,
+        doubt_since: None,
         ending,
+        tell: Vec::new(),
     };
     store.finish(&[finished], now).await.unwrap();
 }

@@ -1,6 +1,7 @@
 //! Reservations of the reservation API.
 
 use super::{SharedStore, at, new_tenant_id, position};
+use crate::store::usage::Tell;
 use crate::{
     clock::new_id,
     domain::{
@@ -172,7 +173,10 @@ pub(crate) async fn a_settlement_waits_until_its_event_is_recorded(store: &Share
         admitted_at: made.admitted_at,
         recorded_at: settled.at,
     };
-    store.record(&[event], position(1), &[]).await.unwrap();
+    store
+        .record(&[event], position(1), &Tell::default())
+        .await
+        .unwrap();
     assert_eq!(store.list_unrecorded_reservations().await, Ok(vec![]));
     let found = store.find_reservation(made.reservation_id).await.unwrap();
     assert!(found.unwrap().settlement.unwrap().is_recorded);

@@ -1,6 +1,7 @@
 //! Sums by hour.
 
 use super::{SharedStore, at, new_tenant_id, position, window};
+use crate::store::usage::Tell;
 use crate::{
     clock::new_id,
     domain::{
@@ -61,8 +62,14 @@ pub(crate) async fn usage_by_hour_is_that_of_all_tenants_or_of_one(store: &Share
         event(other, "2026-05-01T11:30:00Z", 3, 5),
         event(other, "2026-05-01T12:00:00Z", 4, 0),
     ];
-    store.record(&events[..2], position(2), &[]).await.unwrap();
-    store.record(&events[2..], position(4), &[]).await.unwrap();
+    store
+        .record(&events[..2], position(2), &Tell::default())
+        .await
+        .unwrap();
+    store
+        .record(&events[2..], position(4), &Tell::default())
+        .await
+        .unwrap();
     let asked = window("2026-05-01T10:00:00Z", "2026-05-01T12:00:00Z");
     let all = store.used_by_hour(asked).await;
     let expected = [
@@ -85,7 +92,10 @@ pub(crate) async fn a_repeated_event_adds_nothing_to_an_hour(store: &SharedStore
     let event = event(new_tenant_id(), "2026-05-01T10:00:00Z", 1, 0);
     for seq in 1..3 {
         let events = [event.clone()];
-        store.record(&events, position(seq), &[]).await.unwrap();
+        store
+            .record(&events, position(seq), &Tell::default())
+            .await
+            .unwrap();
     }
     let asked = window("2026-05-01T10:00:00Z", "2026-05-01T11:00:00Z");
     let all = store.used_by_hour(asked).await.unwrap();

@@ -9,6 +9,7 @@ use proptest::{
 use uuid::Uuid;
 
 use super::{SharedStore, ada, at, new_tenant_id, position, stored_tenant, window};
+use crate::store::usage::Tell;
 use crate::{
     clock::new_id,
     domain::{
@@ -90,7 +91,10 @@ fn seats() -> FeatureKey {
 }
 
 async fn record(store: &SharedStore, events: &[UsageEvent]) -> Recorded {
-    store.record(events, position(0), &[]).await.unwrap()
+    store
+        .record(events, position(0), &Tell::default())
+        .await
+        .unwrap()
 }
 
 async fn messages_in(store: &SharedStore, tenant: TenantId, window: Window) -> i64 {
@@ -344,7 +348,10 @@ pub(crate) async fn counters_are_summed_by_subject_with_the_position_they_cover(
     ];
     let journal = position(7).journal;
     assert_eq!(store.drained(journal).await, Ok(Seq(0)));
-    store.record(&events, position(7), &[]).await.unwrap();
+    store
+        .record(&events, position(7), &Tell::default())
+        .await
+        .unwrap();
 
     let minute = window("2026-01-10T10:20:00Z", "2026-01-10T10:21:00Z");
     let asked = [
@@ -390,7 +397,10 @@ pub(crate) async fn a_lifetime_counter_has_no_end(store: &SharedStore) {
 pub(crate) async fn a_journals_position_never_goes_back(store: &SharedStore) {
     let journal = position(0).journal;
     for (noted, expected) in [(5, 5), (3, 5), (8, 8)] {
-        store.record(&[], position(noted), &[]).await.unwrap();
+        store
+            .record(&[], position(noted), &Tell::default())
+            .await
+            .unwrap();
         assert_eq!(store.drained(journal).await, Ok(Seq(expected)));
     }
     assert_eq!(store.drained(Uuid::from_u128(2)).await, Ok(Seq(0)));

@@ -157,6 +157,7 @@ fn take_piece(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::usage::Tell;
     use crate::{
         clock::new_id,
         domain::{
@@ -227,7 +228,10 @@ mod tests {
             journal: new_id(),
             seq: Seq(6),
         };
-        store.record(&events, drained, &[]).await.unwrap();
+        store
+            .record(&events, drained, &Tell::default())
+            .await
+            .unwrap();
         let what = Forgetting {
             tenant,
             user: "bob".to_owned(),

@@ -19,11 +19,13 @@ mod pool;
 mod reservations;
 mod rows;
 mod sessions;
+mod stripe;
 mod sums;
 mod tenant_sums;
 mod tenants;
 mod trends;
 mod usage;
+mod webhooks;
 
 use std::{path::Path, sync::Arc};
 

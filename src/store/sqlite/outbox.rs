@@ -7,10 +7,11 @@ use serde_json::json;
 use super::{
     Failed, SqliteStore,
     audit::Change,
-    rows::{self, Cells, blob, units},
+    rows::{self, Cells, blob, micros, units},
+    stripe,
 };
 use crate::{
-    domain::{administrator::Actor, ids::TenantId, time::Timestamp},
+    domain::{administrator::Actor, feature::FeatureKey, ids::TenantId, time::Timestamp},
     store::{
         StoreResult,
         outbox::{
@@ -128,8 +129,8 @@ pub(super) fn enqueue(tx: &Transaction<'_>, entries: &[NewEntry]) -> Result<u64,
         let inserted = rows::run(
             tx,
             "INSERT INTO outbox (identifier, kind, topic, tenant_id, feature_key, value, lane, status, next_attempt_at,
-                                 created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'pending', ?8, ?8) ON CONFLICT DO NOTHING",
+                                 created_at, about_at, about_period)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'pending', ?8, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
             params![
                 entry.identifier,
                 entry.kind.as_str(),
@@ -139,6 +140,8 @@ pub(super) fn enqueue(tx: &Transaction<'_>, entries: &[NewEntry]) -> Result<u64,
                 units(entry.value),
                 entry.lane,
                 entry.created_at.micros(),
+                entry.about.map(|about| about.at.micros()),
+                entry.about.map(|about| about.period_start.micros()),
             ],
         )?;
         if inserted > 0 {
@@ -182,7 +185,13 @@ fn lease(tx: &Transaction<'_>, asked: Lease) -> Result<Vec<Leased>, Failed> {
             Ok(Leased {
                 identifier: cells.get("identifier")?,
                 topic: cells.get("topic")?,
+                tenant: cells.optional_uuid("tenant_id")?.map(TenantId::new),
+                feature: feature(cells)?,
+                value: cells.optional_quantity("value")?,
+                lane: cells.get("lane")?,
+                about_at: cells.optional_time("about_at")?,
                 attempts: cells.get("attempts")?,
+                doubt_since: cells.optional_time("doubt_since")?,
                 created_at: cells.time("created_at")?,
                 payload: cells.get("payload")?,
             })
@@ -191,8 +200,14 @@ fn lease(tx: &Transaction<'_>, asked: Lease) -> Result<Vec<Leased>, Failed> {
     for it in &leased {
         rows::run(
             tx,
-            "UPDATE outbox SET attempts = ?2, next_attempt_at = ?3 WHERE identifier = ?1",
-            params![it.identifier, it.attempts, asked.until.micros()],
+            "UPDATE outbox SET attempts = ?2, next_attempt_at = ?3, doubt_since = coalesce(doubt_since, ?4)
+             WHERE identifier = ?1",
+            params![
+                it.identifier,
+                it.attempts,
+                asked.until.micros(),
+                asked.now.micros()
+            ],
         )?;
     }
     leased.sort_by(|a, b| (a.created_at, &a.identifier).cmp(&(b.created_at, &b.identifier)));
@@ -203,11 +218,14 @@ fn finish(tx: &Transaction<'_>, finished: &Finished, now: Timestamp) -> Result<(
     let identifier = &finished.identifier;
     let (status, error, next, ended_at) = match &finished.ending {
         Ending::Forgotten => {
-            rows::run(
+            let forgotten = rows::run(
                 tx,
                 "DELETE FROM outbox WHERE identifier = ?1 AND attempts = ?2 AND status = 'pending'",
                 params![identifier, finished.attempts],
             )?;
+            if forgotten > 0 {
+                enqueue(tx, &finished.tell)?;
+            }
             return Ok(());
         }
         Ending::Retry { at, error } => (Status::Pending, Some(error), Some(at.micros()), None),
@@ -217,7 +235,7 @@ fn finish(tx: &Transaction<'_>, finished: &Finished, now: Timestamp) -> Result<(
     };
     let changed = rows::run(
         tx,
-        "UPDATE outbox SET status = ?3, last_error = ?4, next_attempt_at = ?5, finished_at = ?6
+        "UPDATE outbox SET status = ?3, last_error = ?4, next_attempt_at = ?5, finished_at = ?6, doubt_since = ?7
          WHERE identifier = ?1 AND attempts = ?2 AND status = 'pending'",
         params![
             identifier,
@@ -225,15 +243,21 @@ fn finish(tx: &Transaction<'_>, finished: &Finished, now: Timestamp) -> Result<(
             status.as_str(),
             error,
             next,
-            ended_at
+            ended_at,
+            micros(finished.doubt_since)
         ],
     )?;
-    if changed > 0 && status == Status::Sent {
+    if changed == 0 {
+        return Ok(());
+    }
+    enqueue(tx, &finished.tell)?;
+    if status == Status::Sent {
         rows::run(
             tx,
             "DELETE FROM outbox_payloads WHERE identifier = ?1",
             [identifier],
         )?;
+        stripe::note_told(tx, identifier)?;
     }
     Ok(())
 }
@@ -272,6 +296,11 @@ fn replay(tx: &Transaction<'_>, identifier: &str, by: &Actor) -> Result<Replayin
     Ok(find()?.map_or(Replaying::NotFound, Replaying::Replayed))
 }
 
+fn feature(cells: &Cells<'_>) -> Result<Option<FeatureKey>, Failed> {
+    let name: Option<String> = cells.get("feature_key")?;
+    name.map(|_| cells.parse("feature_key")).transpose()
+}
+
 fn kind(cells: &Cells<'_>) -> Result<Kind, Failed> {
     cells.one_of("kind", &Kind::ALL, Kind::as_str)
 }
@@ -281,21 +310,18 @@ fn status(cells: &Cells<'_>) -> Result<Status, Failed> {
 }
 
 fn read(cells: &Cells<'_>) -> Result<OutboxEntry, Failed> {
-    let feature: Option<String> = cells.get("feature_key")?;
     Ok(OutboxEntry {
         identifier: cells.get("identifier")?,
         kind: kind(cells)?,
         topic: cells.get("topic")?,
         tenant: cells.optional_uuid("tenant_id")?.map(TenantId::new),
         tenant_slug: cells.get("slug")?,
-        feature: match feature {
-            Some(_) => Some(cells.parse("feature_key")?),
-            None => None,
-        },
+        feature: feature(cells)?,
         value: cells.optional_quantity("value")?,
         status: status(cells)?,
         attempts: cells.get("attempts")?,
         last_error: cells.get("last_error")?,
+        about_at: cells.optional_time("about_at")?,
         next_attempt_at: cells.optional_time("next_attempt_at")?,
         created_at: cells.time("created_at")?,
     })

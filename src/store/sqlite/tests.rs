@@ -27,7 +27,7 @@ use crate::{
     store::{
         SharedStore, StoreError,
         catalogue::{CatalogueStore as _, Changed},
-        usage::{JournalPosition, Seq, UsageStore as _},
+        usage::{JournalPosition, Seq, Tell, UsageStore as _},
     },
 };
 
@@ -158,7 +158,7 @@ async fn what_was_written_is_there_after_the_store_was_closed() {
     let store = scratch.open();
     store.create_tenant(&acme, &ada()).await.unwrap();
     store
-        .record(std::slice::from_ref(&event), position(3), &[])
+        .record(std::slice::from_ref(&event), position(3), &Tell::default())
         .await
         .unwrap();
     drop(store);
@@ -314,7 +314,11 @@ async fn a_damaged_row_is_an_error_that_names_it() {
     let acme = tenant("acme");
     store.create_tenant(&acme, &ada()).await.unwrap();
     store
-        .record(&[used(acme.tenant_id, 1, ada().at)], position(1), &[])
+        .record(
+            &[used(acme.tenant_id, 1, ada().at)],
+            position(1),
+            &Tell::default(),
+        )
         .await
         .unwrap();
     let hand = scratch.by_hand();
@@ -472,7 +476,7 @@ async fn a_rollup_that_differs_from_its_events_is_named() {
     let store = scratch.open();
     let acme = TenantId::new(new_id());
     store
-        .record(&[used(acme, 3, ada().at)], position(1), &[])
+        .record(&[used(acme, 3, ada().at)], position(1), &Tell::default())
         .await
         .unwrap();
     let hand = scratch.by_hand();
@@ -594,7 +598,10 @@ async fn the_usage_view_sums_the_current_period_of_each_metered_feature() {
     for tenant in [&acme, &hidden] {
         store.create_tenant(tenant, &ada()).await.unwrap();
     }
-    store.record(&events, position(1), &[]).await.unwrap();
+    store
+        .record(&events, position(1), &Tell::default())
+        .await
+        .unwrap();
     let hand = scratch.by_hand();
     hand.execute(
         "UPDATE tenants SET deleted_at = 1 WHERE slug = 'hidden'",

@@ -11,7 +11,7 @@ use super::{
     forget::Forgetting,
     outbox, reservations,
     rows::{self, Cells, blob},
-    sums, tenant_sums,
+    stripe, sums, tenant_sums,
 };
 use crate::{
     domain::{
@@ -25,11 +25,10 @@ use crate::{
     },
     store::{
         StoreResult,
-        outbox::NewEntry,
         rollups::{ROLLUP_MAX, Rollups},
         usage::{
-            CounterOf, Dimension, FeatureSum, JournalPosition, Recorded, Seq, TenantAsk, Totals,
-            UsageStore,
+            CounterOf, Dimension, FeatureSum, JournalPosition, Recorded, Seq, Tell, TenantAsk,
+            Totals, UsageStore,
         },
     },
 };
@@ -40,12 +39,18 @@ impl UsageStore for SqliteStore {
         &self,
         events: &[UsageEvent],
         drained: JournalPosition,
-        tell: &[NewEntry],
+        tell: &Tell,
     ) -> StoreResult<Recorded> {
-        let (events, tell) = (events.to_vec(), tell.to_vec());
+        let (events, tell) = (events.to_vec(), tell.clone());
         self.write("usage.record", move |tx| {
-            let recorded = record(tx, &events, drained)?;
-            outbox::enqueue(tx, &tell)?;
+            let mut new = HashSet::new();
+            let recorded = record(tx, &events, drained, |event| {
+                if !tell.meters.is_empty() {
+                    new.insert(event);
+                }
+            })?;
+            outbox::enqueue(tx, &tell.entries)?;
+            stripe::add_waiting(tx, &tell.meters, &new)?;
             Ok(recorded)
         })
         .await
@@ -240,6 +245,7 @@ fn record(
     tx: &Transaction<'_>,
     events: &[UsageEvent],
     drained: JournalPosition,
+    mut is_new: impl FnMut(EventId),
 ) -> Result<Recorded, Failed> {
     let mut recorded = Recorded::default();
     let mut rollups = Rollups::default();
@@ -269,6 +275,7 @@ fn record(
             recorded.duplicates += 1;
         } else {
             recorded.inserted += 1;
+            is_new(event.event_id);
             rollups.add(event);
         }
         if event.source == Source::Reservation {

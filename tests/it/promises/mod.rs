@@ -17,5 +17,6 @@ mod reported;
 mod reservations;
 mod scopes;
 mod stays_up;
+mod stripe;
 mod time_is_right;
 mod torture;

@@ -6,6 +6,7 @@ mod gate;
 pub(crate) mod postgres;
 mod prometheus;
 mod receiver;
+pub(crate) mod stripe;
 mod tenant;
 pub(crate) mod torture;
 mod upstream;

@@ -1,0 +1,3 @@
+//! Whom money is to be collected by.
+
+pub mod stripe;

@@ -1,0 +1,8 @@
+//! Stripe is told of everything once, and what it tells holds, whatever fails and in whatever order it comes.
+
+mod push;
+mod reconcile;
+mod served;
+mod simulation;
+mod webhooks;
+mod world;

@@ -1,0 +1,259 @@
+//! The built server and a Stripe that fails: kills, commands, webhooks over HTTP.
+
+use serde_json::{Value, json};
+
+use super::world::{subscription, with_price};
+use crate::support::{
+    Tenant, Tollgate, eventually, hard,
+    stripe::{FakeStripe, KEY, StripeFault, WEBHOOK_SECRET, deliver_signed, event, signed},
+};
+
+const FEATURES: [&str; 3] = ["messages", "input_tokens", "output_tokens"];
+
+async fn serve(stripe: &FakeStripe) -> Tollgate {
+    for feature in FEATURES {
+        stripe.add_meter(&format!("llm_{feature}"), json!({}));
+    }
+    Tollgate::serve()
+        .set("ENABLE_STRIPE_USAGE", "true")
+        .set("STRIPE_SECRET_KEY", KEY)
+        .set("STRIPE_WEBHOOK_SECRET", WEBHOOK_SECRET)
+        .set("STRIPE_API_BASE", stripe.base())
+        .set("STRIPE_PUSH_INTERVAL_SECONDS", "1")
+        .start()
+        .await
+}
+
+/// A tenant that is billed for everything, as `cus_SLUG`.
+async fn billed(gate: &Tollgate, slug: &str, messages: i64) -> Tenant {
+    let tenant = gate
+        .tenant(slug)
+        .limit("messages", hard(messages))
+        .create()
+        .await;
+    for feature in FEATURES {
+        let meter = format!("llm_{feature}");
+        gate.cli_json(&[
+            "plan",
+            "feature",
+            "set",
+            &tenant.plan,
+            feature,
+            "--stripe-meter",
+            &meter,
+        ])
+        .await;
+    }
+    let customer = format!("cus_{slug}");
+    let subscribe = [
+        "tenant",
+        "subscribe",
+        slug,
+        "--plan",
+        &tenant.plan,
+        "--processor-customer-id",
+        &customer,
+    ];
+    gate.cli_json(&subscribe).await;
+    tenant
+}
+
+async fn sums_agree(stripe: &FakeStripe, tenant: &Tenant, customer: &str) {
+    for feature in FEATURES {
+        let used = tenant.total(feature).await;
+        let meter = format!("llm_{feature}");
+        eventually(&format!("Stripe has {used} {feature}"), || async {
+            (stripe.sum(customer, &meter) == used).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn kills_and_failures_of_every_kind_leave_stripe_with_what_was_used() {
+    let stripe = FakeStripe::start().await;
+    let mut gate = serve(&stripe).await;
+    let mut acme = billed(&gate, "acme", 10_000).await;
+    for fault in [
+        StripeFault::Fails,
+        StripeFault::AppliesAndHangsUp,
+        StripeFault::HangsUp,
+        StripeFault::AppliesAndFails,
+    ] {
+        stripe.always(Some(fault));
+        futures_util::future::join_all((0..10).map(|_| acme.chat("hi"))).await;
+        let calls = stripe.calls();
+        eventually("Stripe is asked", || async {
+            (stripe.calls() > calls).then_some(())
+        })
+        .await;
+        gate = gate.restart().await; // kill -9
+        acme = acme.at(&gate);
+    }
+    stripe.always(None);
+    assert_eq!(acme.total("messages").await, 40);
+    // What a kill left leased comes back when its lease ends, what failed after its pause.
+    sums_agree(&stripe, &acme, "cus_acme").await;
+    assert_eq!(stripe.lock_timeouts(), 0);
+    let found = gate.cli_json(&["stripe", "reconcile"]).await;
+    for item in found["items"].as_array().unwrap() {
+        assert_eq!(item["difference"], 0, "{item}");
+    }
+    assert!(gate.metric("stripe_push_total", "result=\"ok\"").await > 0);
+    assert!(gate.metric("stripe_push_total", "result=\"error\"").await > 0);
+    gate.finish().await;
+}
+
+#[tokio::test]
+async fn commands_push_list_replay_and_compare() {
+    let stripe = FakeStripe::start().await;
+    let gate = serve(&stripe).await;
+    let acme = billed(&gate, "acme", 100).await;
+    stripe.add_customer("cus_somebody_else");
+    acme.chat("hi").await.expect_ok();
+    let pushed = gate.cli_json(&["stripe", "push"]).await;
+    assert_eq!(pushed["pending"], 0, "{pushed}");
+    assert_eq!(pushed["dead"], 3, "{pushed}");
+    let listed = gate
+        .cli_json(&[
+            "stripe", "outbox", "list", "--status", "dead", "--tenant", "acme",
+        ])
+        .await;
+    let items = listed["items"].as_array().unwrap();
+    assert_eq!(items.len(), 3);
+    assert!(
+        items[0]["last_error"]
+            .as_str()
+            .unwrap()
+            .contains("No such customer")
+    );
+    let findings = gate.cli(&["doctor", "--output", "json"]).await;
+    assert!(
+        findings.stdout.contains("given up: 3 entries"),
+        "{}",
+        findings.stdout
+    );
+
+    stripe.add_customer("cus_acme");
+    let one = items[0]["identifier"].as_str().unwrap();
+    gate.cli_json(&["stripe", "outbox", "replay", one]).await;
+    let rest = gate
+        .cli_json(&["stripe", "outbox", "replay", "--dead"])
+        .await;
+    assert_eq!(rest["items"].as_array().unwrap().len(), 2);
+    sums_agree(&stripe, &acme, "cus_acme").await;
+    let statement = gate
+        .cli_json(&["usage", "statement", "--tenant", "acme"])
+        .await;
+    for line in statement["features"].as_array().unwrap() {
+        assert_eq!(line["difference"], 0, "{line}");
+    }
+    stripe.add_product("prod_1", json!({"plan_code": acme.plan}));
+    let synced = gate.cli_json(&["stripe", "sync"]).await;
+    assert_eq!(synced["plans"][0]["product"], "prod_1");
+    assert_eq!(stripe.features_of("prod_1").len(), 3);
+    let status = gate.metric("stripe_outbox_pending", "").await;
+    assert_eq!(status, 0);
+    gate.finish().await;
+}
+
+#[tokio::test]
+async fn an_upgrade_lifts_a_block_at_once_and_a_pause_stops_it() {
+    let stripe = FakeStripe::start().await;
+    let gate = serve(&stripe).await;
+    let acme = billed(&gate, "acme", 1).await;
+    gate.cli_json(&["plan", "create", "large", "--name", "Large"])
+        .await;
+    gate.cli_json(&[
+        "plan", "feature", "set", "large", "messages", "--hard", "1000",
+    ])
+    .await;
+    acme.chat("hi").await.expect_ok();
+    acme.chat("hi").await.expect(429, "usage_limit_exceeded");
+    let now = tollgate::clock::Clock::System.now().seconds();
+    let told = |id: &str, kind: &str, at: i64, change: Value| {
+        let mut object = subscription("sub_1", json!({"items": with_price("large")}));
+        let item = &mut object["items"]["data"][0];
+        item["current_period_start"] = json!(now - 86_400);
+        item["current_period_end"] = json!(now + 86_400);
+        for (key, value) in change.as_object().unwrap() {
+            object[key] = value.clone();
+        }
+        event(id, &format!("customer.subscription.{kind}"), at, &object)
+    };
+    let upgrade = told("evt_1", "updated", now - 9, json!({}));
+    let (status, answer) = stripe.deliver(&gate.base, &upgrade).await;
+    assert_eq!(
+        (status, answer),
+        (200, json!({"received": true, "duplicate": false}))
+    );
+    acme.chat("hi").await.expect_ok();
+    let (status, answer) = stripe.deliver(&gate.base, &upgrade).await;
+    assert_eq!(
+        (status, answer),
+        (200, json!({"received": true, "duplicate": true}))
+    );
+
+    let paused = told("evt_2", "paused", now - 8, json!({"status": "paused"}));
+    stripe.deliver(&gate.base, &paused).await;
+    acme.chat("hi").await.expect(402, "subscription_inactive");
+
+    let body = upgrade.to_string();
+    for (signature, body) in [
+        (signed("whsec_wrong", now, &body), body.clone()),
+        (signed(WEBHOOK_SECRET, now - 1000, &body), body.clone()),
+        (signed(WEBHOOK_SECRET, now, "{"), "{".to_owned()),
+        (String::new(), body),
+    ] {
+        let (status, answer) = deliver_signed(&gate.base, &signature, body).await;
+        assert_eq!(
+            (status, &answer["error"]["code"]),
+            (400, &json!("invalid_request"))
+        );
+    }
+    let large = "x".repeat((1 << 20) + 1);
+    let (status, _) = deliver_signed(&gate.base, &signed(WEBHOOK_SECRET, now, &large), large).await;
+    assert_eq!(status, 413);
+    let listed = gate.cli_json(&["stripe", "webhook", "list"]).await;
+    assert_eq!(listed["items"].as_array().unwrap().len(), 2);
+    let name = "stripe_webhook_events_total";
+    assert_eq!(gate.metric(name, "result=\"duplicate\"").await, 1);
+    assert_eq!(
+        gate.metric(name, "event_type=\"customer.subscription.paused\"")
+            .await,
+        1
+    );
+    gate.finish().await;
+}
+
+#[tokio::test]
+async fn without_stripe_its_webhooks_and_commands_say_so() {
+    let gate = Tollgate::serve().start().await;
+    let (status, answer) = deliver_signed(&gate.base, "t=1,v1=00", "{}".to_owned()).await;
+    assert_eq!(status, 404);
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("ENABLE_STRIPE_USAGE is false"),
+        "{message}"
+    );
+    let run = gate.cli(&["stripe", "push"]).await;
+    assert_eq!(run.code, 1);
+    assert!(
+        run.stderr.contains("set ENABLE_STRIPE_USAGE=true"),
+        "{}",
+        run.stderr
+    );
+    gate.finish().await;
+}
+
+#[tokio::test]
+async fn a_switch_without_a_key_stops_the_start() {
+    let serve = Tollgate::serve().set("ENABLE_STRIPE_USAGE", "true");
+    let ended = serve.try_start().await.map(|_| ()).unwrap_err();
+    assert_eq!(ended.code, 1);
+    assert!(
+        ended.stderr.contains("STRIPE_SECRET_KEY is not set"),
+        "{}",
+        ended.stderr
+    );
+}
