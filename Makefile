@@ -144,7 +144,8 @@ BUILT := $(TARGET_DIR)/$(HOST)/release/tollgate
 .PHONY: dist
 dist: static-binary ## Build the static binary, and pack it as tarball, .deb and an image's context, with checksums: dist/
 	rm -rf $(STAGE) dist/*.deb dist/*.tar.gz dist/container dist/SHA256SUMS
-	mkdir -p $(STAGE)/man $(STAGE)/completions dist/container/data dist/container/tmp
+	mkdir -p $(STAGE)/man $(STAGE)/completions
+	install -d -m 0700 dist/container/directories/data dist/container/directories/tmp
 	cp $(BUILT) README.md LICENSE CHANGELOG.md $(STAGE)/
 	cp -r packaging $(STAGE)/
 	$(STAGE)/tollgate man > $(STAGE)/man/tollgate.1

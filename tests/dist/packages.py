@@ -66,9 +66,11 @@ def deb(path: Path) -> None:
 def container(context: Path) -> None:
     containerfile = (context / "Containerfile").read_text()
     sources = re.findall(r"^COPY (?:--\S+ )*(\S+) \S+$", containerfile, re.MULTILINE)
-    assert sources == ["tollgate", "data", "tmp"], sources
+    assert sources == ["tollgate", "directories"], sources
     for source in sources:
         assert (context / source).exists(), f"{source} is not in the image's context"
+    for directory in ["data", "tmp"]:
+        assert stat.S_IMODE((context / "directories" / directory).stat().st_mode) == 0o700, directory
     assert stat.S_IMODE((context / "tollgate").stat().st_mode) & 0o111
     assert "FROM scratch" in containerfile and "USER 65532" in containerfile
     print("ok    the image's context is whole")
