@@ -171,6 +171,10 @@ static-binary:
 test-image: ## Build the image of `make dist`, and run what it says in what it holds (as root, needs buildah)
 	python3 tests/dist/image.py dist/container
 
+.PHONY: test-fresh
+test-fresh: ## Run the README's first two commands in a Debian that has a Rust toolchain and make only (as root, needs debootstrap)
+	PYTHONDONTWRITEBYTECODE=1 python3 tests/dist/fresh.py $(abspath $(TARGET_DIR))/debian
+
 .PHONY: test-deb
 test-deb: ## Install, run, upgrade and purge the .deb of `make dist` in a Debian of its own, under systemd (as root, needs debootstrap)
-	python3 tests/dist/deb.py dist/tollgate_$(VERSION)_$(shell dpkg --print-architecture).deb $(STAGE) $(TARGET_DIR)/debian
+	PYTHONDONTWRITEBYTECODE=1 python3 tests/dist/deb.py dist/tollgate_$(VERSION)_$(shell dpkg --print-architecture).deb $(STAGE) $(TARGET_DIR)/debian
