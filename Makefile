@@ -61,6 +61,7 @@ torture: ## Run the long forms of the tests that kill, cut the power and fail di
 	export TORTURE_KILLS="$${TORTURE_KILLS:-1000}" TORTURE_JOURNAL_FAULTS="$${TORTURE_JOURNAL_FAULTS:-120}"; \
 	export TORTURE_JOURNAL_DISK_FAULTS="$${TORTURE_JOURNAL_DISK_FAULTS:-2100}"; \
 	export TORTURE_STORE_DISK_FAULTS="$${TORTURE_STORE_DISK_FAULTS:-2100}"; \
+	export TORTURE_CHECKPOINT_FAULTS="$${TORTURE_CHECKPOINT_FAULTS:-420}"; \
 	env | grep ^TORTURE_ | sort; \
 	if command -v cargo-nextest >/dev/null; then cargo nextest run --locked --profile torture torture::; \
 		else cargo test --locked torture:: -- --nocapture; fi

@@ -251,3 +251,40 @@ async fn a_start_on_a_failing_disk_says_so_or_heals_and_the_next_one_finds_every
     }
     bench.finish().await;
 }
+
+/// Stopping writes the store's log back into its file and takes the log away: the one time that happens to a small store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_call_fails_while_the_stores_log_is_written_back_the_next_start_finds_everything()
+{
+    let mut bench = Bench::start(Tollgate::serve()).await;
+    let mut failed = 0;
+    for seed in torture::rounds(12, "CHECKPOINT_FAULTS") {
+        bench.ask().await;
+        // What is drained is in the log; a stop then has little else to do than to write it back.
+        let answered = bench.answered;
+        assert_eq!(bench.acme.total("messages").await, answered);
+        let (calls, how) = KINDS[usize::try_from(seed % 7).unwrap()];
+        bench.disk.arm(Fault {
+            path: STORE,
+            calls,
+            how,
+            good: seed * 13 % 60,
+            bad: [1, 2, 7, LASTING][usize::try_from(seed % 4).unwrap()],
+        });
+        let code = bench.gate.terminate().await;
+        failed += u64::from(bench.disk.failed() > 0);
+        bench.disk.heal();
+        let log = bench.gate.log();
+        assert!(matches!(code, 0 | 1), "seed {seed}: exit {code}: {log}");
+        assert!(!log.contains("panicked"), "seed {seed}: {log}");
+        bench.gate = bench.gate.settings().start().await;
+        bench.acme = bench.acme.at(&bench.gate);
+        let counted = (
+            bench.acme.used("messages").await,
+            bench.acme.total("messages").await,
+        );
+        assert_eq!(counted, (answered, answered), "seed {seed}");
+    }
+    assert!(failed > 0, "no fault came while anything was written back");
+    bench.finish().await;
+}
