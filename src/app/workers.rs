@@ -70,6 +70,8 @@ enum Again {
     AfterUsage(Duration),
     /// Once the store tells that the catalogue may have changed, or after this time.
     OnChange(Duration),
+    /// Once an application has reserved something.
+    AfterReserved,
 }
 
 /// Starts all jobs; each ends when the server stops, the drain after a last attempt to move everything.
@@ -85,10 +87,12 @@ pub(super) fn start(app: &App) {
         let health = Arc::clone(&journal);
         async move { health.lock().await.watch(&app) }
     });
-    job(
-        app,
-        |app| async move { Again::After(app.reservations.expire()) },
-    );
+    job(app, |app| async move {
+        match app.reservations.expire() {
+            Some(pause) => Again::After(pause),
+            None => Again::AfterReserved,
+        }
+    });
     job(app, |app| async move { prune(&app).await });
     job(app, |app| async move { keep_decisions(&app).await });
     for sender in &app.senders {
@@ -137,6 +141,7 @@ where
                         app.recorder.journal().written().await;
                         tokio::time::sleep(pause).await;
                     }
+                    Again::AfterReserved => app.reservations.made().await,
                 }
             };
             tokio::select! {

@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::Notify;
+
 use crate::{
     app::tasks::Tasks,
     clock::{self, Clock},
@@ -130,6 +132,7 @@ pub struct Reservations {
     tasks: Tasks,
     node: String,
     open: Mutex<Open>,
+    made: Notify,
     settling: [tokio::sync::Mutex<()>; PLACES],
     expired: AtomicU64,
 }
@@ -174,6 +177,7 @@ impl Reservations {
             tasks,
             node,
             open: Mutex::default(),
+            made: Notify::new(),
             settling: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             expired: AtomicU64::default(),
         });
@@ -275,6 +279,7 @@ impl Reservations {
         self.store.add_reservation(&reservation).await?;
         if let Some(hold) = allowed.hold {
             self.lock().insert(hold, reservation.expires_at);
+            self.made.notify_one();
         }
         Ok(Reserved {
             reservation,
@@ -461,8 +466,13 @@ impl Reservations {
         }
     }
 
-    /// Gives back what expired by now; when to look again.
-    pub fn expire(&self) -> Duration {
+    /// Waits until something was reserved since this was last waited for. One at a time may wait.
+    pub async fn made(&self) {
+        self.made.notified().await;
+    }
+
+    /// Gives back what expired by now; when to look again, `None` while nothing is reserved.
+    pub fn expire(&self) -> Option<Duration> {
         let now = self.clock.now();
         let mut open = self.lock();
         let mut expired = Vec::new();
@@ -477,10 +487,8 @@ impl Reservations {
         let count = u64::try_from(expired.len()).unwrap_or(u64::MAX);
         self.expired.fetch_add(count, Ordering::Relaxed);
         drop(expired);
-        next.map_or(LONGEST_PAUSE, |next| {
-            next.since(now)
-                .clamp(Duration::from_millis(1), LONGEST_PAUSE)
-        })
+        let pause = next?.since(now);
+        Some(pause.clamp(Duration::from_millis(1), LONGEST_PAUSE))
     }
 
     /// Those that hold something now, of every node, as the store knows them.
