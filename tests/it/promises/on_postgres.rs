@@ -56,7 +56,8 @@ async fn every_answered_request_is_counted_once_though_the_server_is_killed() {
     for _ in 0..5 {
         let (here, enough) = (acme.at(&gate), AtomicI64::new(0));
         let loads = (0..8).map(|_| async {
-            let body = json!({ "model": "gpt-5.1", "messages": [{ "role": "user", "content": "hi" }] });
+            let body =
+                json!({ "model": "gpt-5.1", "messages": [{ "role": "user", "content": "hi" }] });
             while let Ok(answer) = here.try_post("/v1/chat/completions", &body).await {
                 assert_eq!(answer.status, 200, "{}", answer.text);
                 answered.fetch_add(1, Ordering::SeqCst);
@@ -77,7 +78,10 @@ async fn every_answered_request_is_counted_once_though_the_server_is_killed() {
     let acme = acme.at(&gate);
     let (answered, counted) = (answered.into_inner(), acme.total("messages").await);
     // What was written down when the kill came may have had no answer yet.
-    assert!(answered <= counted && counted <= answered + 5 * 8, "{answered} answered, {counted} counted");
+    assert!(
+        answered <= counted && counted <= answered + 5 * 8,
+        "{answered} answered, {counted} counted"
+    );
     assert_eq!(acme.used("messages").await, counted);
     gate.finish().await;
 }
@@ -115,8 +119,10 @@ async fn what_is_changed_on_one_server_holds_on_the_other_within_a_second() {
             );
         }
         let limit = (1_000 + round).to_string();
-        here.cli_json(&["plan", "feature", "set", &acme.plan, "messages", "--hard", &limit])
-            .await;
+        here.cli_json(&[
+            "plan", "feature", "set", &acme.plan, "messages", "--hard", &limit,
+        ])
+        .await;
         let changed = Instant::now();
         eventually("the other server has the new limit", || async {
             let item = elsewhere.usage("messages").await;
@@ -136,7 +142,11 @@ async fn servers_that_write_to_one_database_lose_nothing_and_double_nothing() {
     let database = new_database();
     let upstream = FakeOpenAi::start().await;
     let serve = || Tollgate::serve().upstream(&upstream).on_postgres(&database);
-    let gates = [serve().start().await, serve().start().await, serve().start().await];
+    let gates = [
+        serve().start().await,
+        serve().start().await,
+        serve().start().await,
+    ];
     let acme = gates[0].tenant("acme").create().await;
     let tenants: Vec<Tenant> = gates.iter().map(|gate| acme.at(gate)).collect();
     join_all(tenants.iter().map(|tenant| async {
@@ -201,7 +211,10 @@ async fn with_postgres_stopped_or_standing_still_chat_goes_on_and_usage_arrives_
             // Longer than what is cached is trusted.
             let before = answered.load(Ordering::SeqCst);
             tokio::time::sleep(Duration::from_millis(1_500)).await;
-            assert!(answered.load(Ordering::SeqCst) > before + 10, "chat goes on");
+            assert!(
+                answered.load(Ordering::SeqCst) > before + 10,
+                "chat goes on"
+            );
             assert!(gate.metric("usage_journal_pending", "").await > 0);
             mend_it(&cluster);
             gate.is_ready().await;
@@ -211,7 +224,10 @@ async fn with_postgres_stopped_or_standing_still_chat_goes_on_and_usage_arrives_
         eprintln!("the slowest answer took {slowest:.1?}");
         assert!(slowest < Duration::from_secs(2), "{slowest:?}"); // 250 ms, and a busy machine
         gate.is_drained().await;
-        assert_eq!(acme.total("messages").await, answered.load(Ordering::SeqCst));
+        assert_eq!(
+            acme.total("messages").await,
+            answered.load(Ordering::SeqCst)
+        );
     }
     assert!(!gate.log().contains("panicked"), "{}", gate.log());
 }
@@ -229,9 +245,14 @@ async fn closed_refuses_what_can_not_be_decided_while_postgres_is_away() {
     gate.is_drained().await;
     cluster.stop();
     let bob = acme.with_user("bob");
-    bob.complete(json!({})).await.expect(503, "usage_store_unavailable");
+    bob.complete(json!({}))
+        .await
+        .expect(503, "usage_store_unavailable");
     bob.chat("hi").await.expect(503, "usage_store_unavailable");
-    acme.with_key("tg_unknown").chat("hi").await.expect(503, "usage_store_unavailable");
+    acme.with_key("tg_unknown")
+        .chat("hi")
+        .await
+        .expect(503, "usage_store_unavailable");
     cluster.start();
     gate.is_ready().await;
     bob.chat("hi").await.expect_ok();
@@ -257,10 +278,19 @@ async fn commands_know_postgres_and_never_show_its_password() {
     let config = gate.cli(&["config"]).await;
     let doctor = gate.cli(&["doctor"]).await;
     let test = ["setup", "--sections", "storage", "--non-interactive"];
-    let setup = gate.cli(&[&test[..], &["--dry-run", "--output", "json"]].concat()).await;
-    let gone = serve.clone().set("DATABASE_URL", &url.replace("127.0.0.1", "127.0.0.2"));
-    let unreached = gone.set("TOLLGATE_DATA_DIR", "elsewhere").cli(&["plan", "list"]).await;
-    for run in [migrated, looked, made, restored, config, doctor, setup, unreached] {
+    let setup = gate
+        .cli(&[&test[..], &["--dry-run", "--output", "json"]].concat())
+        .await;
+    let gone = serve
+        .clone()
+        .set("DATABASE_URL", &url.replace("127.0.0.1", "127.0.0.2"));
+    let unreached = gone
+        .set("TOLLGATE_DATA_DIR", "elsewhere")
+        .cli(&["plan", "list"])
+        .await;
+    for run in [
+        migrated, looked, made, restored, config, doctor, setup, unreached,
+    ] {
         let said = format!("{}{}", run.stdout, run.stderr);
         assert!(!said.contains(postgres::PASSWORD), "{said}");
     }
@@ -270,7 +300,11 @@ async fn commands_know_postgres_and_never_show_its_password() {
 #[tokio::test]
 async fn a_deployment_moves_to_postgres_with_its_history_and_what_waits_in_its_journal() {
     let mut gate = Tollgate::serve().start().await;
-    let acme = gate.tenant("acme").limit("messages", hard(12)).create().await;
+    let acme = gate
+        .tenant("acme")
+        .limit("messages", hard(12))
+        .create()
+        .await;
     for _ in 0..10 {
         acme.chat("hi").await.expect_ok();
     }
