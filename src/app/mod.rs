@@ -130,6 +130,8 @@ impl App {
             provider,
         } = ground;
         let metrics = Arc::new(Metrics::new(config.cache_backend.as_str()));
+        let measured = Arc::clone(&metrics);
+        store.measure_with(Arc::new(move |it| measured.transacted(it)));
         let prices = Prices::open(config.prices.as_deref(), &config.data_dir)
             .context("the price list can't be taken (TOLLGATE_PRICES)")?;
         metrics.list_models(prices.list().patterns().map(str::to_owned));

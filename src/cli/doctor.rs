@@ -226,6 +226,9 @@ async fn running(loaded: &Loaded, words: &[String]) -> Vec<Finding> {
     }
     let mut findings = vec![Finding::skipped(check, "does not run on this data dir")];
     if !path.is_dir() || !loaded.unavailable.is_empty() {
+        if let Database::Postgres(url) = &loaded.config.database {
+            findings.push(postgres_finding(url).await);
+        }
         return findings;
     }
     let held = match DataDir::open(path) {
@@ -251,7 +254,10 @@ async fn unopenable(config: &Config) -> Vec<Finding> {
     let mut faults = Vec::new();
     match &config.database {
         Database::Sqlite(path) => faults.extend(database_fault(path)),
-        Database::Postgres(url) => faults.extend(postgres_fault(url).await),
+        Database::Postgres(url) => {
+            let found = postgres_finding(url).await;
+            faults.extend((found.severity != Severity::Ok).then_some(found));
+        }
     }
     let journal = data_dir::journal_path(&config.data_dir);
     if let Err(why) = Journal::inspect(&journal) {
@@ -301,32 +307,38 @@ fn database_fault(path: &Path) -> Option<Finding> {
     }
 }
 
-async fn postgres_fault(url: &PostgresUrl) -> Option<Finding> {
+async fn postgres_finding(url: &PostgresUrl) -> Finding {
     let check = "store";
     let known = postgres::newest_schema_version();
     match postgres::inspect(url).await {
-        Err(error) => Some(Finding::error(
+        Err(error) => Finding::error(
             check,
             error.to_string(),
             "check DATABASE_URL, the server, and the network between here and there",
-        )),
-        Ok(found) if found.schema_version > known => Some(Finding::error(
+        ),
+        Ok(found) if found.schema_version > known => Finding::error(
             check,
             format!(
                 "{url}: its schema is at version {}, newer than {known}, the newest that this tollgate knows",
                 found.schema_version
             ),
             "use the tollgate that wrote it, or restore a backup made before the upgrade",
-        )),
-        Ok(found) if found.schema_version < known => Some(Finding::warning(
+        ),
+        Ok(found) if found.schema_version < known => Finding::warning(
             check,
             format!(
                 "{url}: Postgres {}, schema version {}; this tollgate's is {known}",
                 found.server_version, found.schema_version
             ),
             "make a backup (pg_dump -Fc); `tollgate migrate` or `tollgate serve` then brings it up to date",
-        )),
-        Ok(_) => None,
+        ),
+        Ok(found) => Finding::ok(
+            check,
+            format!(
+                "{url}: Postgres {}, schema version {known}",
+                found.server_version
+            ),
+        ),
     }
 }
 

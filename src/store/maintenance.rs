@@ -1,6 +1,6 @@
 //! What operators' commands need of a store beyond its data.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -19,8 +19,28 @@ pub trait StoreCopy: Send {
     fn write_to(self: Box<Self>, path: &Path) -> StoreResult<()>;
 }
 
+/// How a transaction went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transacted {
+    /// Such as `usage.record`.
+    pub name: &'static str,
+    pub took: Duration,
+    /// How often it was run: more than once if the store asked for that.
+    pub attempts: u32,
+    /// Done, or rightly refused.
+    pub is_done: bool,
+}
+
+/// Told of every transaction.
+pub type Measure = Arc<dyn Fn(Transacted) + Send + Sync>;
+
 #[async_trait]
 pub trait MaintenanceStore: Send + Sync {
+    /// Has `measure` told of every transaction, if the store has a server of its own; the first one given stays.
+    fn measure_with(&self, measure: Measure) {
+        drop(measure);
+    }
+
     /// Keeps the present state for copying.
     async fn begin_copy(&self) -> StoreResult<Box<dyn StoreCopy>>;
 

@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     domain::{feature::FeatureKey, limit::LimitType, quantity::Quantity},
-    store::outbox::{Kind, Status},
+    store::{
+        maintenance::Transacted,
+        outbox::{Kind, Status},
+    },
 };
 
 /// From 1 µs on: a decision is made in memory.
@@ -30,6 +33,7 @@ const DECISION_BUCKETS: [f64; 12] = [
 const COMMIT_BUCKETS: [f64; 12] = [
     5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3, 0.0128, 0.05, 0.25, 1.0,
 ];
+const TRANSACTION_BUCKETS: [f64; 8] = [5e-4, 1e-3, 2.5e-3, 0.01, 0.05, 0.25, 1.0, 5.0];
 const REQUEST_BUCKETS: [f64; 14] = [
     2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0, 600.0,
 ];
@@ -100,6 +104,9 @@ pub struct Metrics {
     decision_seconds: Histogram,
     commit_seconds: Histogram,
     http_requests: IntCounterVec,
+    store_seconds: HistogramVec,
+    store_repeats: IntCounterVec,
+    store_failures: IntCounterVec,
     http_seconds: HistogramVec,
     upstream_seconds: HistogramVec,
     cache_hit: IntCounter,
@@ -268,6 +275,22 @@ impl Metrics {
                 "usage_commit_seconds",
                 "Time until usage was written down durably",
                 &COMMIT_BUCKETS,
+            ),
+            store_seconds: declare.histograms(
+                "usage_store_transaction_seconds",
+                "Time of a transaction of a store on a server, its repeats included",
+                &["transaction"],
+                &TRANSACTION_BUCKETS,
+            ),
+            store_repeats: declare.counters(
+                "usage_store_repeats_total",
+                "Transactions of a store on a server that were run again",
+                &["transaction"],
+            ),
+            store_failures: declare.counters(
+                "usage_store_failures_total",
+                "Transactions of a store on a server that could not be done",
+                &["transaction"],
             ),
             http_requests: declare.counters(
                 "http_requests_total",
@@ -473,6 +496,17 @@ impl Metrics {
 
     pub fn decided_in(&self, took: Duration) {
         self.decision_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A transaction of a store has ended.
+    pub fn transacted(&self, it: Transacted) {
+        let name = &[it.name];
+        let took = it.took.as_secs_f64();
+        self.store_seconds.with_label_values(name).observe(took);
+        let repeats = u64::from(it.attempts.saturating_sub(1));
+        self.store_repeats.with_label_values(name).inc_by(repeats);
+        let failures = self.store_failures.with_label_values(name);
+        failures.inc_by(u64::from(!it.is_done));
     }
 
     pub fn committed_in(&self, took: Duration) {

@@ -1,6 +1,7 @@
 //! Plans, tenants, subscriptions, overrides and grants, and the feed of what changed.
 
 use async_trait::async_trait;
+use futures_util::future::try_join3;
 use uuid::Uuid;
 
 use super::{
@@ -288,13 +289,22 @@ pub(super) async fn find_policy(tx: &Tx, tenant: TenantId) -> Result<Option<Tena
     let Some(tenant) = tenants::find(tx, &TenantRef::Id(tenant)).await? else {
         return Ok(None);
     };
-    let plan = match &tenant.subscription {
-        Some(subscription) => plans::find(tx, &subscription.plan_code).await?,
-        None => None,
+    let plan = async {
+        match &tenant.subscription {
+            Some(subscription) => plans::find(tx, &subscription.plan_code).await,
+            None => Ok(None),
+        }
     };
-    let grants = grants_of(tx, &[tenant.tenant_id]).await?;
+    // Asked together: one way there and back for all.
+    let tenants = [tenant.tenant_id];
+    let (plan, grants, resets) = try_join3(
+        plan,
+        grants_of(tx, &tenants),
+        resets_of(tx, tenant.tenant_id),
+    )
+    .await?;
     Ok(Some(TenantPolicy {
-        resets: resets_of(tx, tenant.tenant_id).await?,
+        resets,
         tenant,
         plan,
         grants,

@@ -14,12 +14,16 @@ use crate::{
     provider::resolve::Resolver,
     store::{
         StoreError, StoreResult,
-        maintenance::{MaintenanceStore, StoreCopy},
+        maintenance::{MaintenanceStore, Measure, StoreCopy},
     },
 };
 
 #[async_trait]
 impl MaintenanceStore for PostgresStore {
+    fn measure_with(&self, measure: Measure) {
+        self.pool.measure_with(measure);
+    }
+
     async fn begin_copy(&self) -> StoreResult<Box<dyn StoreCopy>> {
         Err(StoreError::Unavailable(NO_COPY.to_owned()))
     }

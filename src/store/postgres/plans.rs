@@ -1,5 +1,7 @@
 //! Plans, their features and limits, in tables.
 
+use futures_util::future::try_join;
+
 use super::{
     Failed, already_exists,
     audit::Change,
@@ -234,11 +236,12 @@ fn read_plan(cells: &Cells<'_>) -> Result<Plan, Failed> {
 /// All of them with their features, in the order given.
 async fn with_features(tx: &Tx, mut plans: Vec<Plan>) -> Result<Vec<Plan>, Failed> {
     let codes: Vec<&str> = plans.iter().map(|plan| plan.code.as_str()).collect();
+    let asked = params![codes];
     let features = rows::list(
         tx,
         "plan_features",
         "SELECT * FROM plan_features WHERE plan_code = ANY ($1)",
-        params![codes],
+        asked,
         |cells| {
             let feature = PlanFeature {
                 key: cells.parse("feature_key")?,
@@ -251,22 +254,21 @@ async fn with_features(tx: &Tx, mut plans: Vec<Plan>) -> Result<Vec<Plan>, Faile
             };
             Ok((cells.parse::<PlanCode>("plan_code")?, feature))
         },
-    )
-    .await?;
-    let limits: Vec<(PlanCode, FeatureKey, Limit)> = rows::list(
+    );
+    let limits = rows::list(
         tx,
         "plan_feature_limits",
         "SELECT * FROM plan_feature_limits WHERE plan_code = ANY ($1) ORDER BY plan_code, position",
-        params![codes],
+        asked,
         |cells| {
             Ok((
-                cells.parse("plan_code")?,
-                cells.parse("feature_key")?,
+                cells.parse::<PlanCode>("plan_code")?,
+                cells.parse::<FeatureKey>("feature_key")?,
                 read_limit(cells)?,
             ))
         },
-    )
-    .await?;
+    );
+    let (features, limits) = try_join(features, limits).await?;
     for (code, feature) in features {
         if let Some(plan) = plans.iter_mut().find(|plan| plan.code == code) {
             plan.features.push(feature);

@@ -4,10 +4,10 @@ use std::{
     future::Future,
     ops::Deref,
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use deadpool::{
@@ -24,12 +24,16 @@ use super::{
     text_of,
     watch::{Patience, Watch},
 };
-use crate::store::{StoreError, StoreResult};
+use crate::store::{
+    StoreError, StoreResult,
+    maintenance::{Measure, Transacted},
+};
 
 /// Connections for transactions; the watch has one more.
 const CONNECTIONS: usize = 8;
-/// How long a request waits for a connection before it gives up (the promise of `UsageStore::totals`).
-const REQUEST_WAIT: Duration = Duration::from_millis(250);
+/// How long a request waits for a connection while the server answers: many new tenants at once are no reason to let
+/// them by uncounted. For a server that does not answer it waits 250 ms, whatever it is doing ([`Watch`]).
+const REQUEST_WAIT: Duration = Duration::from_secs(2);
 const WORK_WAIT: Duration = Duration::from_secs(5);
 /// How often a transaction is run, should Postgres undo it or a connection turn out to be dead.
 const ATTEMPTS: u32 = 6;
@@ -78,6 +82,7 @@ pub(super) struct Pool {
     watch: Watch,
     /// As in errors.
     place: String,
+    measure: OnceLock<Measure>,
 }
 
 impl Pool {
@@ -92,7 +97,12 @@ impl Pool {
             connections,
             watch: Watch::start(connector),
             place,
+            measure: OnceLock::new(),
         })
+    }
+
+    pub(super) fn measure_with(&self, measure: Measure) {
+        let _ = self.measure.set(measure);
     }
 
     pub(super) fn watch(&self) -> &Watch {
@@ -119,9 +129,20 @@ impl Pool {
         } else {
             Patience::WORK
         };
-        let attempts = std::pin::pin!(self.attempts(kind, work));
+        let (begun, count) = (Instant::now(), AtomicU32::new(0));
+        let attempts = std::pin::pin!(self.attempts(kind, work, &count));
         let gone = std::pin::pin!(self.watch.gone(patience));
-        match select(attempts, gone).await {
+        let ended = select(attempts, gone).await;
+        if let Some(measure) = self.measure.get() {
+            let is_done = matches!(&ended, Either::Left((Ok(_) | Err(Failed::Refused(_)), _)));
+            measure(Transacted {
+                name,
+                took: begun.elapsed(),
+                attempts: count.load(Ordering::Relaxed),
+                is_done,
+            });
+        }
+        match ended {
             Either::Left((Ok(done), _)) => Ok(done),
             Either::Left((Err(failed), _)) => Err(match failed {
                 Failed::Refused(error) => error,
@@ -149,12 +170,18 @@ impl Pool {
         StoreError::Unavailable(format!("{name}: {}: {why}", self.place))
     }
 
-    async fn attempts<T, W>(&self, kind: Kind, work: impl Fn(Tx) -> W) -> Result<T, Failed>
+    async fn attempts<T, W>(
+        &self,
+        kind: Kind,
+        work: impl Fn(Tx) -> W,
+        count: &AtomicU32,
+    ) -> Result<T, Failed>
     where
         W: Future<Output = Result<T, Failed>>,
     {
         let mut attempt = 1;
         loop {
+            count.store(attempt, Ordering::Relaxed);
             let failed = match self.attempt(kind, &work).await {
                 Ok(done) => return Ok(done),
                 Err(failed) => failed,

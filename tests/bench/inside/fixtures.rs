@@ -35,11 +35,17 @@ pub(crate) fn tenant(number: u64) -> TenantId {
     TenantId::new(spread(number))
 }
 
+/// A UUIDv7 of the time `at` that rises with `number`.
+fn id(number: u64, at: Timestamp) -> Uuid {
+    let milliseconds = u128::try_from(at.micros() / 1_000).expect("after 1970");
+    Uuid::from_u128((milliseconds << 80) | (7 << 76) | (2 << 62) | u128::from(number))
+}
+
 /// A chat as it is recorded: three features, a key and a model. Ids rise with `number`, as those of real events do.
 pub(crate) fn event(number: u64, tenant_number: u64, at: Timestamp) -> UsageEvent {
     let used = |quantity| Quantity::new(quantity);
     UsageEvent {
-        event_id: EventId::new(Uuid::from_u128((1 << 100) + u128::from(number))),
+        event_id: EventId::new(id(number, at)),
         request_id: "0190b6f2-c1d4-7a3e-8f5b-6c7d8e9f0a1b".to_owned(),
         source: Source::Chat,
         tenant_id: tenant(tenant_number),

@@ -7,6 +7,9 @@ mod admit;
 mod fixtures;
 mod journal;
 mod ledger;
+#[expect(dead_code, reason = "tests use all of it")]
+#[path = "../../it/support/postgres.rs"]
+mod postgres;
 mod report;
 mod store;
 mod tenants;
@@ -15,14 +18,18 @@ mod tenants;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// What databases of tests are copied from; benchmarks make theirs themselves.
+async fn bring_up_to_date(_: &str) {}
+
 fn main() {
     let asked: Vec<u8> = std::env::args()
         .skip(1)
         .filter_map(|argument| argument.parse().ok()) // cargo adds flags of its own
         .collect();
-    let rows: [(u8, fn()); 6] = [
+    let rows: [(u8, fn()); 7] = [
         (8, journal::run),
         (9, store::drain),
+        (9, store::drain_postgres),
         (10, ledger::run),
         (10, admit::run),
         (13, tenants::run),

@@ -255,8 +255,8 @@ fn what_is_wrong_with_answers_is_named_and_nothing_is_written() {
             "is not in this version yet",
         ),
         (
-            "setup --sections storage --non-interactive --var DATABASE_URL=postgres://u:hunter22@127.0.0.1:1/db",
-            "the database can't be used",
+            "setup --sections storage --non-interactive --var DATABASE_URL=postgres://u:hunter22@h/db?sslmode=maybe",
+            "DATABASE_URL",
         ),
         (
             "setup --sections stripe --non-interactive --var ENABLE_STRIPE_USAGE=true",

@@ -29,11 +29,13 @@ pub(crate) const PASSWORD: &str = "correct-horse-battery";
 pub(crate) struct Cluster {
     directory: PathBuf,
     port: u16,
+    /// Whether it waits for its disk, as in production.
+    is_durable: bool,
 }
 
 impl Cluster {
     /// A new server in `directory`, which may be there, running.
-    fn start_in(directory: &Path) -> Self {
+    fn start_in(directory: &Path, is_durable: bool) -> Self {
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -42,6 +44,7 @@ impl Cluster {
         let cluster = Self {
             directory: directory.to_owned(),
             port,
+            is_durable,
         };
         fs::create_dir_all(directory).unwrap();
         let _ = fs::remove_dir_all(cluster.data());
@@ -74,7 +77,18 @@ impl Cluster {
     pub(crate) fn of_its_own() -> OwnCluster {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let cluster = Self::start_in(&directory.path().join("server"));
+        let cluster = Self::start_in(&directory.path().join("server"), false);
+        OwnCluster {
+            cluster,
+            _directory: directory,
+        }
+    }
+
+    /// A server below `directory` that loses nothing when the power goes.
+    pub(crate) fn durable_in(directory: &Path) -> OwnCluster {
+        let directory = tempfile::tempdir_in(directory).unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let cluster = Self::start_in(&directory.path().join("server"), true);
         OwnCluster {
             cluster,
             _directory: directory,
@@ -82,6 +96,7 @@ impl Cluster {
     }
 
     pub(crate) fn start(&self) {
+        let disk = if self.is_durable { "on" } else { "off" };
         // Durable on every commit as far as the program can tell; the disk itself is not waited for.
         let settings = [
             ("port", self.port.to_string()),
@@ -90,8 +105,8 @@ impl Cluster {
                 "unix_socket_directories",
                 self.directory.display().to_string(),
             ),
-            ("fsync", "off".to_owned()),
-            ("full_page_writes", "off".to_owned()),
+            ("fsync", disk.to_owned()),
+            ("full_page_writes", disk.to_owned()),
             ("wal_level", "minimal".to_owned()),
             ("max_wal_senders", "0".to_owned()),
             ("max_wal_size", "2GB".to_owned()),
@@ -353,9 +368,16 @@ fn join_server() -> (Cluster, File) {
     if let Some(port) = running
         && TcpStream::connect(("127.0.0.1", port)).is_ok()
     {
-        return (Cluster { directory, port }, user);
+        return (
+            Cluster {
+                directory,
+                port,
+                is_durable: false,
+            },
+            user,
+        );
     }
-    let cluster = Cluster::start_in(&directory);
+    let cluster = Cluster::start_in(&directory, false);
     fs::write(&port_file, cluster.port.to_string()).unwrap();
     start_watchdog(&cluster);
     (cluster, user)
