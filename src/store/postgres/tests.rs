@@ -2,6 +2,7 @@
 
 #[path = "../../../tests/it/support/postgres.rs"]
 pub(crate) mod server;
+mod wire;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -33,6 +34,7 @@ use crate::{
     },
 };
 use server::{Cluster, Database};
+use wire::Wire;
 
 /// What databases of tests are copied from.
 async fn bring_up_to_date(url: &str) {
@@ -689,6 +691,51 @@ async fn a_server_that_is_gone_or_stands_still_is_waited_for_no_longer_than_a_qu
         let batch = [event.clone()];
         store.record(&batch, position(1, 1), &[]).await.unwrap();
     }
+    assert_eq!(messages(&store, acme.tenant_id).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_a_slow_wire_requests_do_not_wait_and_usage_still_arrives() {
+    let database = Database::migrated();
+    let port = server::server().port;
+    let wire = Wire::to(([127, 0, 0, 1], port).into());
+    let url = database
+        .url()
+        .replace(&format!(":{port}/"), &format!(":{}/", wire.address.port()));
+    let store = open(&url).await;
+    let acme = tenant("acme");
+    store.create_tenant(&acme, &ada()).await.unwrap();
+    let acmes = TenantRef::Id(acme.tenant_id);
+    let refused = async |what: &str| {
+        let begun = std::time::Instant::now();
+        unavailable(store.find_tenant(&acmes).await);
+        let waited = begun.elapsed();
+        assert!(waited < Duration::from_millis(600), "{what}: {waited:?}"); // 250, and a busy machine
+    };
+    let answered_again = async || {
+        let begun = std::time::Instant::now();
+        while store.find_tenant(&acmes).await.is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(30));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(store.find_tenant(&acmes).await.is_ok());
+
+    wire.delay(Duration::from_millis(300));
+    refused("slow").await;
+    refused("slow, remembered").await;
+    // Work in the background bears it.
+    let event = used(acme.tenant_id, 1, ada().at);
+    store.record(&[event], position(1, 1), &[]).await.unwrap();
+    wire.delay(Duration::ZERO);
+    answered_again().await;
+    assert_eq!(messages(&store, acme.tenant_id).await, 1);
+
+    wire.swallow(true);
+    refused("half open").await;
+    wire.swallow(false);
+    wire.cut();
+    answered_again().await;
     assert_eq!(messages(&store, acme.tenant_id).await, 1);
 }
 

@@ -49,7 +49,8 @@ pub(crate) fn drain() {
 /// A server on the same machine and disk, which waits for that disk as in production.
 pub(crate) fn drain_postgres() {
     let directory = fixtures::directory();
-    let cluster = Cluster::durable_in(directory.path());
+    let waits = &[("fsync", "on"), ("full_page_writes", "on")];
+    let cluster = Cluster::in_directory(fixtures::directory(), waits);
     let url: PostgresUrl = cluster.url().parse().expect("an address");
     let runtime = fixtures::runtime();
     let store = runtime

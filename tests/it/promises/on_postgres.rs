@@ -249,10 +249,11 @@ async fn closed_refuses_what_can_not_be_decided_while_postgres_is_away() {
         .await
         .expect(503, "usage_store_unavailable");
     bob.chat("hi").await.expect(503, "usage_store_unavailable");
-    acme.with_key("tg_unknown")
-        .chat("hi")
-        .await
-        .expect(503, "usage_store_unavailable");
+    let mut unknown = acme.key.clone();
+    let last = unknown.pop();
+    unknown.push(if last == Some('A') { 'B' } else { 'A' });
+    let stranger = acme.with_key(&unknown).chat("hi").await;
+    stranger.expect(503, "usage_store_unavailable");
     cluster.start();
     gate.is_ready().await;
     bob.chat("hi").await.expect_ok();

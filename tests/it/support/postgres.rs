@@ -28,14 +28,14 @@ pub(crate) const PASSWORD: &str = "correct-horse-battery";
 /// A server's directory and port.
 pub(crate) struct Cluster {
     directory: PathBuf,
-    port: u16,
-    /// Whether it waits for its disk, as in production.
-    is_durable: bool,
+    pub(crate) port: u16,
+    /// Beyond what all have.
+    settings: &'static [(&'static str, &'static str)],
 }
 
 impl Cluster {
     /// A new server in `directory`, which may be there, running.
-    fn start_in(directory: &Path, is_durable: bool) -> Self {
+    fn start_in(directory: &Path, settings: &'static [(&'static str, &'static str)]) -> Self {
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -44,7 +44,7 @@ impl Cluster {
         let cluster = Self {
             directory: directory.to_owned(),
             port,
-            is_durable,
+            settings,
         };
         fs::create_dir_all(directory).unwrap();
         let _ = fs::remove_dir_all(cluster.data());
@@ -75,20 +75,16 @@ impl Cluster {
 
     /// A server for one test that ends, kills or pauses it; it ends with the test.
     pub(crate) fn of_its_own() -> OwnCluster {
-        let directory = tempfile::tempdir().unwrap();
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let cluster = Self::start_in(&directory.path().join("server"), false);
-        OwnCluster {
-            cluster,
-            _directory: directory,
-        }
+        Self::in_directory(tempfile::tempdir().unwrap(), &[])
     }
 
-    /// A server below `directory` that loses nothing when the power goes.
-    pub(crate) fn durable_in(directory: &Path) -> OwnCluster {
-        let directory = tempfile::tempdir_in(directory).unwrap();
+    /// The same in `directory`, with settings of its own.
+    pub(crate) fn in_directory(
+        directory: tempfile::TempDir,
+        settings: &'static [(&'static str, &'static str)],
+    ) -> OwnCluster {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let cluster = Self::start_in(&directory.path().join("server"), true);
+        let cluster = Self::start_in(&directory.path().join("server"), settings);
         OwnCluster {
             cluster,
             _directory: directory,
@@ -96,7 +92,6 @@ impl Cluster {
     }
 
     pub(crate) fn start(&self) {
-        let disk = if self.is_durable { "on" } else { "off" };
         // Durable on every commit as far as the program can tell; the disk itself is not waited for.
         let settings = [
             ("port", self.port.to_string()),
@@ -105,8 +100,8 @@ impl Cluster {
                 "unix_socket_directories",
                 self.directory.display().to_string(),
             ),
-            ("fsync", disk.to_owned()),
-            ("full_page_writes", disk.to_owned()),
+            ("fsync", "off".to_owned()),
+            ("full_page_writes", "off".to_owned()),
             ("wal_level", "minimal".to_owned()),
             ("max_wal_senders", "0".to_owned()),
             ("max_wal_size", "2GB".to_owned()),
@@ -114,8 +109,11 @@ impl Cluster {
             ("max_connections", "400".to_owned()),
             ("ssl", "on".to_owned()),
         ];
+        let own = self.settings.iter();
+        let own = own.map(|(name, value)| (*name, (*value).to_owned()));
         let options: Vec<String> = settings
-            .iter()
+            .into_iter()
+            .chain(own)
             .map(|(name, value)| format!("-c {name}={value}"))
             .collect();
         let mut start = self.command("pg_ctl");
@@ -372,12 +370,12 @@ fn join_server() -> (Cluster, File) {
             Cluster {
                 directory,
                 port,
-                is_durable: false,
+                settings: &[],
             },
             user,
         );
     }
-    let cluster = Cluster::start_in(&directory, false);
+    let cluster = Cluster::start_in(&directory, &[]);
     fs::write(&port_file, cluster.port.to_string()).unwrap();
     start_watchdog(&cluster);
     (cluster, user)
