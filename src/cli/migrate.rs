@@ -27,10 +27,10 @@ use crate::{
 /// Brings the database's schema up to this version's; with --from, moves everything to another database
 ///
 /// Forward only. Of a SQLite database a backup is made first: the way back is to restore it with the older version; of a
-/// Postgres database, make one with pg_dump. `serve` and every other command do the same without the backup.
+/// Postgres database, make one with `pg_dump`. `serve` and every other command do the same without the backup.
 ///
 /// With --from, all tables of a SQLite database go to a Postgres database that is empty: everything, or nothing if it
-/// fails on the way. Stop the server first; start it again with the new DATABASE_URL and the same data dir. What a server
+/// fails on the way. Stop the server first; start it again with the new `DATABASE_URL` and the same data dir. What a server
 /// records meanwhile does not go along.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -40,7 +40,7 @@ pub(super) struct Migrate {
     /// The database to move from: sqlite:PATH
     #[arg(long, value_name = "URL")]
     from: Option<String>,
-    /// The database to move to: postgres://… [default: DATABASE_URL, which keeps its password to itself]
+    /// The database to move to: postgres://… [default: `DATABASE_URL`, which keeps its password to itself]
     #[arg(long, value_name = "URL", requires = "from")]
     to: Option<String>,
 }

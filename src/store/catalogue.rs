@@ -191,7 +191,7 @@ pub trait CatalogueStore: Send + Sync {
     /// Comes back when something may have changed since the last call, if the store is told of changes; else never. Looking
     /// now and then is needed all the same: a message may be lost.
     async fn changed(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
     /// Shortens the change feed from its beginning, up to the first change at or after `before`, by at most `limit`
     /// rows; says by how many.

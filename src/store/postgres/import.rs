@@ -68,7 +68,7 @@ async fn import(tx: &Tx, export: &Export, steps: Steps<'_>) -> Result<(), Failed
         params![export.catalogue_version()],
     )
     .await?;
-    rows::exists(
+    rows::run(
         tx,
         "SELECT setval(pg_get_serial_sequence('audit_log', 'audit_id'), max(audit_id)) FROM audit_log HAVING count(*) > 0",
         params![],

@@ -1,6 +1,6 @@
 //! The months that usage events are kept in.
 //!
-//! An event lies in the month that its id begins with, if it is a UUIDv7: the month follows from the id, so the primary
+//! An event lies in the month that its id begins with, if it is one of version 7: the month follows from the id, so the primary
 //! key of all partitions together keeps ids unique. Ids of another version lie in a partition of their own.
 
 use std::{
@@ -165,7 +165,7 @@ pub(super) async fn make_for(tx: &Tx, ids: impl Iterator<Item = Uuid>) -> Result
 }
 
 async fn make(tx: &Tx, month: &Month) -> Result<(), Failed> {
-    rows::exists(tx, "SELECT pg_advisory_xact_lock($1)", params![LOCK]).await?;
+    rows::run(tx, "SELECT pg_advisory_xact_lock($1)", params![LOCK]).await?;
     let Month { start, end, name } = month;
     if rows::exists(
         tx,
@@ -207,7 +207,7 @@ async fn list(tx: &Tx) -> Result<Vec<Month>, Failed> {
 }
 
 async fn drop_old_month(tx: &Tx, before: Timestamp) -> Result<Option<u64>, Failed> {
-    rows::exists(tx, "SELECT pg_advisory_xact_lock($1)", params![LOCK]).await?;
+    rows::run(tx, "SELECT pg_advisory_xact_lock($1)", params![LOCK]).await?;
     let before_ms = before.micros().div_euclid(1_000);
     for Month { end, name, .. } in list(tx).await? {
         if before_ms < end {

@@ -209,7 +209,7 @@ impl Pool {
                 Err(error) => Err(Attempt(Failed::Sql(error), Commit::Tried)),
             },
             Err(failed) => {
-                if tx.batch_execute("ROLLBACK").await.is_ok() {
+                if !is_out_of_date(&failed) && tx.batch_execute("ROLLBACK").await.is_ok() {
                     tx.end();
                 }
                 Err(before(failed))
@@ -271,8 +271,19 @@ impl Attempt {
         ]
         .iter()
         .any(|code| error.code() == Some(code));
-        is_undone || (self.1 == Commit::NotTried && is_lost(error))
+        is_undone || is_out_of_date(&self.0) || (self.1 == Commit::NotTried && is_lost(error))
     }
+}
+
+/// Whether a newer replica has changed a table under a statement that was prepared before: a new connection prepares it
+/// anew.
+fn is_out_of_date(failed: &Failed) -> bool {
+    let Failed::Sql(error) = failed else {
+        return false;
+    };
+    error.as_db_error().is_some_and(|error| {
+        *error.code() == SqlState::FEATURE_NOT_SUPPORTED && error.message().contains("cached plan")
+    })
 }
 
 /// Whether the connection is of no more use.

@@ -164,10 +164,10 @@ pub(super) async fn find<T>(
     Ok(found.into_iter().next())
 }
 
-/// Whether a query has any row.
+/// Whether a query has any row; what it selects is not looked at.
 pub(super) async fn exists(tx: &Tx, sql: &str, params: Params<'_>) -> Result<bool, Failed> {
-    let statement = tx.prepare_cached(sql).await?;
-    Ok(!tx.query(&statement, params).await?.is_empty())
+    let statement = tx.prepare_cached(&format!("SELECT EXISTS ({sql})")).await?;
+    Ok(tx.query_one(&statement, params).await?.try_get(0)?)
 }
 
 /// Runs a statement that gives no rows; how many it changed.

@@ -618,6 +618,21 @@ async fn connections_that_the_server_cut_are_not_noticed_by_who_comes_next() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_table_that_a_newer_replica_has_changed_is_read_on() {
+    let database = Database::migrated();
+    let store = open(&database.url()).await;
+    let starter = plan("starter");
+    store.create_plan(&starter, &ada()).await.unwrap();
+    for column in ["one", "two"] {
+        let found = store.find_plan(&starter.code).await;
+        assert_eq!(found, Ok(Some(starter.clone())));
+        database.run_sql(&format!("ALTER TABLE plans ADD COLUMN {column} BIGINT"));
+    }
+    let found = store.find_plan(&starter.code).await;
+    assert_eq!(found, Ok(Some(starter.clone())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_transaction_that_is_dropped_leaves_nothing_behind() {
     let database = Database::migrated();
     let store = open(&database.url()).await;
@@ -657,7 +672,8 @@ async fn a_server_that_is_gone_or_stands_still_is_waited_for_no_longer_than_a_qu
     let event = used(acme.tenant_id, 1, ada().at);
     let acmes = TenantRef::Id(acme.tenant_id);
     let asked = || store.find_tenant(&acmes);
-    let faults: [(&str, fn(&Cluster), fn(&Cluster)); 3] = [
+    type Act = fn(&Cluster);
+    let faults: [(&str, Act, Act); 3] = [
         ("paused", Cluster::pause, Cluster::resume),
         ("stopped", Cluster::stop, Cluster::start),
         ("killed", Cluster::kill, Cluster::start),

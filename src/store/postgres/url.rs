@@ -18,7 +18,7 @@ pub(super) enum Verify {
 /// The address of a database, with what is needed to get in. Shows itself without the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresUrl {
-    config: Config,
+    config: Box<Config>,
     verify: Verify,
     roots: Option<PathBuf>,
 }
@@ -132,7 +132,7 @@ impl FromStr for PostgresUrl {
             config.application_name("tollgate");
         }
         Ok(Self {
-            config,
+            config: Box::new(config),
             verify,
             roots,
         })

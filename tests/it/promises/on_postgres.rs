@@ -193,7 +193,8 @@ async fn with_postgres_stopped_or_standing_still_chat_goes_on_and_usage_arrives_
     let acme = gate.tenant("acme").create().await;
     acme.complete(json!({})).await.expect_ok();
     let answered = AtomicI64::new(1);
-    let faults: [(fn(&Cluster), fn(&Cluster)); 3] = [
+    type Act = fn(&Cluster);
+    let faults: [(Act, Act); 3] = [
         (Cluster::pause, Cluster::resume),
         (Cluster::stop, Cluster::start),
         (Cluster::kill, Cluster::start),

@@ -18,7 +18,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Goes up with whatever of this file changes the server.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// As a user of Debian that may do nothing else.
 const NOBODY: u32 = 65_534;
 /// The role whose connections must bring [`PASSWORD`]; `tollgate` is trusted.
@@ -303,7 +303,7 @@ impl Database {
     }
 
     fn made_from(template: &str) -> Self {
-        let name = format!("test_{}", uuid::Uuid::now_v7().simple());
+        let name = format!("test_{:032x}", rand::random::<u128>());
         let sql = format!("CREATE DATABASE {name} TEMPLATE {template}");
         server().run_sql("postgres", &sql);
         Self { name }
@@ -400,9 +400,9 @@ fn start_watchdog(cluster: &Cluster) {
              fi
          done"
     );
-    let mut watchdog = Command::new("setsid");
+    let mut watchdog = Command::new("setsid"); // which forks, so that nobody waits for it
     watchdog
-        .args(["sh", "-c", &script])
+        .args(["--fork", "sh", "-c", &script])
         .current_dir("/")
         .env_clear();
     watchdog.env("PATH", "/usr/bin:/bin");
@@ -410,7 +410,8 @@ fn start_watchdog(cluster: &Cluster) {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    watchdog.spawn().expect("setsid is part of util-linux");
+    let forked = watchdog.status().expect("setsid is part of util-linux");
+    assert!(forked.success(), "{forked}");
 }
 
 /// The database that others are copied from: named by what its migrations say.
