@@ -8,6 +8,7 @@ use super::{
     chart::{Bar, Chart, Level},
     form::Form,
     format::{self, amount, percent},
+    outbox,
     start::{self, Start},
     view::{self, PageResult, View},
 };
@@ -308,6 +309,18 @@ async fn needs(app: &App) -> ApiResult<Vec<Need>> {
                 found.feature, found.why
             ),
             href: format!("/admin/plans/{plan}"),
+        });
+    }
+    let given_up = outbox::given_up(app).await?;
+    if given_up > 0 {
+        let what = if given_up == 1 {
+            "1 entry of the outbox was given up: somebody was not told.".to_owned()
+        } else {
+            format!("{given_up} entries of the outbox were given up: somebody was not told.")
+        };
+        needs.push(Need {
+            text: what,
+            href: "/admin/outbox?status=dead".to_owned(),
         });
     }
     let drift = app.metrics.drift();

@@ -16,8 +16,8 @@ use http::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    administrators, assets, audit, in_flight, overview, plan, plans, session, sessions, status,
-    tenant, tenants, view,
+    administrators, assets, audit, in_flight, outbox, overview, plan, plans, session, sessions,
+    status, tenant, tenants, view,
 };
 use crate::{
     app::App,
@@ -55,6 +55,7 @@ pub fn routes() -> OpenApiRouter<App> {
             get(in_flight::list).post(in_flight::release),
         )
         .route("/admin/in-flight/live", get(in_flight::live))
+        .route("/admin/outbox", get(outbox::list).post(outbox::replay))
         .route("/admin/audit", get(audit::list).post(audit::undo))
         .route(
             "/admin/administrators",

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     app::App,
+    billing::stripe::StripeStatus,
     config::{Guardrails, Listed},
     domain::time::Timestamp,
     http::ops::Ops as _,
@@ -27,6 +28,7 @@ struct StatusPage<'a> {
     held: u64,
     detached: u64,
     journal_pending: u64,
+    stripe: Option<StripeStatus>,
     settings: &'a [Listed],
 }
 
@@ -44,7 +46,12 @@ impl StatusPage<'_> {
 pub(super) async fn show(State(app): State<App>, view: View) -> PageResult {
     let readiness = app.readiness().await;
     let in_flight = app.recorder.ledger().in_flight();
+    let stripe = match &app.stripe {
+        Some(stripe) => Some(stripe.status().await?),
+        None => None,
+    };
     view::show(&StatusPage {
+        stripe,
         view: &view,
         version: env!("CARGO_PKG_VERSION"),
         state: readiness.word(),

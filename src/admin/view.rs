@@ -37,7 +37,7 @@ pub(super) struct View {
 }
 
 /// What the address may say was done, and what the page then says: no text comes from the address itself.
-const DONE: [(&str, &str); 20] = [
+const DONE: [(&str, &str); 23] = [
     ("saved", "Saved. It holds from the next request on."),
     (
         "unchanged",
@@ -75,6 +75,15 @@ const DONE: [(&str, &str); 20] = [
     ("session-ended", "The session is over."),
     ("signed-out", "You are signed out."),
     ("released", "Released: what it held is free again."),
+    ("replayed", "It is sent again."),
+    (
+        "applied-again",
+        "It was applied again; what Stripe said later stays in force.",
+    ),
+    (
+        "not-given-up",
+        "It had been sent by then, or is being sent: nothing is to be done.",
+    ),
     (
         "ended-before",
         "It had ended by then: it holds nothing any more.",

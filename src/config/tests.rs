@@ -260,7 +260,6 @@ fn postgres_is_named_by_a_url_that_is_shown_without_its_password() {
 fn what_this_version_has_not_is_refused_in_plain_words_and_malformed_values_as_such() {
     for (name, value, shown) in [
         ("USAGE_GUARDRAIL_CACHE_BACKEND", "redis", "redis"),
-        ("ENABLE_STRIPE_USAGE", "yes", "yes"),
     ] {
         let refusal = Config::load(&given(&[(name, value)]))
             .unwrap()
@@ -277,7 +276,8 @@ fn what_this_version_has_not_is_refused_in_plain_words_and_malformed_values_as_s
     assert!(refusal(&[("USAGE_WEBHOOK_SECRET", "whsec_*")]).contains("not base64"));
     let harmless = [
         ("STRIPE_SECRET_KEY", "sk_test_1"),
-        ("ENABLE_STRIPE_USAGE", "false"),
+        ("ENABLE_STRIPE_USAGE", "true"),
+        ("STRIPE_PUSH_INTERVAL_SECONDS", "5"),
         ("REDIS_URL", "redis://h"),
         ("TOLLGATE_PRICES", "p.json"),
         ("USAGE_WEBHOOK_URL", "https://h/x,http://i/"),

@@ -14,6 +14,7 @@ mod push;
 mod reconcile;
 mod result;
 mod signature;
+mod status;
 mod sync;
 mod uses;
 mod webhooks;
@@ -27,6 +28,7 @@ pub use self::{
     client::CallError,
     push::{MeterSender, Pushed},
     reconcile::{Difference, ReconcileAsk, ReconcileError, Reconciled},
+    status::StripeStatus,
     sync::{PlanSynced, SyncAsk, Synced},
     uses::{Metering, uses},
     webhooks::{Received, WebhookError, WebhookObject},

@@ -117,7 +117,8 @@ impl Section {
         match self {
             Self::Provider => provider::test(there, answers).await,
             Self::Storage => storage::test(there, answers).await,
-            Self::Usage | Self::Stripe | Self::Admin => Ok(None),
+            Self::Stripe => stripe::test(there, answers).await,
+            Self::Usage | Self::Admin => Ok(None),
         }
     }
 }

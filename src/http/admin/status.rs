@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::access::Viewer;
 use crate::{
     app::App,
+    billing::stripe::StripeStatus,
     config::Guardrails,
     domain::{quantity::Quantity, time::Timestamp},
     http::{
@@ -29,6 +30,8 @@ pub(super) struct StatusBody {
     in_flight: InFlightBody,
     /// Usage events that the store does not have yet.
     journal_pending: Quantity,
+    /// Null if Stripe is off.
+    stripe: Option<StripeStatus>,
 }
 
 /// Reservations of requests in flight.
@@ -69,5 +72,9 @@ pub(super) async fn show(
             oldest_at: in_flight.oldest.map(Timestamp::to_whole_second),
         },
         journal_pending: count(app.recorder.journal().pending()),
+        stripe: match &app.stripe {
+            Some(stripe) => Some(stripe.status().await?),
+            None => None,
+        },
     }))
 }

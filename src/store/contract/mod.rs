@@ -15,6 +15,7 @@ pub(crate) mod notices;
 pub(crate) mod outbox;
 pub(crate) mod reservations;
 pub(crate) mod sessions;
+pub(crate) mod stripe;
 pub(crate) mod trends;
 pub(crate) mod usage;
 
@@ -53,6 +54,7 @@ macro_rules! run_all {
         $crate::store::contract::outbox::cases!($open);
         $crate::store::contract::reservations::cases!($open);
         $crate::store::contract::sessions::cases!($open);
+        $crate::store::contract::stripe::cases!($open);
         $crate::store::contract::trends::cases!($open);
         $crate::store::contract::usage::cases!($open);
     };

@@ -168,7 +168,8 @@ fn lease(tx: &Transaction<'_>, asked: Lease) -> Result<Vec<Leased>, Failed> {
     let mut leased = rows::list(
         tx,
         TABLE,
-        "SELECT identifier, topic, attempts + 1 AS attempts, created_at, payload
+        "SELECT identifier, topic, tenant_id, feature_key, value, lane, about_at, attempts + 1 AS attempts, doubt_since,
+                created_at, payload
          FROM outbox AS due JOIN outbox_payloads USING (identifier)
          WHERE kind = ?1 AND next_attempt_at <= ?2 AND (lane IS NULL OR NOT EXISTS (
              SELECT 1 FROM outbox AS ahead

@@ -6,6 +6,7 @@ mod chromium;
 mod first_steps;
 mod in_browser;
 mod in_flight;
+mod outbox;
 mod plans;
 mod sign_in;
 mod tenants;

@@ -99,7 +99,7 @@ fn what_is_refused_leaves_one_line_and_changes_nothing() {
     let gold = "usage sync-entitlements --path good.json --plan gold";
     refused(gold, &["no plan that matches gold"]);
     let stripe = "usage sync-entitlements --path good.json --stripe";
-    refused(stripe, &["not in this version yet", "leave --stripe out"]);
+    refused(stripe, &["Stripe is off", "set ENABLE_STRIPE_USAGE=true"]);
     fs::write(
         shell.path().join("unknown.json"),
         artifact(true, 400).replace("starter", "gold"),

@@ -260,7 +260,7 @@ fn what_is_wrong_with_answers_is_named_and_nothing_is_written() {
         ),
         (
             "setup --sections stripe --non-interactive --var ENABLE_STRIPE_USAGE=true",
-            "is not in this version yet",
+            "STRIPE_SECRET_KEY",
         ),
         (
             "setup --sections admin --non-interactive --var TOLLGATE_ADMIN_TOKEN=hunter22",
