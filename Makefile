@@ -95,6 +95,13 @@ test-analytics: ## Read what a server wrote for analytics with DuckDB and pandas
 	$(TARGET_DIR)/analytics/bin/pip install -q --disable-pip-version-check duckdb pandas standardwebhooks
 	$(TARGET_DIR)/analytics/bin/python tests/analytics/read.py $(TARGET_DIR)/debug/tollgate
 
+.PHONY: test-stripe
+test-stripe: ## Send webhooks signed by Stripe's own library for Python, good and bad, twice and out of order
+	cargo build --locked
+	[ -x $(TARGET_DIR)/stripe/bin/python ] || python3 -m venv $(TARGET_DIR)/stripe
+	$(TARGET_DIR)/stripe/bin/pip install -q --disable-pip-version-check stripe
+	$(TARGET_DIR)/stripe/bin/python tests/stripe/webhooks.py $(TARGET_DIR)/debug/tollgate
+
 # What looks at the page from outside; nothing of it is part of the build.
 BROWSE := $(TARGET_DIR)/page
 .PHONY: page-tools

@@ -18,6 +18,7 @@ use crate::{
     journal::read_row,
     store::{
         sqlite::{SqliteStore, maintenance::files_of},
+        stripe::{StripeStore as _, Which},
         usage::{JournalPosition, Recorded, Seq, Tell, UsageStore as _},
     },
 };
@@ -145,7 +146,24 @@ async fn record_events(backup: &mut OpenedBackup, staged: &Path) -> Result<u64, 
         let Recorded { inserted, .. } = store.record(&events, position, &Tell::default()).await?;
         added += inserted;
     }
+    doubt_what_stripe_is_to_be_told(&store, backup.manifest.made_at).await?;
     Ok(added)
+}
+
+/// Stripe may have been told since the backup of what is to be told in it. What waits becomes the entries that it became
+/// then, with the same identifiers, and of what Stripe may have forgotten its sums decide.
+async fn doubt_what_stripe_is_to_be_told(
+    store: &SqliteStore,
+    made_at: Timestamp,
+) -> Result<(), BackupError> {
+    const SLOTS: usize = 10_000;
+    while store
+        .hand_on(Which::All, made_at, made_at, SLOTS)
+        .await?
+        .is_more
+    {}
+    store.doubt_pending().await?;
+    Ok(())
 }
 
 /// The staged file must be all of the database when it is moved.

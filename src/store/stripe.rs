@@ -255,6 +255,10 @@ pub trait StripeStore: Send + Sync {
     async fn confirm(&self, lane: &str, window: Window, sent_before: Timestamp)
     -> StoreResult<u64>;
 
+    /// Has Stripe's sums decide on everything that is pending and was used so long ago that Stripe may have forgotten it:
+    /// a database that was restored does not know what was sent since. How many entries.
+    async fn doubt_pending(&self) -> StoreResult<u64>;
+
     /// Makes what is uncertain pending again, so that it is looked at anew; at most `limit`.
     async fn look_again(&self, now: Timestamp, limit: usize) -> StoreResult<u64>;
 

@@ -62,12 +62,12 @@ fn one_of<T: Copy>(
     }
 }
 
-/// List what is to be sent to analytics and as notices, and what was in the last days.
+/// List what is to be sent to analytics, to Stripe and as notices, and what was in the last days.
 #[utoipa::path(
     get, path = "/outbox", tag = "reports", security(("administrator" = ["viewer"])),
     params(
         Paging,
-        ("kind" = Option<String>, Query, description = "`analytics.batch`, `notice` or `notice.check`"),
+        ("kind" = Option<String>, Query, description = "`analytics.batch`, `notice`, `notice.check` or `stripe.meter_event`"),
         ("status" = Option<String>, Query, description = "`pending`, `sent`, `confirmed`, `uncertain` or `dead`"),
         ("tenant" = Option<String>, Query, description = "Slug or id"),
     ),

@@ -155,6 +155,17 @@ impl StripeStore for SqliteStore {
         .await
     }
 
+    async fn doubt_pending(&self) -> StoreResult<u64> {
+        self.write("stripe.doubt_pending", |tx| {
+            rows::run(
+                tx,
+                "UPDATE outbox SET doubt_since = coalesce(doubt_since, about_at) WHERE kind = ?1 AND status = 'pending'",
+                [KIND],
+            )
+        })
+        .await
+    }
+
     async fn look_again(&self, now: Timestamp, limit: usize) -> StoreResult<u64> {
         self.write("stripe.look_again", move |tx| {
             rows::run(

@@ -84,12 +84,24 @@ async fn kills_and_failures_of_every_kind_leave_stripe_with_what_was_used() {
         stripe.always(Some(fault));
         futures_util::future::join_all((0..10).map(|_| tenant.chat("hi"))).await;
         let calls = stripe.calls();
-        eventually("Stripe is asked", || async { (stripe.calls() > calls).then_some(()) }).await;
+        eventually("Stripe is asked", || async {
+            (stripe.calls() > calls).then_some(())
+        })
+        .await;
         tenants.push((slug, tenant));
         gate = gate.restart().await; // kill -9
     }
     stripe.always(None);
     // What a kill left leased comes back when its lease ends, what failed after its pause.
+    let is_all_sent = async || {
+        let pending = ["stripe", "outbox", "list", "--status", "pending"];
+        gate.cli_json(&pending).await["items"] == json!([])
+    };
+    let deadline = std::time::Instant::now() + 3 * crate::support::PATIENCE;
+    while !is_all_sent().await {
+        assert!(std::time::Instant::now() < deadline, "it is never all sent");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
     for (slug, tenant) in &tenants {
         let tenant = tenant.at(&gate);
         assert_eq!(tenant.total("messages").await, 10);
@@ -101,6 +113,30 @@ async fn kills_and_failures_of_every_kind_leave_stripe_with_what_was_used() {
         assert_eq!(item["difference"], 0, "{item}");
     }
     assert!(gate.metric("stripe_push_total", "").await > 0);
+    gate.finish().await;
+}
+
+#[tokio::test]
+async fn a_stripe_that_never_answers_holds_up_no_chat() {
+    let stripe = FakeStripe::start().await;
+    let gate = serve(&stripe).await;
+    let acme = billed(&gate, "acme", 1_000).await;
+    stripe.always(Some(StripeFault::AppliesAndHangs));
+    acme.chat("hi").await.expect_ok();
+    eventually("Stripe is asked", || async {
+        (stripe.calls() > 0).then_some(())
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    for _ in 0..3 {
+        let answers = futures_util::future::join_all((0..10).map(|_| acme.chat("hi"))).await;
+        assert!(answers.iter().all(|answer| answer.status == 200));
+        gate.is_drained().await;
+    }
+    // Whoever had waited for Stripe would have waited for its 8 seconds.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(8));
+    assert_eq!(acme.total("messages").await, 31);
+    stripe.always(None);
     gate.finish().await;
 }
 
@@ -260,6 +296,40 @@ async fn a_switch_without_a_key_stops_the_start() {
     );
 }
 
+#[tokio::test]
+async fn what_a_restore_brings_back_is_told_again_only_if_the_sums_say_so() {
+    let stripe = FakeStripe::start().await;
+    let mut gate = serve(&stripe).await;
+    let acme = billed(&gate, "acme", 100).await;
+    stripe.always(Some(StripeFault::Busy(Some("600"))));
+    acme.chat("hi").await.expect_ok();
+    gate.cli(&["stripe", "push"]).await;
+    // Comes together, and is no entry yet.
+    acme.chat("hi").await.expect_ok();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let backup = elsewhere.path().join("it.backup");
+    let backup = backup.to_str().unwrap();
+    gate.cli_json(&["backup", backup]).await;
+    assert_eq!(gate.terminate().await, 0);
+    let restored = Tollgate::serve();
+    let run = restored.cli(&["restore", backup]).await;
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let database = rusqlite::Connection::open(restored.data_dir().join("tollgate.db")).unwrap();
+    let count = |sql: &str| {
+        database
+            .query_row(sql, [], |row| row.get::<_, i64>(0))
+            .unwrap()
+    };
+    assert_eq!(count("SELECT count(*) FROM stripe_waiting"), 0);
+    let pending =
+        "SELECT count(*) FROM outbox WHERE kind = 'stripe.meter_event' AND status = 'pending'";
+    assert!(count(pending) >= 3);
+    assert_eq!(
+        count(&format!("{pending} AND doubt_since IS NOT about_at")),
+        0
+    );
+}
+
 /// Every command of the guide, in its order.
 #[tokio::test]
 async fn the_guides_commands_work() {
@@ -277,9 +347,17 @@ async fn the_guides_commands_work() {
     stripe.add_meter("llm_cost", json!({}));
     stripe.add_product("prod_1", json!({"plan_code": "starter"}));
     let gate = serve(&stripe).await;
-    gate.cli_json(&["plan", "create", "starter", "--name", "Starter", "--preset", "starter"]).await;
-    gate.cli_json(&["tenant", "create", "acme", "--name", "Acme", "--plan", "starter"]).await;
-    let key = gate.cli_json(&["key", "create", "acme", "--name", "test"]).await;
+    gate.cli_json(&[
+        "plan", "create", "starter", "--name", "Starter", "--preset", "starter",
+    ])
+    .await;
+    gate.cli_json(&[
+        "tenant", "create", "acme", "--name", "Acme", "--plan", "starter",
+    ])
+    .await;
+    let key = gate
+        .cli_json(&["key", "create", "acme", "--name", "test"])
+        .await;
     let acme = Tenant::known(&gate, key["key"].as_str().unwrap());
     for line in commands {
         let command = line.split('#').next().unwrap();
@@ -289,6 +367,9 @@ async fn the_guides_commands_work() {
         acme.chat("hi").await.expect_ok();
     }
     gate.cli_json(&["stripe", "push"]).await;
-    assert_eq!(stripe.sum("cus_NffrFeUfNV2Hib", "llm_cost"), acme.total("cost").await);
+    assert_eq!(
+        stripe.sum("cus_NffrFeUfNV2Hib", "llm_cost"),
+        acme.total("cost").await
+    );
     gate.finish().await;
 }
