@@ -16,7 +16,7 @@ use tollgate::{
         SharedStore,
         postgres::{PostgresStore, PostgresUrl},
         sqlite::SqliteStore,
-        usage::{JournalPosition, Seq, UsageStore as _},
+        usage::{JournalPosition, Seq, Tell, UsageStore as _},
     },
     telemetry::metrics::Metrics,
 };
@@ -236,7 +236,7 @@ fn time_of_year(events_an_hour: i64) -> Duration {
                 seq: Seq(0),
             };
             store
-                .record(batch, position, &[])
+                .record(batch, position, &Tell::default())
                 .await
                 .expect("the disk takes it");
         }
