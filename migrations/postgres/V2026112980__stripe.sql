@@ -14,7 +14,7 @@ CREATE TABLE stripe_waiting (                       -- usage that comes together
     slot         BIGINT NOT NULL,                   -- µs; start of the interval that it was used in, never before its period's
     period_start BIGINT NOT NULL,                   -- µs; of the billing period that it counts in
     due_at       BIGINT NOT NULL,                   -- µs; to be handed on from here on
-    customer_id  TEXT,                              -- Stripe's customer when it was recorded; null: none was known
+    customer_id  TEXT   COLLATE "C",                -- Stripe's customer when it was recorded; null: none was known
     quantity     BIGINT NOT NULL,                   -- corrections may make it negative
     PRIMARY KEY (tenant_id, feature_key, meter, slot, period_start)
 );
@@ -30,13 +30,13 @@ CREATE TABLE stripe_told (                          -- what Stripe has been told
 
 CREATE TABLE stripe_webhooks (                      -- Stripe's events as they came, each once
     event_id        TEXT   COLLATE "C" NOT NULL PRIMARY KEY, -- Stripe's evt_…
-    event_type      TEXT   NOT NULL,
-    object_id       TEXT   NOT NULL,                -- of the object that it is about, such as sub_…; '' if it has none
+    event_type      TEXT   COLLATE "C" NOT NULL,
+    object_id       TEXT   COLLATE "C" NOT NULL,    -- of the object that it is about, such as sub_…; '' if it has none
     happened_at     BIGINT NOT NULL,                -- µs; when Stripe made it
     received_at     BIGINT NOT NULL,                -- µs; first
     tenant_id       UUID,                           -- whom it was found to be about; null: nobody yet
-    status          TEXT   NOT NULL CHECK (status IN ('pending', 'applied', 'ignored', 'unmatched', 'dead')),
-    attempts        INTEGER NOT NULL DEFAULT 0,
+    status          TEXT   COLLATE "C" NOT NULL CHECK (status IN ('pending', 'applied', 'ignored', 'unmatched', 'dead')),
+    attempts        BIGINT NOT NULL DEFAULT 0,
     last_error      TEXT,
     next_attempt_at BIGINT,                         -- µs; null: none planned
     payload         TEXT   NOT NULL                 -- the event's JSON; '' if it is ignored
@@ -47,10 +47,10 @@ CREATE INDEX stripe_webhooks_received ON stripe_webhooks (received_at, event_id)
 CREATE TABLE stripe_subscriptions (                 -- the newest that is known of each of Stripe's subscriptions, whatever order it came in
     subscription_id TEXT   COLLATE "C" NOT NULL PRIMARY KEY, -- Stripe's sub_…
     tenant_id       UUID,                           -- null: not known yet
-    customer_id     TEXT,                           -- Stripe's cus_…
+    customer_id     TEXT   COLLATE "C",             -- Stripe's cus_…
     state           TEXT,                           -- JSON; null: only its payments are known
     state_order     TEXT   COLLATE "C" NOT NULL DEFAULT '', -- of what `state` was taken from; grows with time, an older one changes nothing
-    payment         TEXT   CHECK (payment IN ('paid', 'failed')), -- of its last invoice; null: none is known
+    payment         TEXT   COLLATE "C" CHECK (payment IN ('paid', 'failed')), -- of its last invoice; null: none is known
     payment_order   TEXT   COLLATE "C" NOT NULL DEFAULT '' -- as state_order
 );
 CREATE INDEX stripe_subscriptions_tenant ON stripe_subscriptions (tenant_id);

@@ -22,6 +22,7 @@ mod pool;
 mod reservations;
 mod rows;
 mod sessions;
+mod stripe;
 mod sums;
 mod tenant_sums;
 mod tenants;
@@ -29,6 +30,7 @@ mod trends;
 mod url;
 mod usage;
 mod watch;
+mod webhooks;
 
 use std::future::Future;
 

@@ -8,14 +8,15 @@ use super::{
     Failed, PostgresStore,
     audit::Change,
     pool::Tx,
-    rows::{self, Cells, params, units},
+    rows::{self, Cells, micros, params, units},
+    stripe,
 };
 use crate::{
-    domain::{administrator::Actor, ids::TenantId, time::Timestamp},
+    domain::{administrator::Actor, feature::FeatureKey, ids::TenantId, time::Timestamp},
     store::{
         StoreResult,
         outbox::{
-            Ending, Finished, Kind, Lease, Leased, NewEntry, OutboxEntry, OutboxFilter,
+            About, Ending, Finished, Kind, Lease, Leased, NewEntry, OutboxEntry, OutboxFilter,
             OutboxStore, Replaying, Status,
         },
     },
@@ -139,17 +140,23 @@ pub(super) async fn enqueue(tx: &Tx, entries: &[NewEntry]) -> Result<u64, Failed
         .collect();
     let values: Vec<Option<i64>> = entries.iter().map(|entry| units(entry.value)).collect();
     let created: Vec<i64> = entries.iter().map(|it| it.created_at.micros()).collect();
+    let about = |of: fn(About) -> Timestamp| {
+        let times = entries.iter().map(|it| it.about.map(|it| of(it).micros()));
+        times.collect::<Vec<Option<i64>>>()
+    };
     // Each replica takes them in the same order, so that none waits for one that waits for it.
     rows::run(
         tx,
         "WITH given AS (
              SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::bigint[], $7::text[],
-                                  $8::bigint[], $9::text[])
-                 AS given (identifier, kind, topic, tenant_id, feature_key, value, lane, created_at, payload)
+                                  $8::bigint[], $9::text[], $10::bigint[], $11::bigint[])
+                 AS given (identifier, kind, topic, tenant_id, feature_key, value, lane, created_at, payload, about_at,
+                           about_period)
          ), added AS (
              INSERT INTO outbox (identifier, kind, topic, tenant_id, feature_key, value, lane, status, next_attempt_at,
-                                 created_at)
-             SELECT identifier, kind, topic, tenant_id, feature_key, value, lane, 'pending', created_at, created_at
+                                 created_at, about_at, about_period)
+             SELECT identifier, kind, topic, tenant_id, feature_key, value, lane, 'pending', created_at, created_at,
+                    about_at, about_period
              FROM given ORDER BY identifier
              ON CONFLICT DO NOTHING RETURNING identifier
          )
@@ -165,6 +172,8 @@ pub(super) async fn enqueue(tx: &Tx, entries: &[NewEntry]) -> Result<u64, Failed
             column(|it| it.lane.as_deref()),
             created,
             column(|it| Some(&it.payload)),
+            about(|it| it.at),
+            about(|it| it.period_start),
         ],
     )
     .await
@@ -185,7 +194,7 @@ async fn lease(tx: &Tx, asked: Lease) -> Result<Vec<Leased>, Failed> {
         tx,
         TABLE,
         "WITH due AS (
-             SELECT identifier FROM outbox AS due
+             SELECT identifier, doubt_since FROM outbox AS due
              WHERE kind = $1 AND next_attempt_at <= $2 AND (lane IS NULL OR NOT EXISTS (
                  SELECT 1 FROM outbox AS ahead
                  WHERE ahead.kind = due.kind AND ahead.lane = due.lane AND ahead.status = 'pending'
@@ -194,10 +203,12 @@ async fn lease(tx: &Tx, asked: Lease) -> Result<Vec<Leased>, Failed> {
              ORDER BY next_attempt_at, identifier LIMIT $3
              FOR UPDATE SKIP LOCKED
          )
-         UPDATE outbox SET attempts = attempts + 1, next_attempt_at = $4
+         UPDATE outbox SET attempts = attempts + 1, next_attempt_at = $4,
+             doubt_since = coalesce(outbox.doubt_since, $2)
          FROM due JOIN outbox_payloads USING (identifier)
          WHERE outbox.identifier = due.identifier
-         RETURNING outbox.identifier, topic, attempts, created_at, payload",
+         RETURNING outbox.identifier, topic, tenant_id, feature_key, value, lane, about_at, attempts, due.doubt_since,
+                   created_at, payload",
         params![
             asked.kind.as_str(),
             asked.now.micros(),
@@ -208,7 +219,13 @@ async fn lease(tx: &Tx, asked: Lease) -> Result<Vec<Leased>, Failed> {
             Ok(Leased {
                 identifier: cells.get("identifier")?,
                 topic: cells.get("topic")?,
+                tenant: cells.optional_uuid("tenant_id")?.map(TenantId::new),
+                feature: feature(cells)?,
+                value: cells.optional_quantity("value")?,
+                lane: cells.get("lane")?,
+                about_at: cells.optional_time("about_at")?,
                 attempts: attempts(cells)?,
+                doubt_since: cells.optional_time("doubt_since")?,
                 created_at: cells.time("created_at")?,
                 payload: cells.get("payload")?,
             })
@@ -220,24 +237,41 @@ async fn lease(tx: &Tx, asked: Lease) -> Result<Vec<Leased>, Failed> {
 }
 
 async fn finish(tx: &Tx, finished: &[Finished], now: Timestamp) -> Result<(), Failed> {
-    for finished in finished {
-        finish_one(tx, finished, now).await?;
+    let mut sent = Vec::new();
+    for it in finished {
+        if !end(tx, it, now).await? {
+            continue;
+        }
+        enqueue(tx, &it.tell).await?;
+        if it.ending == Ending::Sent {
+            sent.push(it.identifier.as_str());
+        }
     }
-    Ok(())
+    if sent.is_empty() {
+        return Ok(());
+    }
+    rows::run(
+        tx,
+        "DELETE FROM outbox_payloads WHERE identifier = ANY ($1)",
+        params![sent],
+    )
+    .await?;
+    stripe::note_told(tx, &sent).await
 }
 
-async fn finish_one(tx: &Tx, finished: &Finished, now: Timestamp) -> Result<(), Failed> {
+/// Whether it is written down: an attempt whose lease was lost to another is not.
+async fn end(tx: &Tx, finished: &Finished, now: Timestamp) -> Result<bool, Failed> {
     let identifier = finished.identifier.as_str();
     let attempts = i64::from(finished.attempts);
     let (status, error, next, ended_at) = match &finished.ending {
         Ending::Forgotten => {
-            rows::run(
+            let forgotten = rows::run(
                 tx,
                 "DELETE FROM outbox WHERE identifier = $1 AND attempts = $2 AND status = 'pending'",
                 params![identifier, attempts],
             )
             .await?;
-            return Ok(());
+            return Ok(forgotten > 0);
         }
         Ending::Retry { at, error } => (Status::Pending, Some(error), Some(at.micros()), None),
         Ending::Sent => (Status::Sent, None, None, Some(now.micros())),
@@ -246,7 +280,7 @@ async fn finish_one(tx: &Tx, finished: &Finished, now: Timestamp) -> Result<(), 
     };
     let changed = rows::run(
         tx,
-        "UPDATE outbox SET status = $3, last_error = $4, next_attempt_at = $5, finished_at = $6
+        "UPDATE outbox SET status = $3, last_error = $4, next_attempt_at = $5, finished_at = $6, doubt_since = $7
          WHERE identifier = $1 AND attempts = $2 AND status = 'pending'",
         params![
             identifier,
@@ -254,19 +288,12 @@ async fn finish_one(tx: &Tx, finished: &Finished, now: Timestamp) -> Result<(), 
             status.as_str(),
             error.map(|error| rows::text(error)),
             next,
-            ended_at
+            ended_at,
+            micros(finished.doubt_since),
         ],
     )
     .await?;
-    if changed > 0 && status == Status::Sent {
-        rows::run(
-            tx,
-            "DELETE FROM outbox_payloads WHERE identifier = $1",
-            params![identifier],
-        )
-        .await?;
-    }
-    Ok(())
+    Ok(changed > 0)
 }
 
 async fn replay(tx: &Tx, identifier: &str, by: &Actor) -> Result<Replaying, Failed> {
@@ -311,6 +338,11 @@ fn attempts(cells: &Cells<'_>) -> Result<u32, Failed> {
     cells.check("attempts", u32::try_from(attempts))
 }
 
+fn feature(cells: &Cells<'_>) -> Result<Option<FeatureKey>, Failed> {
+    let name: Option<String> = cells.get("feature_key")?;
+    name.map(|_| cells.parse("feature_key")).transpose()
+}
+
 fn kind(cells: &Cells<'_>) -> Result<Kind, Failed> {
     cells.one_of("kind", &Kind::ALL, Kind::as_str)
 }
@@ -320,21 +352,18 @@ fn status(cells: &Cells<'_>) -> Result<Status, Failed> {
 }
 
 fn read(cells: &Cells<'_>) -> Result<OutboxEntry, Failed> {
-    let feature: Option<String> = cells.get("feature_key")?;
     Ok(OutboxEntry {
         identifier: cells.get("identifier")?,
         kind: kind(cells)?,
         topic: cells.get("topic")?,
         tenant: cells.optional_uuid("tenant_id")?.map(TenantId::new),
         tenant_slug: cells.get("slug")?,
-        feature: match feature {
-            Some(_) => Some(cells.parse("feature_key")?),
-            None => None,
-        },
+        feature: feature(cells)?,
         value: cells.optional_quantity("value")?,
         status: status(cells)?,
         attempts: attempts(cells)?,
         last_error: cells.get("last_error")?,
+        about_at: cells.optional_time("about_at")?,
         next_attempt_at: cells.optional_time("next_attempt_at")?,
         created_at: cells.time("created_at")?,
     })

@@ -30,7 +30,7 @@ use crate::{
         maintenance::MaintenanceStore as _,
         outbox::{Kind, Lease, NewEntry, OutboxStore as _},
         sqlite::{SqliteStore, export::Export},
-        usage::{Dimension, JournalPosition, Recorded, Seq, UsageStore as _},
+        usage::{Dimension, JournalPosition, Recorded, Seq, Tell, UsageStore as _},
     },
 };
 use server::{Cluster, Database};
@@ -360,16 +360,20 @@ async fn batches_that_replicas_record_at_once_count_once() {
     let acme = TenantId::new(new_id());
     let at = "2026-01-01T00:10:00Z".parse().unwrap();
     let shared: Vec<UsageEvent> = (0..50).map(|_| used(acme, 1, at)).collect();
-    let tell = |replica: usize| NewEntry {
-        identifier: format!("of-{replica}"),
-        kind: Kind::AnalyticsBatch,
-        topic: None,
-        tenant: None,
-        feature: None,
-        value: None,
-        lane: None,
-        payload: "{}".to_owned(),
-        created_at: at,
+    let tell = |replica: usize| Tell {
+        entries: vec![NewEntry {
+            identifier: format!("of-{replica}"),
+            kind: Kind::AnalyticsBatch,
+            topic: None,
+            tenant: None,
+            feature: None,
+            value: None,
+            lane: None,
+            about: None,
+            payload: "{}".to_owned(),
+            created_at: at,
+        }],
+        meters: vec![],
     };
     let batches = (0..30).map(|number: usize| {
         let (store, shared) = (&stores[number % 3], &shared);
@@ -381,7 +385,7 @@ async fn batches_that_replicas_record_at_once_count_once() {
             }
             let drained = position(u128::try_from(number % 3).unwrap(), number as u64);
             store
-                .record(&batch, drained, &[tell(number % 3)])
+                .record(&batch, drained, &tell(number % 3))
                 .await
                 .unwrap()
         }
@@ -419,7 +423,10 @@ async fn a_nul_in_a_name_keeps_no_batch_from_being_written() {
         ..used(acme, 1, at)
     };
     let events = [named("a\0b"), named("a\u{FFFD}b"), named("c")];
-    store.record(&events, position(1, 3), &[]).await.unwrap();
+    store
+        .record(&events, position(1, 3), &Tell::default())
+        .await
+        .unwrap();
     assert_eq!(store.check_rollups().await, Ok(vec![]));
     let by_user = store.totals(
         acme,
@@ -471,7 +478,10 @@ async fn old_months_are_dropped_whole_and_their_sums_stay() {
         event("2026-02-28T12:00:00Z", 3),
         event("2026-03-01T00:00:00Z", 4),
     ];
-    store.record(&events, position(1, 4), &[]).await.unwrap();
+    store
+        .record(&events, position(1, 4), &Tell::default())
+        .await
+        .unwrap();
     let by_month = |numbers: &[u32]| {
         let months = numbers
             .iter()
@@ -498,14 +508,20 @@ async fn old_months_are_dropped_whole_and_their_sums_stay() {
     database.run_sql("DROP TABLE usage_events_2026_01");
     let late = event("2026-01-05T00:00:00Z", 9);
     let late = [late];
-    let recorded = other.record(&late, position(2, 1), &[]).await.unwrap();
+    let recorded = other
+        .record(&late, position(2, 1), &Tell::default())
+        .await
+        .unwrap();
     assert_eq!(recorded.inserted, 1);
     // The same id again is known, whatever month it is recorded in.
     let again = UsageEvent {
         admitted_at: "2026-03-05T00:00:00Z".parse().unwrap(),
         ..late[0].clone()
     };
-    let recorded = store.record(&[again], position(1, 5), &[]).await.unwrap();
+    let recorded = store
+        .record(&[again], position(1, 5), &Tell::default())
+        .await
+        .unwrap();
     assert_eq!(recorded.duplicates, 1);
 }
 
@@ -519,7 +535,10 @@ async fn a_month_that_somebody_reads_is_dropped_another_time() {
         event_id: id_of(at, 1),
         ..used(acme, 1, at.parse().unwrap())
     };
-    store.record(&[event], position(1, 1), &[]).await.unwrap();
+    store
+        .record(&[event], position(1, 1), &Tell::default())
+        .await
+        .unwrap();
     let hand = by_hand(&database.url()).await;
     hand.batch_execute("BEGIN; SELECT count(*) FROM usage_events")
         .await
@@ -540,13 +559,20 @@ async fn a_user_is_forgotten_while_usage_comes_in_and_sums_agree() {
     store.create_tenant(&acme, &ada()).await.unwrap();
     let at: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
     store
-        .record(&[used(acme.tenant_id, 1, at)], position(1, 1), &[])
+        .record(
+            &[used(acme.tenant_id, 1, at)],
+            position(1, 1),
+            &Tell::default(),
+        )
         .await
         .unwrap();
     let recording = async {
         for seq in 2..40 {
             let event = used(acme.tenant_id, 1, at);
-            other.record(&[event], position(1, seq), &[]).await.unwrap();
+            other
+                .record(&[event], position(1, seq), &Tell::default())
+                .await
+                .unwrap();
         }
     };
     let by = ada();
@@ -650,7 +676,10 @@ async fn a_transaction_that_is_dropped_leaves_nothing_behind() {
     // The row is free again, and as it was.
     let acme = TenantId::new(new_id());
     let event = used(acme, 1, ada().at);
-    store.record(&[event], position(1, 1), &[]).await.unwrap();
+    store
+        .record(&[event], position(1, 1), &Tell::default())
+        .await
+        .unwrap();
     let horizon = store.write("test", |tx| async move {
         rows::run(
             &tx,
@@ -705,7 +734,10 @@ async fn a_server_that_is_gone_or_stands_still_is_waited_for_no_longer_than_a_qu
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let batch = [event.clone()];
-        store.record(&batch, position(1, 1), &[]).await.unwrap();
+        store
+            .record(&batch, position(1, 1), &Tell::default())
+            .await
+            .unwrap();
     }
     assert_eq!(messages(&store, acme.tenant_id).await, 1);
 }
@@ -851,7 +883,10 @@ async fn the_usage_view_sums_the_current_period_of_each_metered_feature() {
     ]
     .map(|(when, messages)| used(acme.tenant_id, messages, at(when)));
     store.create_tenant(&acme, &ada()).await.unwrap();
-    store.record(&events, position(1, 1), &[]).await.unwrap();
+    store
+        .record(&events, position(1, 1), &Tell::default())
+        .await
+        .unwrap();
     let hand = by_hand(&database.url()).await;
     pretend(&hand, at("2026-03-31T09:00:00Z")).await;
     let sql = "SELECT * FROM subscription_usage ORDER BY tenant_slug, feature_key";
@@ -903,7 +938,9 @@ async fn everything_of_a_sqlite_database_moves_and_only_to_an_empty_one() {
         })
         .collect();
     events[1].event_id = EventId::new(Uuid::new_v5(&Uuid::NAMESPACE_URL, b"x"));
-    old.record(&events, position(7, 3), &[]).await.unwrap();
+    old.record(&events, position(7, 3), &Tell::default())
+        .await
+        .unwrap();
 
     let database = Database::empty();
     let store = open(&database.url()).await;

@@ -16,7 +16,7 @@ use super::{
     pool::{Kind, Tx},
     reservations,
     rows::{self, Cells, params},
-    sums, tenant_sums,
+    stripe, sums, tenant_sums,
 };
 use crate::{
     domain::{
@@ -30,11 +30,10 @@ use crate::{
     },
     store::{
         StoreResult,
-        outbox::NewEntry,
         rollups::{ROLLUP_MAX, Rollups},
         usage::{
-            CounterOf, Dimension, FeatureSum, JournalPosition, Recorded, Seq, TenantAsk, Totals,
-            UsageStore,
+            CounterOf, Dimension, FeatureSum, JournalPosition, Recorded, Seq, Tell, TenantAsk,
+            Totals, UsageStore,
         },
     },
 };
@@ -45,7 +44,7 @@ impl UsageStore for PostgresStore {
         &self,
         events: &[UsageEvent],
         drained: JournalPosition,
-        tell: &[NewEntry],
+        tell: &Tell,
     ) -> StoreResult<Recorded> {
         // By id, as every replica does: they then wait for each other, if ever, in one direction only.
         let events = with_plain_names(events);
@@ -306,7 +305,7 @@ async fn record(
     tx: &Tx,
     events: &[&UsageEvent],
     drained: JournalPosition,
-    tell: &[NewEntry],
+    tell: &Tell,
 ) -> Result<Record, Failed> {
     let mut inserted = match insert(tx, events).await {
         Ok(inserted) => inserted,
@@ -320,6 +319,7 @@ async fn record(
         inserted: inserted.len() as u64,
         duplicates: (events.len() - inserted.len()) as u64,
     };
+    let new: HashSet<EventId> = inserted.iter().copied().map(EventId::new).collect();
     let mut rollups = Rollups::default();
     for event in events {
         // Of two with one id in a batch, the first was inserted.
@@ -332,7 +332,8 @@ async fn record(
         .filter(|event| event.source == Source::Reservation);
     let of_reservations: Vec<Uuid> = of_reservations.map(|event| event.event_id.uuid()).collect();
     reservations::note_recorded(tx, &of_reservations).await?;
-    outbox::enqueue(tx, tell).await?;
+    outbox::enqueue(tx, &tell.entries).await?;
+    stripe::add_waiting(tx, &tell.meters, &new).await?;
     note_position(tx, drained).await?;
     let trends = rollups.of_all_tenants();
     add_to_rollups(tx, rollups).await?;

@@ -1,0 +1,371 @@
+//! What Stripe tells.
+
+use async_trait::async_trait;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{
+    Failed, PostgresStore,
+    audit::Change,
+    pool::Tx,
+    rows::{self, Cells, micros, params},
+};
+use crate::{
+    domain::{
+        administrator::Actor,
+        ids::TenantId,
+        processor::{Known, Payment, ProcessorSubscription},
+        time::Timestamp,
+    },
+    store::{
+        StoreError, StoreResult,
+        webhooks::{Arrival, Webhook, WebhookEnding, WebhookStatus, WebhookStore},
+    },
+};
+
+const TABLE: &str = "stripe_webhooks";
+const SELECT: &str =
+    "SELECT stripe_webhooks.*, slug FROM stripe_webhooks LEFT JOIN tenants USING (tenant_id)";
+
+#[async_trait]
+impl WebhookStore for PostgresStore {
+    async fn receive_webhook(&self, webhook: &Webhook) -> StoreResult<Arrival> {
+        self.write("webhooks.receive", |tx| async move {
+            receive(&tx, webhook).await
+        })
+        .await
+    }
+
+    async fn list_due_webhooks(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<Webhook>> {
+        self.read("webhooks.list_due", |tx| async move {
+            rows::list(
+                &tx,
+                TABLE,
+                &format!(
+                    "{SELECT} WHERE next_attempt_at <= $1 ORDER BY happened_at, event_id LIMIT $2"
+                ),
+                params![now.micros(), rows::limit(limit)],
+                read,
+            )
+            .await
+        })
+        .await
+    }
+
+    async fn find_webhook(&self, event_id: &str) -> StoreResult<Option<Webhook>> {
+        self.read("webhooks.find", |tx| async move {
+            rows::find(
+                &tx,
+                TABLE,
+                &format!("{SELECT} WHERE event_id = $1"),
+                params![event_id],
+                read,
+            )
+            .await
+        })
+        .await
+    }
+
+    async fn end_webhook(&self, event_id: &str, ending: &WebhookEnding) -> StoreResult<()> {
+        self.write("webhooks.end", |tx| async move {
+            end(&tx, event_id, ending).await
+        })
+        .await
+    }
+
+    async fn list_webhooks(
+        &self,
+        status: Option<WebhookStatus>,
+        before: Option<(Timestamp, String)>,
+        limit: usize,
+    ) -> StoreResult<Vec<Webhook>> {
+        let (at, event_id) = before.unwrap_or((Timestamp::NEVER, String::new()));
+        let event_id = event_id.as_str();
+        self.read("webhooks.list", |tx| async move {
+            rows::list(
+                &tx,
+                TABLE,
+                &format!(
+                    "{SELECT} WHERE (received_at, event_id) < ($1, $2) AND ($3::text IS NULL OR status = $3)
+                     ORDER BY received_at DESC, event_id DESC LIMIT $4"
+                ),
+                params![
+                    at.micros(),
+                    event_id,
+                    status.map(WebhookStatus::as_str),
+                    rows::limit(limit)
+                ],
+                read,
+            )
+            .await
+        })
+        .await
+    }
+
+    async fn replay_webhook(&self, event_id: &str, by: &Actor) -> StoreResult<bool> {
+        self.change("webhooks.replay", |tx| async move {
+            replay(&tx, event_id, by).await
+        })
+        .await
+    }
+
+    async fn prune_webhooks(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
+        self.write_at_leisure("webhooks.prune", |tx| async move {
+            rows::run(
+                &tx,
+                "DELETE FROM stripe_webhooks WHERE status IN ('applied', 'ignored') AND event_id IN (
+                     SELECT event_id FROM stripe_webhooks
+                     WHERE received_at < $1 AND status IN ('applied', 'ignored') ORDER BY received_at LIMIT $2
+                 )",
+                params![before.micros(), rows::limit(limit)],
+            )
+            .await
+        })
+        .await
+    }
+
+    async fn note_state(
+        &self,
+        state: &ProcessorSubscription,
+        order: &str,
+        tenant: Option<TenantId>,
+    ) -> StoreResult<()> {
+        self.write("webhooks.note_state", |tx| async move {
+            note_state(&tx, state, order, tenant.map(TenantId::uuid)).await
+        })
+        .await
+    }
+
+    async fn note_payment(
+        &self,
+        subscription_id: &str,
+        payment: Payment,
+        order: &str,
+    ) -> StoreResult<()> {
+        self.write("webhooks.note_payment", |tx| async move {
+            rows::run(
+                &tx,
+                "INSERT INTO stripe_subscriptions (subscription_id, payment, payment_order) VALUES ($1, $2, $3)
+                 ON CONFLICT (subscription_id) DO UPDATE SET
+                     payment = excluded.payment, payment_order = excluded.payment_order
+                 WHERE stripe_subscriptions.payment_order < excluded.payment_order",
+                params![subscription_id, payment.as_str(), order],
+            )
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn find_known(&self, subscription_id: &str) -> StoreResult<Option<Known>> {
+        self.read("webhooks.find_known", |tx| async move {
+            rows::find(
+                &tx,
+                "stripe_subscriptions",
+                "SELECT * FROM stripe_subscriptions WHERE subscription_id = $1",
+                params![subscription_id],
+                read_known,
+            )
+            .await
+        })
+        .await
+    }
+
+    async fn list_known(&self, tenant: TenantId) -> StoreResult<Vec<Known>> {
+        self.read("webhooks.list_known", |tx| async move {
+            rows::list(
+                &tx,
+                "stripe_subscriptions",
+                "SELECT * FROM stripe_subscriptions WHERE tenant_id = $1 ORDER BY subscription_id",
+                params![tenant.uuid()],
+                read_known,
+            )
+            .await
+        })
+        .await
+    }
+
+    async fn find_tenant_of_customer(&self, customer_id: &str) -> StoreResult<Option<TenantId>> {
+        self.read("webhooks.find_tenant_of_customer", |tx| async move {
+            rows::find(
+                &tx,
+                "subscriptions",
+                "SELECT tenant_id FROM (
+                     SELECT tenant_id, 1 AS rank FROM subscriptions WHERE processor_customer_id = $1
+                     UNION ALL SELECT tenant_id, 2 FROM stripe_subscriptions WHERE customer_id = $1 AND tenant_id IS NOT NULL
+                 ) AS found JOIN tenants USING (tenant_id) WHERE deleted_at IS NULL ORDER BY rank, tenant_id LIMIT 1",
+                params![customer_id],
+                |cells| cells.uuid("tenant_id").map(TenantId::new),
+            )
+            .await
+        })
+        .await
+    }
+}
+
+/// Whoever else changes it waits until this is committed.
+async fn find_locked(tx: &Tx, event_id: &str) -> Result<Option<Webhook>, Failed> {
+    rows::find(
+        tx,
+        TABLE,
+        &format!("{SELECT} WHERE event_id = $1 FOR UPDATE OF stripe_webhooks"),
+        params![event_id],
+        read,
+    )
+    .await
+}
+
+/// Of two replicas that get it at once, one keeps it, and the other waits and finds it.
+async fn receive(tx: &Tx, webhook: &Webhook) -> Result<Arrival, Failed> {
+    let kept = rows::run(
+        tx,
+        "INSERT INTO stripe_webhooks (event_id, event_type, object_id, happened_at, received_at, status, attempts,
+                                      next_attempt_at, payload)
+         VALUES ($1, $2, $3, $4, $5, $6, 0, $7, $8) ON CONFLICT (event_id) DO NOTHING",
+        params![
+            webhook.event_id,
+            rows::text(&webhook.event_type),
+            rows::text(&webhook.object_id),
+            webhook.happened_at.micros(),
+            webhook.received_at.micros(),
+            webhook.status.as_str(),
+            micros(webhook.next_attempt_at),
+            rows::text(&webhook.payload),
+        ],
+    )
+    .await?;
+    if kept > 0 {
+        return Ok(Arrival::New);
+    }
+    let Some(known) = find_locked(tx, &webhook.event_id).await? else {
+        return Err(Failed::Refused(StoreError::Unavailable(format!(
+            "webhooks.receive: {} was forgotten this moment",
+            webhook.event_id
+        ))));
+    };
+    if matches!(known.status, WebhookStatus::Unmatched | WebhookStatus::Dead) {
+        make_pending(tx, &webhook.event_id, webhook.received_at).await?;
+    }
+    Ok(Arrival::Again(known.status))
+}
+
+async fn make_pending(tx: &Tx, event_id: &str, now: Timestamp) -> Result<u64, Failed> {
+    rows::run(
+        tx,
+        "UPDATE stripe_webhooks SET status = 'pending', attempts = 0, next_attempt_at = $2 WHERE event_id = $1",
+        params![event_id, now.micros()],
+    )
+    .await
+}
+
+async fn end(tx: &Tx, event_id: &str, ending: &WebhookEnding) -> Result<(), Failed> {
+    let (status, error, tenant, next) = match ending {
+        WebhookEnding::Applied { tenant } => (WebhookStatus::Applied, None, Some(*tenant), None),
+        WebhookEnding::Unmatched { error } => (WebhookStatus::Unmatched, Some(error), None, None),
+        WebhookEnding::Retry { at, error } => {
+            (WebhookStatus::Pending, Some(error), None, Some(*at))
+        }
+        WebhookEnding::Dead { error } => (WebhookStatus::Dead, Some(error), None, None),
+    };
+    rows::run(
+        tx,
+        "UPDATE stripe_webhooks SET status = $2, last_error = $3, tenant_id = coalesce($4, tenant_id),
+             next_attempt_at = $5, attempts = attempts + 1
+         WHERE event_id = $1 AND status = 'pending'",
+        params![
+            event_id,
+            status.as_str(),
+            error.map(|error| rows::text(error)),
+            tenant.map(TenantId::uuid),
+            micros(next),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn replay(tx: &Tx, event_id: &str, by: &Actor) -> Result<bool, Failed> {
+    let Some(found) = find_locked(tx, event_id).await? else {
+        return Ok(false);
+    };
+    let is_over = matches!(
+        found.status,
+        WebhookStatus::Unmatched | WebhookStatus::Dead | WebhookStatus::Applied
+    );
+    if !is_over {
+        return Ok(false);
+    }
+    Change {
+        action: "webhook.replay",
+        target: event_id,
+        before: Some(json!({ "status": found.status.as_str() })),
+        after: Some(json!({ "status": WebhookStatus::Pending.as_str() })),
+    }
+    .note(tx, by)
+    .await?;
+    make_pending(tx, event_id, by.at).await?;
+    Ok(true)
+}
+
+async fn note_state(
+    tx: &Tx,
+    state: &ProcessorSubscription,
+    order: &str,
+    tenant: Option<Uuid>,
+) -> Result<(), Failed> {
+    rows::run(
+        tx,
+        "INSERT INTO stripe_subscriptions (subscription_id, tenant_id, customer_id, state, state_order)
+         VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (subscription_id) DO UPDATE SET
+             tenant_id = coalesce(excluded.tenant_id, stripe_subscriptions.tenant_id),
+             customer_id = excluded.customer_id, state = excluded.state, state_order = excluded.state_order
+         WHERE stripe_subscriptions.state_order < excluded.state_order",
+        params![
+            state.subscription_id,
+            tenant,
+            state.customer_id,
+            rows::to_json(state)?,
+            order
+        ],
+    )
+    .await?;
+    // Whose it is may be known only now, of a state that was known before.
+    rows::run(
+        tx,
+        "UPDATE stripe_subscriptions SET tenant_id = $2 WHERE subscription_id = $1 AND tenant_id IS NULL",
+        params![state.subscription_id, tenant],
+    )
+    .await?;
+    Ok(())
+}
+
+fn read(cells: &Cells<'_>) -> Result<Webhook, Failed> {
+    let attempts: i64 = cells.get("attempts")?;
+    Ok(Webhook {
+        event_id: cells.get("event_id")?,
+        event_type: cells.get("event_type")?,
+        object_id: cells.get("object_id")?,
+        happened_at: cells.time("happened_at")?,
+        received_at: cells.time("received_at")?,
+        tenant: cells.optional_uuid("tenant_id")?.map(TenantId::new),
+        tenant_slug: cells.get("slug")?,
+        status: cells.one_of("status", &WebhookStatus::ALL, WebhookStatus::as_str)?,
+        attempts: cells.check("attempts", u32::try_from(attempts))?,
+        last_error: cells.get("last_error")?,
+        next_attempt_at: cells.optional_time("next_attempt_at")?,
+        payload: cells.get("payload")?,
+    })
+}
+
+fn read_known(cells: &Cells<'_>) -> Result<Known, Failed> {
+    let payment: Option<String> = cells.get("payment")?;
+    let payment = payment.map(|_| cells.one_of("payment", &Payment::ALL, Payment::as_str));
+    Ok(Known {
+        tenant: cells.optional_uuid("tenant_id")?.map(TenantId::new),
+        state: cells.optional_json("state")?,
+        state_order: cells.get("state_order")?,
+        payment: payment.transpose()?,
+        payment_order: cells.get("payment_order")?,
+    })
+}
