@@ -458,9 +458,10 @@ fn unavailable(given: &Reader) -> Result<Vec<Unavailable>, ConfigError> {
             value: setting.shown(&value),
         }))
     };
-    let all: [Result<Option<Unavailable>, ConfigError>; 1] = [
-        of_value("USAGE_GUARDRAIL_CACHE_BACKEND", |value| value == "redis"),
-    ];
+    let all: [Result<Option<Unavailable>, ConfigError>; 1] =
+        [of_value("USAGE_GUARDRAIL_CACHE_BACKEND", |value| {
+            value == "redis"
+        })];
     all.into_iter().filter_map(Result::transpose).collect()
 }
 

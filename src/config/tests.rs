@@ -258,9 +258,7 @@ fn postgres_is_named_by_a_url_that_is_shown_without_its_password() {
 
 #[test]
 fn what_this_version_has_not_is_refused_in_plain_words_and_malformed_values_as_such() {
-    for (name, value, shown) in [
-        ("USAGE_GUARDRAIL_CACHE_BACKEND", "redis", "redis"),
-    ] {
+    for (name, value, shown) in [("USAGE_GUARDRAIL_CACHE_BACKEND", "redis", "redis")] {
         let refusal = Config::load(&given(&[(name, value)]))
             .unwrap()
             .require_available();

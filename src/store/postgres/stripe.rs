@@ -162,6 +162,19 @@ impl StripeStore for PostgresStore {
         .await
     }
 
+    async fn doubt_pending(&self) -> StoreResult<u64> {
+        self.write_at_leisure("stripe.doubt_pending", |tx| async move {
+            rows::run(
+                &tx,
+                "UPDATE outbox SET doubt_since = coalesce(doubt_since, about_at)
+                 WHERE kind = $1 AND status = 'pending'",
+                params![KIND],
+            )
+            .await
+        })
+        .await
+    }
+
     async fn look_again(&self, now: Timestamp, limit: usize) -> StoreResult<u64> {
         self.write_at_leisure("stripe.look_again", |tx| async move {
             rows::run(

@@ -774,7 +774,10 @@ async fn over_a_slow_wire_requests_do_not_wait_and_usage_still_arrives() {
     refused("slow, remembered").await;
     // Work in the background bears it.
     let event = used(acme.tenant_id, 1, ada().at);
-    store.record(&[event], position(1, 1), &[]).await.unwrap();
+    store
+        .record(&[event], position(1, 1), &Tell::default())
+        .await
+        .unwrap();
     wire.delay(Duration::ZERO);
     answered_again().await;
     assert_eq!(messages(&store, acme.tenant_id).await, 1);
