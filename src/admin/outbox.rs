@@ -133,11 +133,30 @@ pub(super) async fn replay(State(app): State<App>, view: View, form: Form) -> Pa
     }
 }
 
-/// How many entries somebody should look at: given up, or uncertain.
-pub(super) async fn given_up(app: &App) -> StoreResult<u64> {
-    let counts = app.store.count_outbox().await?;
-    let given_up = counts.iter().filter(|(_, status, _)| is_given_up(*status));
-    Ok(given_up.map(|(.., count)| count).sum())
+/// What somebody should look at: how many entries, in words, and the address of the page that shows them.
+pub(super) async fn needs(app: &App) -> StoreResult<Vec<(String, &'static str)>> {
+    let counts = counts(app).await?;
+    let needs = counts.into_iter().filter_map(|(count, status)| {
+        let entries = if count == 1 {
+            "1 entry".to_owned()
+        } else {
+            format!("{count} entries")
+        };
+        match status {
+            "dead" => Some((
+                format!("{entries} of the outbox given up: somebody was not told."),
+                "/admin/outbox?status=dead",
+            )),
+            "uncertain" => Some((
+                format!(
+                    "{entries} of the outbox uncertain: whether somebody was told can't be known."
+                ),
+                "/admin/outbox?status=uncertain",
+            )),
+            _ => None,
+        }
+    });
+    Ok(needs.collect())
 }
 
 const fn is_given_up(status: Status) -> bool {

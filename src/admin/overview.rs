@@ -311,16 +311,10 @@ async fn needs(app: &App) -> ApiResult<Vec<Need>> {
             href: format!("/admin/plans/{plan}"),
         });
     }
-    let given_up = outbox::given_up(app).await?;
-    if given_up > 0 {
-        let what = if given_up == 1 {
-            "1 entry of the outbox was given up: somebody was not told.".to_owned()
-        } else {
-            format!("{given_up} entries of the outbox were given up: somebody was not told.")
-        };
+    for (text, href) in outbox::needs(app).await? {
         needs.push(Need {
-            text: what,
-            href: "/admin/outbox?status=dead".to_owned(),
+            text,
+            href: href.to_owned(),
         });
     }
     let drift = app.metrics.drift();

@@ -38,6 +38,7 @@ PAGES = {
     "events": "/admin/tenants/ember-games/events",
     "statement": "/admin/tenants/ember-games/statement",
     "in-flight": "/admin/in-flight",
+    "outbox": "/admin/outbox",
     "audit": "/admin/audit",
     "administrators": "/admin/administrators",
     "sessions": "/admin/sessions",

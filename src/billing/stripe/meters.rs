@@ -12,6 +12,7 @@ use crate::domain::{quantity::Quantity, time::Timestamp, window::Window};
 const KEPT: Duration = Duration::from_secs(600);
 /// One that is missing may just have been made.
 const MISSING_FOR: Duration = Duration::from_secs(10);
+const FAILED_FOR: Duration = Duration::from_secs(5);
 
 /// A meter, as far as it matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,10 +80,17 @@ impl Meter {
 
 /// The meters, read again from time to time.
 #[derive(Default)]
-pub(super) struct Meters(Mutex<Option<(Timestamp, Vec<Meter>)>>);
+pub(super) struct Meters(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    meters: Option<(Timestamp, Vec<Meter>)>,
+    /// They could not be read: who asks at the same time does not wait as long again.
+    failed: Option<(Timestamp, CallError)>,
+}
 
 impl Meters {
-    /// Of several of one name the one that may be used.
+    /// Of several of one name the one that may be used. While they can't be read again, what was read before counts.
     ///
     /// # Errors
     /// [`CallError`].
@@ -93,19 +101,43 @@ impl Meters {
         now: Timestamp,
     ) -> Result<Option<Meter>, CallError> {
         let mut kept = self.0.lock().await;
-        if let Some((read_at, meters)) = &*kept {
+        let known = kept.meters.as_ref().map(|(read_at, meters)| {
             let found = best(meters, event_name);
             let is_usable = found.as_ref().is_some_and(|it| it.fault().is_none());
-            let fresh_for = if is_usable { KEPT } else { MISSING_FOR };
-            if now < read_at.plus(fresh_for) {
-                return Ok(found);
+            (
+                read_at.plus(if is_usable { KEPT } else { MISSING_FOR }),
+                found,
+            )
+        });
+        if let Some((until, found)) = &known
+            && now < *until
+        {
+            return Ok(found.clone());
+        }
+        let read = match &kept.failed {
+            Some((at, error)) if now < at.plus(FAILED_FOR) => Err(error.clone()),
+            _ => client.list("/v1/billing/meters", &[]).await,
+        };
+        match read {
+            Ok((listed, _)) => {
+                let meters: Vec<Meter> = listed.iter().filter_map(Meter::of).collect();
+                let found = best(&meters, event_name);
+                *kept = Kept {
+                    meters: Some((now, meters)),
+                    failed: None,
+                };
+                Ok(found)
+            }
+            Err(error) => {
+                let failed_at = kept.failed.as_ref().map(|(at, _)| *at);
+                let failed_at = failed_at.filter(|at| now < at.plus(FAILED_FOR));
+                kept.failed = Some((failed_at.unwrap_or(now), error.clone()));
+                match known {
+                    Some((_, Some(found))) => Ok(Some(found)),
+                    Some((_, None)) | None => Err(error),
+                }
             }
         }
-        let (listed, _) = client.list("/v1/billing/meters", &[]).await?;
-        let meters: Vec<Meter> = listed.iter().filter_map(Meter::of).collect();
-        let found = best(&meters, event_name);
-        *kept = Some((now, meters));
-        Ok(found)
     }
 }
 

@@ -8,6 +8,7 @@
 //! from an invoice.
 
 mod client;
+mod event;
 mod meters;
 mod notice;
 mod push;

@@ -17,8 +17,8 @@ use crate::{
     domain::time::Timestamp,
     services::outbox::{Outcome, Progress, Sender},
     store::{
-        StoreError,
-        outbox::{Kind, Leased, NewEntry, Status},
+        StoreError, StoreResult,
+        outbox::{Kind, Leased, NewEntry, OutboxFilter, Status},
         stripe::{MeterPayload, Which},
     },
     telemetry::events,
@@ -38,6 +38,11 @@ const AHEAD: Duration = Duration::from_secs(240);
 const REMEMBERED: Duration = Duration::from_secs(23 * 3600);
 /// Longest that a push by hand goes on.
 const PUSH_TIME: Duration = Duration::from_secs(300);
+
+/// While others send, a push looks again, for as long as an answer may take.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const MOST_LOOKS: u32 = 100;
+const PENDING: usize = 500;
 
 /// What a push by hand did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -234,10 +239,16 @@ impl Stripe {
         let handed_on = self.hand_on(Which::All).await?;
         let sender = MeterSender(Arc::clone(self));
         let end = tokio::time::Instant::now() + PUSH_TIME;
+        let mut patience = MOST_LOOKS;
         while tokio::time::Instant::now() < end {
             match self.parts.outbox.step(&sender).await? {
                 Progress::Moved { .. } => {}
-                Progress::Idle | Progress::Failing => break,
+                Progress::Failing => break,
+                Progress::Idle if patience > 0 && self.is_being_sent().await? => {
+                    patience -= 1;
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                Progress::Idle => break,
             }
         }
         let (waiting, _) = self.parts.store.count_waiting().await?;
@@ -255,6 +266,21 @@ impl Stripe {
             }
         }
         Ok(pushed)
+    }
+}
+
+impl Stripe {
+    /// Whether somebody else sends something at the moment: it was tried, and nothing is known of that yet.
+    async fn is_being_sent(&self) -> StoreResult<bool> {
+        let filter = OutboxFilter {
+            kind: Some(Kind::StripeMeterEvent),
+            status: Some(Status::Pending),
+            tenant: None,
+        };
+        let pending = self.parts.store.list_outbox(&filter, None, PENDING).await?;
+        Ok(pending
+            .iter()
+            .any(|it| it.attempts > 0 && it.last_error.is_none()))
     }
 }
 

@@ -282,6 +282,7 @@ async fn every_page_fits_a_telephone_and_200_percent_and_the_dark() {
         "/admin/tenants",
         "/admin/tenants?sort=percent",
         "/admin/in-flight",
+        "/admin/outbox",
         "/admin/audit",
         "/admin/administrators",
         "/admin/sessions",

@@ -373,3 +373,84 @@ async fn the_guides_commands_work() {
     );
     gate.finish().await;
 }
+
+#[tokio::test]
+async fn the_wizard_has_stripe_look_at_the_key_and_shows_it_nowhere() {
+    let stripe = FakeStripe::start().await;
+    let serve = Tollgate::serve().set("STRIPE_API_BASE", stripe.base());
+    let key = format!("STRIPE_SECRET_KEY={KEY}");
+    let ask = |key: &str| {
+        let words = [
+            "setup",
+            "--sections",
+            "stripe",
+            "--non-interactive",
+            "--dry-run",
+            "--var",
+        ];
+        let vars = [
+            "ENABLE_STRIPE_USAGE=true",
+            "--var",
+            "STRIPE_WEBHOOK_SECRET=whsec_1",
+            "--var",
+            key,
+        ];
+        words
+            .iter()
+            .chain(&vars)
+            .map(|it| (*it).to_owned())
+            .collect::<Vec<_>>()
+    };
+    for (key, is_taken) in [
+        (key.as_str(), true),
+        ("STRIPE_SECRET_KEY=sk_wrong_EXAMPLE", false),
+    ] {
+        let words = ask(key);
+        let run = serve
+            .cli(&words.iter().map(String::as_str).collect::<Vec<_>>())
+            .await;
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let said = format!("{}{}", run.stdout, run.stderr);
+        assert_eq!(said.contains("takes the key"), is_taken, "{said}");
+        assert_eq!(
+            said.contains("refuses STRIPE_SECRET_KEY"),
+            !is_taken,
+            "{said}"
+        );
+        assert!(!said.contains(key.split_once('=').unwrap().1), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn features_follow_a_sync_of_the_artifact() {
+    let stripe = FakeStripe::start().await;
+    let gate = serve(&stripe).await;
+    stripe.add_product("prod_1", json!({"plan_code": "gold"}));
+    let artifact = json!({"enabled": true, "plans": [{"plan_code": "gold", "features": [
+        {"feature_key": "messages", "display_name": "Chats", "is_metered": true, "hard_limit": 9},
+        {"feature_key": "vector.max_file_bytes", "display_name": "Max file size", "is_metered": false, "hard_limit": 1},
+    ]}]});
+    let file = gate.settings().data_dir().join("artifact.json");
+    std::fs::write(&file, artifact.to_string()).unwrap();
+    let path = file.to_str().unwrap();
+    let sync = [
+        "usage",
+        "sync-entitlements",
+        "--create-plans",
+        "--stripe",
+        "--path",
+        path,
+    ];
+    let run = gate.cli(&sync).await;
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let line = "plan=gold product=prod_1 created=2 renamed=0 attached=2";
+    assert!(run.stdout.contains(line), "{}", run.stdout);
+    assert_eq!(
+        stripe.features_of("prod_1"),
+        ["messages", "vector.max_file_bytes"]
+    );
+    std::fs::write(&file, artifact.to_string().replace("Chats", "Requests")).unwrap();
+    let again = gate.cli_json(&sync).await;
+    assert_eq!(again["stripe"][0]["renamed"], json!(["messages"]));
+    gate.finish().await;
+}

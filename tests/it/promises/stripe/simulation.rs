@@ -98,8 +98,11 @@ async fn play(ops: &[Op]) {
                 world.inner().hand_on(Which::Due).await.unwrap();
             }
             Op::Send => world.send().await,
-            // It may die halfway, or Stripe may take nothing.
-            Op::Push => drop(world.inner().push().await),
+            Op::Push => {
+                world.inner().hand_on(Which::All).await.unwrap();
+                world.send().await;
+            }
+            // Stripe may be in the way of it.
             Op::Confirm => drop(world.inner().confirm_some().await),
         }
     }
