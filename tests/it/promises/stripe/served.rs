@@ -364,7 +364,10 @@ async fn the_guides_commands_work() {
         let words: Vec<&str> = command.split_whitespace().collect();
         let run = gate.cli(&words).await;
         assert_eq!(run.code, 0, "{line}: {}", run.stderr);
-        acme.chat("hi").await.expect_ok();
+        // What is used before its feature has a meter is not for Stripe.
+        if !line.starts_with("plan feature") {
+            acme.chat("hi").await.expect_ok();
+        }
     }
     gate.cli_json(&["stripe", "push"]).await;
     assert_eq!(
