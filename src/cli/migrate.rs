@@ -152,7 +152,7 @@ async fn r#move(loaded: &Loaded, from: &str, to: Option<&str>) -> anyhow::Result
     let rows: u64 = export.tables().iter().map(|table| table.rows).sum();
     let table = export.tables().iter();
     let table = table.map(|table| vec![table.name.clone(), table.rows.to_string()]);
-    let output = Output::of_json(json!({ "items": items, "rows": rows }))
+    let output = Output::of_json(json!({ "items": items, "rows": rows, "is_served": is_served }))
         .table(&["table", "rows"], table.collect())
         .note(format!(
             "{rows} rows moved to {to}; every table has as many rows as it had. Start the server with the new DATABASE_URL and the same data dir: what waits in its journal goes to the new database."

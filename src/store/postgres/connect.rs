@@ -35,6 +35,8 @@ use crate::provider::{
 /// Name, TCP, TLS and login of one host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The first version that notices by itself when nobody waits for an answer any more.
+const OLDEST: u32 = 14;
 /// Longer than this no dead connection goes unnoticed because nobody speaks on it.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -97,7 +99,10 @@ impl Connector {
         let mut failures: Vec<String> = Vec::new();
         for (address, config) in self.addresses().await? {
             match config.connect(self.0.tls.clone()).await {
-                Ok(connected) => return Ok(connected),
+                Ok((client, connection)) => {
+                    refuse_old(connection.parameter("server_version").unwrap_or_default())?;
+                    return Ok((client, connection));
+                }
                 Err(error) => failures.push(format!("{address}: {}", text_of(&error))),
             }
         }
@@ -184,6 +189,16 @@ impl Connector {
             config.tcp_user_timeout(*timeout);
         }
         config
+    }
+}
+
+fn refuse_old(version: &str) -> Result<(), String> {
+    let major = version.split(|it: char| !it.is_ascii_digit()).next();
+    match major.and_then(|major| major.parse::<u32>().ok()) {
+        Some(major) if major < OLDEST => Err(format!(
+            "it is Postgres {version}, and tollgate needs {OLDEST} or newer"
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -307,5 +322,19 @@ impl ServerCertVerifier for Lenient {
         self.provider
             .signature_verification_algorithms
             .supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_too_old_is_refused_in_plain_words() {
+        for version in ["14.0", "15.18 (Debian 15.18-0+deb12u1)", "17beta1", "of our own"] {
+            assert_eq!(refuse_old(version), Ok(()), "{version}");
+        }
+        let why = refuse_old("13.4").unwrap_err();
+        assert_eq!(why, "it is Postgres 13.4, and tollgate needs 14 or newer");
     }
 }

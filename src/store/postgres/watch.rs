@@ -5,7 +5,11 @@
 //! or for a network that swallows everything, is given up. From then on requests are refused at once, until the watch,
 //! which goes on trying, is answered again.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use futures_util::future::{Either, select};
 use tokio::{
@@ -30,6 +34,9 @@ const AGAIN: Duration = Duration::from_millis(20);
 const QUICK: Duration = Duration::from_millis(140);
 /// A connection that nobody uses is tried so often, so that the other side's disappearance is noticed.
 const IDLE: Duration = Duration::from_secs(15);
+
+/// So many who wait share one answer.
+const JUST: Duration = Duration::from_millis(25);
 
 /// How long somebody waits before asking whether the server is there, and then for its answer.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +69,8 @@ pub(super) struct Watch {
 struct Shared {
     fault: watch::Sender<Fault>,
     client: watch::Sender<Option<Arc<Client>>>,
+    /// When a question was last answered in time.
+    answered_at: Mutex<Option<Instant>>,
     /// Wakes the task when a question went unanswered.
     doubted: Notify,
     /// Told when the catalogue may have changed, and whenever some change may have been missed.
@@ -74,6 +83,7 @@ impl Watch {
         let shared = Arc::new(Shared {
             fault: watch::Sender::new(None),
             client: watch::Sender::new(None),
+            answered_at: Mutex::new(None),
             doubted: Notify::new(),
             changed: Notify::new(),
         });
@@ -94,6 +104,9 @@ impl Watch {
     pub(super) async fn gone(&self, patience: Patience) -> Arc<str> {
         loop {
             sleep(patience.before).await;
+            if self.shared.has_just_answered() {
+                continue; // somebody else has asked
+            }
             if let Err(why) = self.shared.ask(patience.answer).await {
                 return why;
             }
@@ -107,6 +120,11 @@ impl Watch {
 }
 
 impl Shared {
+    fn has_just_answered(&self) -> bool {
+        let answered_at = *lock(&self.answered_at);
+        answered_at.is_some_and(|at| at.elapsed() < JUST)
+    }
+
     /// Asks whether the server is there; no answer in time is one too.
     async fn ask(&self, patience: Duration) -> Result<(), Arc<str>> {
         let mut clients = self.client.subscribe();
@@ -120,7 +138,10 @@ impl Shared {
             }
         });
         let why: Arc<str> = match answered.await {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(())) => {
+                *lock(&self.answered_at) = Some(Instant::now());
+                return Ok(());
+            }
             Ok(Err(error)) => text_of(&error).into(),
             Err(_) => format!("no answer within {} ms", patience.as_millis()).into(),
         };
@@ -146,6 +167,10 @@ impl Shared {
             tracing::info!(code = "postgres_back", "the database answers again");
         }
     }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn run(shared: Arc<Shared>, connector: Connector) {

@@ -35,7 +35,7 @@ pub(crate) fn tenant(number: u64) -> TenantId {
     TenantId::new(spread(number))
 }
 
-/// A UUIDv7 of the time `at` that rises with `number`.
+/// An id of version 7, of the time `at`, that rises with `number`.
 fn id(number: u64, at: Timestamp) -> Uuid {
     let milliseconds = u128::try_from(at.micros() / 1_000).expect("after 1970");
     Uuid::from_u128((milliseconds << 80) | (7 << 76) | (2 << 62) | u128::from(number))

@@ -7,7 +7,11 @@ mod admit;
 mod fixtures;
 mod journal;
 mod ledger;
-#[expect(dead_code, reason = "tests use all of it")]
+#[expect(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "tests use all of it, and what fails ends the benchmark"
+)]
 #[path = "../../it/support/postgres.rs"]
 mod postgres;
 mod report;
@@ -19,7 +23,9 @@ mod tenants;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What databases of tests are copied from; benchmarks make theirs themselves.
-async fn bring_up_to_date(_: &str) {}
+fn bring_up_to_date(_: &str) -> impl Future<Output = ()> {
+    std::future::ready(())
+}
 
 fn main() {
     let asked: Vec<u8> = std::env::args()
