@@ -131,10 +131,11 @@ async fn r#move(loaded: &Loaded, from: &str, to: Option<&str>) -> anyhow::Result
         bail!("there is no database at {}", from.display());
     }
     let export = Export::open(&from)?;
-    let is_served = match from.parent() {
-        Some(directory) => crate::control::is_served(directory).await,
-        None => false,
+    let data_dir = match from.parent() {
+        Some(directory) if directory != Path::new("") => directory,
+        _ => Path::new("."),
     };
+    let is_served = crate::control::is_served(data_dir).await;
     let shown = progress::Shown::default();
     let show = shown.progress();
     let store = PostgresStore::open(&to).await?;

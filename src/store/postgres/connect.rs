@@ -331,7 +331,12 @@ mod tests {
 
     #[test]
     fn a_server_that_is_too_old_is_refused_in_plain_words() {
-        for version in ["14.0", "15.18 (Debian 15.18-0+deb12u1)", "17beta1", "of our own"] {
+        for version in [
+            "14.0",
+            "15.18 (Debian 15.18-0+deb12u1)",
+            "17beta1",
+            "of our own",
+        ] {
             assert_eq!(refuse_old(version), Ok(()), "{version}");
         }
         let why = refuse_old("13.4").unwrap_err();

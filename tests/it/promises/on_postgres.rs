@@ -311,10 +311,15 @@ async fn a_deployment_moves_to_postgres_with_its_history_and_what_waits_in_its_j
         acme.chat("hi").await.expect_ok();
     }
     gate.is_drained().await;
+    let serve = gate.settings();
+    let from = format!("sqlite:{}", serve.data_dir().join("tollgate.db").display());
+    let rehearsal = Database::empty().url();
+    let rehearsed = ["migrate", "--from", &from, "--to", &rehearsal];
+    let rehearsed = gate.cli_json(&rehearsed).await;
+    assert_eq!(rehearsed["is_served"], true);
     gate.kill9();
     let database = Arc::new(Database::empty());
-    let (serve, url) = (gate.settings(), database.url());
-    let from = format!("sqlite:{}", serve.data_dir().join("tollgate.db").display());
+    let url = database.url();
     let words = ["migrate", "--from", &from, "--to", &url, "--output", "json"];
     let moved = serve.cli(&words).await;
     assert_eq!(moved.code, 0, "{moved:?}");
