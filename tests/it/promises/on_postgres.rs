@@ -313,7 +313,8 @@ async fn a_deployment_moves_to_postgres_with_its_history_and_what_waits_in_its_j
     gate.is_drained().await;
     let serve = gate.settings();
     let from = format!("sqlite:{}", serve.data_dir().join("tollgate.db").display());
-    let rehearsal = Database::empty().url();
+    let elsewhere = Database::empty();
+    let rehearsal = elsewhere.url();
     let rehearsed = ["migrate", "--from", &from, "--to", &rehearsal];
     let rehearsed = gate.cli_json(&rehearsed).await;
     assert_eq!(rehearsed["is_served"], true);
