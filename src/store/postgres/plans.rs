@@ -1,5 +1,7 @@
 //! Plans, their features and limits, in tables.
 
+use std::collections::HashMap;
+
 use futures_util::future::try_join;
 
 use super::{
@@ -269,13 +271,17 @@ async fn with_features(tx: &Tx, mut plans: Vec<Plan>) -> Result<Vec<Plan>, Faile
         },
     );
     let (features, limits) = try_join(features, limits).await?;
+    let places: HashMap<PlanCode, usize> = (0..)
+        .zip(&plans)
+        .map(|(place, plan)| (plan.code.clone(), place))
+        .collect();
     for (code, feature) in features {
-        if let Some(plan) = plans.iter_mut().find(|plan| plan.code == code) {
-            plan.features.push(feature);
+        if let Some(place) = places.get(&code) {
+            plans[*place].features.push(feature);
         }
     }
     for (code, key, limit) in limits {
-        let plan = plans.iter_mut().find(|plan| plan.code == code);
+        let plan = places.get(&code).map(|place| &mut plans[*place]);
         let feature = plan.and_then(|plan| plan.features.iter_mut().find(|it| it.key == key));
         if let Some(feature) = feature {
             feature.limits.push(limit);

@@ -714,7 +714,7 @@ async fn a_server_that_is_gone_or_stands_still_is_waited_for_no_longer_than_a_qu
         let first = asked().await;
         let waited = begun.elapsed();
         assert!(first.is_err(), "{name}");
-        assert!(waited < Duration::from_millis(600), "{name}: {waited:?}"); // 250, and a busy machine
+        assert!(waited < Duration::from_secs(1), "{name}: {waited:?}"); // 250, and a busy machine
         let begun = std::time::Instant::now();
         for _ in 0..100 {
             unavailable(asked().await);
@@ -758,7 +758,7 @@ async fn over_a_slow_wire_requests_do_not_wait_and_usage_still_arrives() {
         let begun = std::time::Instant::now();
         unavailable(store.find_tenant(&acmes).await);
         let waited = begun.elapsed();
-        assert!(waited < Duration::from_millis(600), "{what}: {waited:?}"); // 250, and a busy machine
+        assert!(waited < Duration::from_secs(1), "{what}: {waited:?}"); // 250, and a busy machine
     };
     let answered_again = async || {
         let begun = std::time::Instant::now();

@@ -164,6 +164,12 @@ async fn servers_that_write_to_one_database_lose_nothing_and_double_nothing() {
     for tenant in &tenants {
         assert_eq!(tenant.total("messages").await, 300);
     }
+    let recorded = r#"transaction="usage.record""#;
+    let transactions = "usage_store_transaction_seconds_count";
+    for gate in &gates {
+        assert!(gate.metric(transactions, recorded).await > 0);
+        assert_eq!(gate.metric("usage_store_failures_total", "").await, 0);
+    }
     for gate in gates {
         gate.finish().await;
     }
