@@ -18,6 +18,7 @@ pub(crate) mod sessions;
 pub(crate) mod stripe;
 pub(crate) mod trends;
 pub(crate) mod usage;
+pub(crate) mod webhooks;
 
 use uuid::Uuid;
 
@@ -57,6 +58,7 @@ macro_rules! run_all {
         $crate::store::contract::stripe::cases!($open);
         $crate::store::contract::trends::cases!($open);
         $crate::store::contract::usage::cases!($open);
+        $crate::store::contract::webhooks::cases!($open);
     };
 }
 pub(crate) use run_all;

@@ -1,6 +1,9 @@
 //! Usage on its way to Stripe's meters.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -33,6 +36,7 @@ const KIND: &str = Kind::StripeMeterEvent.as_str();
 /// Held while slots are handed on, so that replicas do it one after the other: what an entry is called, and which one
 /// it takes back, follows from those that are there.
 const LOCK: i64 = 0x746f_6c6c_6d65_7472;
+const MICRO: Duration = Duration::from_micros(1);
 
 #[async_trait]
 impl StripeStore for PostgresStore {
@@ -457,8 +461,11 @@ async fn enqueue(tx: &Tx, waiting: &[&Waiting], now: Timestamp) -> Result<u64, F
             value: None,
             is_cancelable: false,
         });
-        // Another replica's clock may be ahead of this one's: in a lane, entries go in the order in which they were made.
-        let made_at = latest.get(&lane).map_or(now, |latest| now.max(*latest));
+        let made_at = match latest.get(&lane) {
+            // Another replica's clock is ahead of this one's. In a lane, entries go in the order in which they were made.
+            Some(latest) if *latest > now => latest.plus(MICRO),
+            Some(_) | None => now,
+        };
         entries.push(stripe::entry(
             slot, customer, *quantity, identifier, cancels, made_at,
         ));

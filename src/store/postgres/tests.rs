@@ -17,6 +17,7 @@ use crate::{
         feature::FeatureKey,
         ids::{EventId, TenantId},
         plan::{AllowedModels, Plan, PlanFeature},
+        processor::Payment,
         quantity::Quantity,
         subscription::{Period, Subscription, SubscriptionStatus},
         tenant::{Tenant, TenantRef},
@@ -28,9 +29,11 @@ use crate::{
         SharedStore, StoreError,
         catalogue::{CatalogueStore as _, Changed},
         maintenance::MaintenanceStore as _,
-        outbox::{Kind, Lease, NewEntry, OutboxStore as _},
+        outbox::{Kind, Lease, NewEntry, OutboxStore as _, Status},
         sqlite::{SqliteStore, export::Export},
+        stripe::{MeterUse, Slot, StripeStore as _, Which},
         usage::{Dimension, JournalPosition, Recorded, Seq, Tell, UsageStore as _},
+        webhooks::{Arrival, Webhook, WebhookStatus, WebhookStore as _},
     },
 };
 use server::{Cluster, Database};
@@ -108,6 +111,40 @@ fn used(tenant: TenantId, messages: i64, admitted_at: Timestamp) -> UsageEvent {
         price_id: None,
         admitted_at,
         recorded_at: admitted_at,
+    }
+}
+
+/// Its messages count on a meter, in a slot of its own minute.
+fn counted(event: &UsageEvent) -> MeterUse {
+    MeterUse {
+        event: event.event_id,
+        slot: Slot {
+            tenant: event.tenant_id,
+            feature: FeatureKey::Messages,
+            meter: "msgs".to_owned(),
+            start: event.admitted_at,
+            period_start: Timestamp::EPOCH,
+        },
+        due_at: event.admitted_at,
+        customer: Some("cus_1".to_owned()),
+        quantity: event.quantities.of(&FeatureKey::Messages),
+    }
+}
+
+fn webhook(event_id: &str) -> Webhook {
+    Webhook {
+        event_id: event_id.to_owned(),
+        event_type: "invoice.paid".to_owned(),
+        object_id: "in_1".to_owned(),
+        happened_at: ada().at,
+        received_at: ada().at,
+        tenant: None,
+        tenant_slug: None,
+        status: WebhookStatus::Pending,
+        attempts: 0,
+        last_error: None,
+        next_attempt_at: Some(ada().at),
+        payload: "{}".to_owned(),
     }
 }
 
@@ -409,6 +446,77 @@ async fn batches_that_replicas_record_at_once_count_once() {
     let leased: Vec<String> = leased.map(|it| it.identifier).collect();
     let distinct: HashSet<&String> = leased.iter().collect();
     assert_eq!(distinct.len(), leased.len(), "{leased:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_replicas_fill_and_hand_on_at_once_are_told_of_whole_and_once() {
+    let database = Database::migrated();
+    let stores = [open(&database.url()).await, open(&database.url()).await];
+    let at: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
+    let tenants = [(); 5].map(|()| TenantId::new(new_id()));
+    let filling = (0..4_usize).map(|writer| {
+        let (store, tenants) = (&stores[writer % 2], &tenants);
+        async move {
+            for round in 0..15_u32 {
+                // The same slots in any order, and some that differ in what no identifier tells apart.
+                let micros = |number: usize| Duration::from_micros((number % 2) as u64);
+                let mut events: Vec<UsageEvent> = (0..10)
+                    .map(|it: usize| used(tenants[it % 5], 1, at.plus(micros(it / 5))))
+                    .collect();
+                if writer % 2 == 1 {
+                    events.reverse();
+                }
+                let tell = Tell {
+                    entries: vec![],
+                    meters: events.iter().map(counted).collect(),
+                };
+                let drained = position(writer as u128, u64::from(round));
+                store.record(&events, drained, &tell).await.unwrap();
+            }
+        }
+    });
+    let is_filled = std::sync::atomic::AtomicBool::new(false);
+    let handing_on = stores.iter().map(|store| async {
+        let mut entries = 0;
+        loop {
+            let is_last = is_filled.load(std::sync::atomic::Ordering::SeqCst);
+            let now = at.plus(Duration::from_secs(60));
+            let done = store.hand_on(Which::Due, now, now, 3).await.unwrap();
+            entries += done.entries;
+            if is_last && !done.is_more {
+                return entries;
+            }
+        }
+    });
+    let filling = async {
+        futures_util::future::join_all(filling).await;
+        is_filled.store(true, std::sync::atomic::Ordering::SeqCst);
+    };
+    let (entries, ()) = tokio::join!(futures_util::future::join_all(handing_on), filling);
+    assert_eq!(stores[0].count_waiting().await, Ok((0, None)));
+    let made: u64 = entries.iter().sum();
+    let pending = (Kind::StripeMeterEvent, Status::Pending, made);
+    assert_eq!(stores[0].count_outbox().await, Ok(vec![pending]));
+    for tenant in tenants {
+        let sums = stores[1].meter_sums(tenant, &FeatureKey::Messages, always());
+        assert_eq!(sums.await.unwrap().pending, Quantity::new(4 * 15 * 2));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_of_stripes_that_replicas_get_at_once_is_kept_by_one() {
+    let database = Database::migrated();
+    let stores = [open(&database.url()).await, open(&database.url()).await];
+    for number in 0..20 {
+        let webhook = webhook(&format!("evt_{number}"));
+        let received = stores.iter().chain(&stores).map(|store| {
+            let webhook = &webhook;
+            async move { store.receive_webhook(webhook).await.unwrap() }
+        });
+        let received = futures_util::future::join_all(received).await;
+        let kept = received.iter().filter(|it| **it == Arrival::New).count();
+        assert_eq!(kept, 1, "{received:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -941,9 +1049,18 @@ async fn everything_of_a_sqlite_database_moves_and_only_to_an_empty_one() {
         })
         .collect();
     events[1].event_id = EventId::new(Uuid::new_v5(&Uuid::NAMESPACE_URL, b"x"));
-    old.record(&events, position(7, 3), &Tell::default())
+    let tell = Tell {
+        entries: vec![],
+        meters: events.iter().map(counted).collect(),
+    };
+    old.record(&events, position(7, 3), &tell).await.unwrap();
+    let pushed_at = "2026-02-15T12:00:00Z".parse().unwrap();
+    old.hand_on(Which::All, pushed_at, pushed_at, 100)
         .await
         .unwrap();
+    let webhook = webhook("evt_1");
+    old.receive_webhook(&webhook).await.unwrap();
+    old.note_payment("sub_1", Payment::Paid, "1").await.unwrap();
 
     let database = Database::empty();
     let store = open(&database.url()).await;
@@ -959,10 +1076,22 @@ async fn everything_of_a_sqlite_database_moves_and_only_to_an_empty_one() {
     events.reverse();
     assert_eq!(
         store.list_events(acme.tenant_id, None, 10).await,
-        Ok(events)
+        Ok(events.clone())
     );
     assert_eq!(store.check_rollups().await, Ok(vec![]));
     assert_eq!(store.drained(Uuid::from_u128(7)).await, Ok(Seq(3)));
+    for feature in [FeatureKey::Messages, FeatureKey::Cost] {
+        let sums = store.meter_sums(acme.tenant_id, &feature, always()).await;
+        let expected = old.meter_sums(acme.tenant_id, &feature, always()).await;
+        assert_eq!(sums, expected);
+    }
+    let waiting = store.count_waiting().await;
+    assert_eq!(waiting, Ok((1, Some(events[0].admitted_at))));
+    assert_eq!(store.find_webhook("evt_1").await, Ok(Some(webhook)));
+    assert_eq!(
+        store.find_known("sub_1").await,
+        old.find_known("sub_1").await
+    );
     let version = old.changes_since(0).await.unwrap().version;
     assert_eq!(store.changes_since(version).await.unwrap().changed, []);
     // It goes on from there: numbers are not given twice, and changes are seen.

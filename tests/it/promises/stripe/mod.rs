@@ -1,5 +1,6 @@
 //! Stripe is told of everything once, and what it tells holds, whatever fails and in whatever order it comes.
 
+mod on_postgres;
 mod push;
 mod reconcile;
 mod served;

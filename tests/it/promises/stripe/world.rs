@@ -28,13 +28,18 @@ use tollgate::{
         tenants::{NewTenant, SubscriptionChange, Tenants},
     },
     store::{
+        SharedStore,
         outbox::{Kind, OutboxEntry, OutboxFilter},
+        postgres::{PostgresStore, PostgresUrl},
         sqlite::{Moment, SqliteStore},
         stripe::Which,
     },
 };
 
-use crate::support::stripe::{FakeStripe, KEY, WEBHOOK_SECRET, event, signed};
+use crate::support::{
+    Database,
+    stripe::{FakeStripe, KEY, WEBHOOK_SECRET, event, signed},
+};
 
 pub(super) const NOON: &str = "2026-11-24T12:00:00Z";
 pub(super) const SECOND: Duration = Duration::from_secs(1);
@@ -48,11 +53,12 @@ pub(super) fn at(text: &str) -> Timestamp {
 
 pub(super) struct World {
     pub(super) app: App,
-    pub(super) stripe: FakeStripe,
+    pub(super) stripe: Arc<FakeStripe>,
     pub(super) clock: Arc<ManualClock>,
     /// How many of the next attempts end without being noted, as if the process died.
     dies: Arc<AtomicU32>,
-    keys: AtomicU64,
+    /// What is recorded has a key of its own, on all servers.
+    keys: Arc<AtomicU64>,
     _directory: tempfile::TempDir,
 }
 
@@ -64,21 +70,6 @@ impl World {
 
     pub(super) async fn start_with(settings: &[(&'static str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let clock = ManualClock::at(at(NOON));
-        let stripe = FakeStripe::start_with(Clock::Manual(Arc::clone(&clock))).await;
-        stripe.add_meter("msgs", json!({}));
-        let mut sources = Sources::none()
-            .with_flag("TOLLGATE_DATA_DIR", directory.path().display().to_string())
-            .with_flag("ENABLE_USAGE_GUARDRAILS", "true".to_owned())
-            .with_flag("TOLLGATE_PROVIDER", "simulated".to_owned())
-            .with_flag("ENABLE_STRIPE_USAGE", "true".to_owned())
-            .with_flag("STRIPE_SECRET_KEY", KEY.to_owned())
-            .with_flag("STRIPE_WEBHOOK_SECRET", WEBHOOK_SECRET.to_owned())
-            .with_flag("STRIPE_API_BASE", stripe.base().to_owned());
-        for (name, value) in settings {
-            sources = sources.with_flag(name, (*value).to_owned());
-        }
-        let config = Config::load(&sources).unwrap().config;
         let dies = Arc::new(AtomicU32::new(0));
         let dying = Arc::clone(&dies);
         let store = SqliteStore::open_with(
@@ -97,6 +88,56 @@ impl World {
             }),
         )
         .unwrap();
+        let clock = ManualClock::at(at(NOON));
+        let stripe = FakeStripe::start_with(Clock::Manual(Arc::clone(&clock))).await;
+        let stripe = Arc::new(stripe);
+        let world = Self {
+            dies,
+            ..Self::open(Arc::new(store), directory, stripe, clock, settings).await
+        };
+        world.furnish().await;
+        world
+    }
+
+    /// Two servers on one database, the second one's clock `ahead` of the first one's, which Stripe runs by.
+    pub(super) async fn start_two_on(database: &Database, ahead: Duration) -> [Self; 2] {
+        let directory = || tempfile::tempdir().unwrap();
+        let url: PostgresUrl = database.url().parse().unwrap();
+        let open = async || Arc::new(PostgresStore::open(&url).await.unwrap());
+        let clock = ManualClock::at(at(NOON));
+        let stripe = FakeStripe::start_with(Clock::Manual(Arc::clone(&clock))).await;
+        let stripe = Arc::new(stripe);
+        let other_clock = ManualClock::at(at(NOON).plus(ahead));
+        let shared = Arc::clone(&stripe);
+        let first = Self::open(open().await, directory(), stripe, clock, &[]).await;
+        first.furnish().await;
+        let second = Self {
+            keys: Arc::clone(&first.keys),
+            ..Self::open(open().await, directory(), shared, other_clock, &[]).await
+        };
+        second.app.refresh().await;
+        [first, second]
+    }
+
+    async fn open(
+        store: SharedStore,
+        directory: tempfile::TempDir,
+        stripe: Arc<FakeStripe>,
+        clock: Arc<ManualClock>,
+        settings: &[(&'static str, &str)],
+    ) -> Self {
+        let mut sources = Sources::none()
+            .with_flag("TOLLGATE_DATA_DIR", directory.path().display().to_string())
+            .with_flag("ENABLE_USAGE_GUARDRAILS", "true".to_owned())
+            .with_flag("TOLLGATE_PROVIDER", "simulated".to_owned())
+            .with_flag("ENABLE_STRIPE_USAGE", "true".to_owned())
+            .with_flag("STRIPE_SECRET_KEY", KEY.to_owned())
+            .with_flag("STRIPE_WEBHOOK_SECRET", WEBHOOK_SECRET.to_owned())
+            .with_flag("STRIPE_API_BASE", stripe.base().to_owned());
+        for (name, value) in settings {
+            sources = sources.with_flag(name, (*value).to_owned());
+        }
+        let config = Config::load(&sources).unwrap().config;
         let manual = Clock::Manual(Arc::clone(&clock));
         let journal = tollgate::journal::Journal::open(
             &directory.path().join("cache.redb"),
@@ -108,22 +149,25 @@ impl World {
             timeout: Duration::from_secs(9),
         };
         let ground = Ground {
-            store: Arc::new(store),
+            store,
             journal,
             provider: tollgate::provider::from_settings(simulated, manual.clone()).unwrap(),
         };
         let app = App::open_on(ground, config, manual).await.unwrap();
-        let world = Self {
+        Self {
             app,
             stripe,
             clock,
-            dies,
-            keys: AtomicU64::new(0),
+            dies: Arc::default(),
+            keys: Arc::default(),
             _directory: directory,
-        };
-        world.plan("pro", &[("messages", Some("msgs"))]).await;
-        world.tenant("acme", "pro", Some("cus_acme")).await;
-        world
+        }
+    }
+
+    async fn furnish(&self) {
+        self.stripe.add_meter("msgs", json!({}));
+        self.plan("pro", &[("messages", Some("msgs"))]).await;
+        self.tenant("acme", "pro", Some("cus_acme")).await;
     }
 
     pub(super) fn inner(&self) -> &Arc<Stripe> {
