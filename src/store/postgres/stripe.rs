@@ -308,7 +308,7 @@ const fn places_of(which: Which) -> &'static str {
              WHERE due_at <= $1 ORDER BY due_at LIMIT $2"
         }
         Which::All => {
-            "SELECT tenant_id, feature_key, meter, slot, period_start
+            "SELECT tenant_id, feature_key, meter, slot, stripe_waiting.period_start
              FROM stripe_waiting LEFT JOIN subscriptions USING (tenant_id)
              WHERE slot <= $1 AND coalesce(processor_customer_id, customer_id) IS NOT NULL
              ORDER BY slot LIMIT $2"
