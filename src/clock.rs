@@ -16,6 +16,8 @@ use crate::domain::time::Timestamp;
 #[derive(Clone, Debug)]
 pub enum Clock {
     System,
+    /// The system's, but for what it differs from the clock that replicas share.
+    Shared(Arc<SharedClock>),
     /// Moves only when told to.
     Manual(Arc<ManualClock>),
 }
@@ -34,7 +36,51 @@ impl Clock {
                     .unwrap_or_default();
                 Timestamp::EPOCH.plus(since_epoch)
             }
+            Self::Shared(clock) => clock.now(),
             Self::Manual(clock) => clock.now(),
+        }
+    }
+}
+
+/// A difference that is no reason to follow: it is less than what windows are long, and clocks that jump are worse.
+const FOLLOWED_FROM_MICROS: u64 = 50_000;
+
+/// A clock that follows another one.
+#[derive(Debug, Default)]
+pub struct SharedClock {
+    /// µs that the other is ahead of this machine's.
+    ahead: AtomicI64,
+    /// µs that this machine's clock is made to be off, for tests.
+    skew: i64,
+}
+
+impl SharedClock {
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// On a machine whose clock is off by so many µs.
+    #[must_use]
+    pub fn skewed(skew: i64) -> Arc<Self> {
+        Arc::new(Self {
+            ahead: AtomicI64::new(0),
+            skew,
+        })
+    }
+
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        let own = Clock::System.now().micros();
+        let ahead = self.ahead.load(Ordering::Relaxed);
+        Timestamp::from_micros(own.saturating_add(self.skew).saturating_add(ahead))
+    }
+
+    /// Takes note of what the other says it is.
+    pub fn follow(&self, theirs: Timestamp) {
+        let behind = theirs.micros().saturating_sub(self.now().micros());
+        if behind.unsigned_abs() >= FOLLOWED_FROM_MICROS {
+            self.ahead.fetch_add(behind, Ordering::Relaxed);
         }
     }
 }

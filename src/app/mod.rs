@@ -21,10 +21,11 @@ use crate::{
     analytics,
     answers::Answers,
     billing::stripe::{MeterSender, Metering, Stripe, StripeParts},
-    clock::Clock,
+    clock::{Clock, SharedClock},
     config::{CacheBackend, Config, Database, Durability, ProviderKind, StripeUsage},
     domain::time::Timestamp,
     journal::Journal,
+    ledger::{LEASE, RedisSettings},
     provider::{self, Provider, SharedProvider, openai},
     services::{
         administrators::Administrators,
@@ -38,7 +39,7 @@ use crate::{
         outbox::{Outbox, Progress, Senders},
         overview::Overview,
         prices::Prices,
-        recorder::{KeepTotals, Recorder},
+        recorder::{KeepTotals, Recorder, Totals},
         reporting::Reporting,
         reports::Reports,
         reservations::{ReservationParts, Reservations},
@@ -124,6 +125,12 @@ impl App {
     /// One line: the journal can't be read.
     pub async fn open_on(ground: Ground, config: Config, clock: Clock) -> anyhow::Result<Self> {
         let config = Arc::new(config);
+        let is_shared = config.cache_backend == CacheBackend::Redis;
+        let clock = match clock {
+            // Replicas go by one clock.
+            Clock::System if is_shared => Clock::Shared(SharedClock::new()),
+            clock => clock,
+        };
         let Ground {
             store,
             journal,
@@ -136,16 +143,17 @@ impl App {
             .context("the price list can't be taken (TOLLGATE_PRICES)")?;
         metrics.list_models(prices.list().patterns().map(str::to_owned));
         let tasks = tasks::Tasks::new(config.max_detached);
-        let keep = match config.cache_backend {
-            CacheBackend::Redb => KeepTotals::InJournal,
-            CacheBackend::Memory => KeepTotals::Rebuild,
+        let totals = match config.cache_backend {
+            CacheBackend::Redb => Totals::Here(KeepTotals::InJournal),
+            CacheBackend::Memory => Totals::Here(KeepTotals::Rebuild),
+            CacheBackend::Redis => Totals::Shared(redis_settings(&config, &clock)?),
         };
         let recorder = Recorder::open(
             journal,
             Arc::clone(&store),
             Arc::clone(&metrics),
-            keep,
-            clock.now(),
+            totals,
+            clock.clone(),
         )
         .await?;
         let catalogue = Arc::new(Catalogue::new(
@@ -396,6 +404,19 @@ fn node_name() -> String {
         "" => "localhost".to_owned(),
         name => name.to_owned(),
     }
+}
+
+fn redis_settings(config: &Config, clock: &Clock) -> anyhow::Result<RedisSettings> {
+    anyhow::ensure!(
+        !config.redis_urls.is_empty(),
+        "USAGE_GUARDRAIL_CACHE_BACKEND is redis, but no address is given; set USAGE_GUARDRAIL_REDIS_URL or REDIS_URL"
+    );
+    Ok(RedisSettings {
+        urls: config.redis_urls.clone(),
+        clock: clock.clone(),
+        lease: LEASE,
+        node: node_name(),
+    })
 }
 
 fn open_journal(data_dir: &Path, durability: Durability, clock: Clock) -> anyhow::Result<Journal> {

@@ -48,9 +48,15 @@ impl Ops for Parts {
             ProviderStatus::Failing(why) => (Part::degraded(why), true),
             ProviderStatus::NotConfigured(what) => (Part::down(what), false),
         };
-        let store_serves =
-            store.status != ops::PartStatus::Down || self.config.fail_mode == FailMode::Open;
-        let is_taken = (journal_writes || !self.guard.is_on()) && is_configured && store_serves;
+        let ledger = self
+            .recorder
+            .ledger()
+            .fault()
+            .map_or_else(Part::ok, Part::down);
+        let is_down = |part: &Part| part.status == ops::PartStatus::Down;
+        let is_decided =
+            !(is_down(&store) || is_down(&ledger)) || self.config.fail_mode == FailMode::Open;
+        let is_taken = (journal_writes || !self.guard.is_on()) && is_configured && is_decided;
         Readiness {
             chats: if is_taken {
                 Chats::Taken
@@ -59,7 +65,7 @@ impl Ops for Parts {
             },
             parts: ops::Parts {
                 store,
-                ledger: Part::ok(),
+                ledger,
                 journal,
                 provider,
             },
@@ -82,8 +88,8 @@ impl Ops for Parts {
                 settled: ended.settled,
                 // To the ledger, a reservation whose time is over is one given back.
                 released: ended.released.saturating_sub(expired),
-                expired,
-                reaped: 0,
+                expired: expired + ended.expired,
+                reaped: ended.reaped,
             },
             journal_pending: self.recorder.journal().pending(),
         });

@@ -48,7 +48,6 @@ pub enum Start {
 /// # Errors
 /// One line for people: what could not be opened or bound, and how to mend it.
 pub async fn serve(loaded: Loaded, start: Start) -> anyhow::Result<ExitCode> {
-    loaded.require_available()?;
     for warning in &loaded.warnings {
         tracing::warn!(code = "unknown_setting", "{warning}");
     }

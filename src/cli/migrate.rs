@@ -47,7 +47,6 @@ pub(super) struct Migrate {
 
 impl Migrate {
     pub(super) async fn run(self, loaded: &Loaded) -> anyhow::Result<Output> {
-        loaded.require_available()?;
         if let Some(from) = &self.from {
             return r#move(loaded, from, self.to.as_deref()).await;
         }

@@ -419,7 +419,6 @@ async fn run_stored(
 
 /// Has a running server do it, else opens the stores; waits a little for whoever holds the data dir.
 async fn run_somewhere(command: Stored, typed: &Typed, loaded: &Loaded) -> anyhow::Result<Output> {
-    loaded.require_available()?;
     let shown = progress::Shown::default();
     let progress = shown.progress();
     let data_dir = &loaded.config.data_dir;

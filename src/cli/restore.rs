@@ -32,7 +32,6 @@ pub(super) struct Restore {
 
 impl Restore {
     pub(super) async fn run(self, loaded: &Loaded, confirmed: Confirmed) -> anyhow::Result<Output> {
-        loaded.require_available()?;
         let Database::Sqlite(database) = &loaded.config.database else {
             bail!("{}", postgres::NO_COPY);
         };

@@ -39,7 +39,6 @@ impl Serve {
             (sources, Start::Normal)
         };
         let loaded = Config::load(&sources)?;
-        loaded.require_available()?;
         start_logs(&loaded.config)?;
         Box::pin(app::serve(loaded, start)).await
     }

@@ -50,6 +50,8 @@ pub enum FailMode {
 pub enum CacheBackend {
     Redb,
     Memory,
+    /// Shared by replicas.
+    Redis,
 }
 
 impl CacheBackend {
@@ -58,6 +60,7 @@ impl CacheBackend {
         match self {
             Self::Redb => "redb",
             Self::Memory => "memory",
+            Self::Redis => "redis",
         }
     }
 }
@@ -185,16 +188,6 @@ pub struct Loaded {
     pub config: Config,
     /// Unknown variables that look like ours.
     pub warnings: Vec<String>,
-    /// Well-formed values that need a part which this version has not.
-    pub unavailable: Vec<Unavailable>,
-}
-
-/// A well-formed value that needs a part which this version has not.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name}={value} is not in this version yet; leave it out")]
-pub struct Unavailable {
-    name: &'static str,
-    value: String,
 }
 
 /// Why a configuration can't be used; each is one line for people.
@@ -212,8 +205,6 @@ pub enum ConfigError {
     NotUtf8(&'static Setting),
     #[error(transparent)]
     DotEnv(#[from] DotEnvError),
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
 }
 
 fn malformed(
@@ -265,21 +256,10 @@ pub fn database_of(address: &str) -> Option<Database> {
 pub fn check_value(name: &'static str, value: &str) -> Result<(), String> {
     let sources = Sources::none().with_flag(name, value.to_owned());
     let accepts = || format!("write {}", setting(name).accepts);
-    let loaded = Config::load(&sources).map_err(|_| accepts())?;
-    loaded
-        .require_available()
-        .map_err(|error| error.to_string())
+    Config::load(&sources).map(drop).map_err(|_| accepts())
 }
 
 impl Loaded {
-    /// # Errors
-    /// The first value that needs a part which this version has not: nothing may run as if it were not there.
-    pub fn require_available(&self) -> Result<(), Unavailable> {
-        self.unavailable
-            .first()
-            .map_or(Ok(()), |first| Err(first.clone()))
-    }
-
     /// Where the value of `name` came from.
     #[must_use]
     pub fn origin(&self, name: &str) -> Origin {
@@ -345,7 +325,6 @@ impl Config {
             .collect::<Result<_, _>>()?;
         Ok(Loaded {
             warnings: sources.warnings(),
-            unavailable: unavailable(&Reader(sources))?,
             config,
         })
     }
@@ -366,9 +345,7 @@ impl Config {
             soft_limit_mode: given
                 .value("USAGE_GUARDRAIL_SOFT_LIMIT_MODE", parse::soft_limit_mode)?,
             fail_mode: given.value("USAGE_GUARDRAIL_FAIL_MODE", parse::fail_mode)?,
-            cache_backend: given
-                .value("USAGE_GUARDRAIL_CACHE_BACKEND", parse::cache_backend)?
-                .unwrap_or(CacheBackend::Redb),
+            cache_backend: given.value("USAGE_GUARDRAIL_CACHE_BACKEND", parse::cache_backend)?,
             cache_ttl: given.seconds("USAGE_GUARDRAIL_CACHE_TTL_SECONDS", 0..=86_400)?,
             redis_urls: own_redis.or(shared_redis).unwrap_or_default(),
             output_reservation: given.tokens("USAGE_GUARDRAIL_OUTPUT_RESERVATION")?,
@@ -445,24 +422,6 @@ impl Config {
             description: setting.description,
         })
     }
-}
-
-/// Well-formed values that need a part which this version has not.
-fn unavailable(given: &Reader) -> Result<Vec<Unavailable>, ConfigError> {
-    let of_value = |name: &'static str, needs_more: fn(&str) -> bool| {
-        let setting = setting(name);
-        let (value, _) = given.text(setting)?;
-        let value = value.filter(|value| needs_more(value));
-        Ok(value.map(|value| Unavailable {
-            name,
-            value: setting.shown(&value),
-        }))
-    };
-    let all: [Result<Option<Unavailable>, ConfigError>; 1] =
-        [of_value("USAGE_GUARDRAIL_CACHE_BACKEND", |value| {
-            value == "redis"
-        })];
-    all.into_iter().filter_map(Result::transpose).collect()
 }
 
 /// Reads values by their rows, and says what is wrong with them in the rows' words.

@@ -46,9 +46,8 @@ choices! {
     provider -> ProviderKind { "openai" => ProviderKind::OpenAi, "simulated" => ProviderKind::Simulated }
     stream_usage -> StreamUsage { "request" => StreamUsage::Request, "omit" => StreamUsage::Omit }
     log_format -> LogFormat { "json" => LogFormat::Json, "pretty" => LogFormat::Pretty }
-    // `None`: well-formed, but not in this version (see `unavailable`).
-    cache_backend -> Option<CacheBackend> {
-        "redb" => Some(CacheBackend::Redb), "memory" => Some(CacheBackend::Memory), "redis" => None,
+    cache_backend -> CacheBackend {
+        "redb" => CacheBackend::Redb, "memory" => CacheBackend::Memory, "redis" => CacheBackend::Redis,
     }
 }
 

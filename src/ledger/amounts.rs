@@ -60,6 +60,21 @@ pub(super) fn judge(
     judgement
 }
 
+/// All that is wanted, where nothing stands against it.
+pub(super) fn whole_of(wants: &[Want]) -> Quantities {
+    let unlimited = LimitStates::default();
+    judge(wants, &unlimited, SoftLimitMode::Warn, OnViolation::Refuse).granted
+}
+
+/// The least of everything that the request is content with.
+pub(super) fn least_of(wants: &[Want]) -> Quantities {
+    let none = Quantities::default();
+    wants
+        .iter()
+        .map(|want| (want.feature.clone(), Range::of(want, wants, &none).least))
+        .collect()
+}
+
 /// What a request's cost allows of its input and output.
 ///
 /// Where even the least of both costs too much they are not lowered: the limit on cost refuses, and says so.

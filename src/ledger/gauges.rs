@@ -61,6 +61,8 @@ impl LocalLedger {
         EndedCounts {
             settled: self.tally.settled.load(Ordering::Relaxed),
             released: self.tally.released.load(Ordering::Relaxed),
+            reaped: 0,
+            expired: 0,
         }
     }
 
@@ -80,7 +82,9 @@ impl LocalLedger {
     }
 
     fn has_open_holds(&self) -> bool {
-        let EndedCounts { settled, released } = self.ended();
+        let EndedCounts {
+            settled, released, ..
+        } = self.ended();
         self.tally.opened.load(Ordering::Relaxed) != settled + released
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use smallvec::SmallVec;
 
 use super::{
-    HoldInfo, Settled,
+    HoldInfo, RedisHold, Settled,
     local::{judged_settle, overshoot, overshoot_of},
     subjects::{SubjectRef, Who},
     sync::{Arc, Ordering},
@@ -18,14 +18,82 @@ use crate::{
         limit::{LimitStates, Violation},
         quantity::Quantity,
         time::Timestamp,
-        usage::Quantities,
+        usage::{Quantities, UsageEvent},
         window::Window,
     },
     store::usage::Seq,
 };
 
 /// What one request in flight may still use. Settled, it becomes usage; dropped, it gives everything back.
-pub struct Hold {
+#[derive(Debug)]
+pub enum Hold {
+    Local(LocalHold),
+    Redis(Box<RedisHold>),
+}
+
+impl Hold {
+    #[must_use]
+    pub fn id(&self) -> ReservationId {
+        match self {
+            Self::Local(hold) => hold.id(),
+            Self::Redis(hold) => hold.id(),
+        }
+    }
+
+    #[must_use]
+    pub fn admitted_at(&self) -> Timestamp {
+        match self {
+            Self::Local(hold) => hold.admitted_at(),
+            Self::Redis(hold) => hold.admitted_at(),
+        }
+    }
+
+    /// How much of `feature` is held; zero if none was wanted.
+    #[must_use]
+    pub fn granted(&self, feature: &FeatureKey) -> Quantity {
+        match self {
+            Self::Local(hold) => hold.granted(feature),
+            Self::Redis(hold) => hold.granted(feature),
+        }
+    }
+
+    /// Every limit that applied at admission, in the order given, this hold included in `reserved`.
+    #[must_use]
+    pub fn states(&self) -> &LimitStates {
+        match self {
+            Self::Local(hold) => hold.states(),
+            Self::Redis(hold) => hold.states(),
+        }
+    }
+
+    /// What should have refused the request, had violations not only been noted; the one that resets last first.
+    #[must_use]
+    pub fn violations(&self) -> &[Violation] {
+        match self {
+            Self::Local(hold) => hold.violations(),
+            Self::Redis(hold) => hold.violations(),
+        }
+    }
+
+    /// Notes that the client has gone while the request still runs.
+    pub fn mark_detached(&self) {
+        match self {
+            Self::Local(hold) => hold.mark_detached(),
+            Self::Redis(hold) => hold.mark_detached(),
+        }
+    }
+
+    /// Replaces what is held by what was used: the event `seq` of the journal, durable by now.
+    pub async fn settle(self, seq: Seq, event: &UsageEvent) -> Settled {
+        match self {
+            Self::Local(hold) => hold.settle(seq, &event.quantities),
+            Self::Redis(hold) => hold.settle(event).await,
+        }
+    }
+}
+
+/// A [`Hold`] in this process.
+pub struct LocalHold {
     place: Place,
     states: LimitStates,
     violations: Vec<Violation>,
@@ -57,7 +125,7 @@ pub(super) struct Opened {
     pub(super) violations: Vec<Violation>,
 }
 
-impl Hold {
+impl LocalHold {
     pub(super) fn new(opened: Opened, tenant: Arc<Tenant>) -> Self {
         let Opened {
             held,
@@ -77,36 +145,27 @@ impl Hold {
         }
     }
 
-    #[must_use]
-    pub fn id(&self) -> ReservationId {
+    fn id(&self) -> ReservationId {
         self.place.held.id
     }
 
-    #[must_use]
-    pub fn admitted_at(&self) -> Timestamp {
+    fn admitted_at(&self) -> Timestamp {
         self.place.held.admitted_at
     }
 
-    /// How much of `feature` is held; zero if none was wanted.
-    #[must_use]
-    pub fn granted(&self, feature: &FeatureKey) -> Quantity {
+    fn granted(&self, feature: &FeatureKey) -> Quantity {
         self.place.held.granted.of(feature)
     }
 
-    /// Every limit that applied at admission, in the order given, this hold included in `reserved`.
-    #[must_use]
-    pub fn states(&self) -> &LimitStates {
+    fn states(&self) -> &LimitStates {
         &self.states
     }
 
-    /// What should have refused the request, had violations not only been noted; the one that resets last first.
-    #[must_use]
-    pub fn violations(&self) -> &[Violation] {
+    fn violations(&self) -> &[Violation] {
         &self.violations
     }
 
-    /// Notes that the client has gone while the request still runs.
-    pub fn mark_detached(&self) {
+    fn mark_detached(&self) {
         let Place {
             held, tenant, slot, ..
         } = &self.place;
@@ -116,8 +175,7 @@ impl Hold {
         }
     }
 
-    /// Replaces what is held by what was used: the event `seq` of the journal, durable by now.
-    pub fn settle(self, seq: Seq, used: &Quantities) -> Settled {
+    fn settle(self, seq: Seq, used: &Quantities) -> Settled {
         let Self {
             mut place,
             mut states,
@@ -174,9 +232,9 @@ impl Drop for Place {
     }
 }
 
-impl fmt::Debug for Hold {
+impl fmt::Debug for LocalHold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hold")
+        f.debug_struct("LocalHold")
             .field("id", &self.place.held.id)
             .field("tenant", &self.place.tenant.id)
             .field("admitted_at", &self.place.held.admitted_at)

@@ -15,7 +15,7 @@ use shuttle::{
 
 use super::{
     BaseTotals, Ledger, LedgerError, LocalLedger, Reserved,
-    testing::{Ask, FakeBase, SnapshotRows, ask, at, limit, quantities, tenant},
+    testing::{Ask, FakeBase, SnapshotRows, ask, at, limit, now, quantities, tenant},
 };
 use crate::{
     domain::{
@@ -147,7 +147,7 @@ impl World {
         let event = ask.event(quantities(Messages, 1));
         let seq = self.base.append(event.clone());
         thread::yield_now();
-        self.ledger.record(seq, &event);
+        now(self.ledger.record(seq, &event));
     }
 
     /// Its client goes while the counters are read.
@@ -171,10 +171,10 @@ impl World {
             self.forget(hold.id());
             return; // the hold is dropped
         }
-        let used = quantities(Messages, 1);
-        let seq = self.base.append(ask.event(used.clone()));
+        let event = ask.event(quantities(Messages, 1));
+        let seq = self.base.append(event.clone());
         thread::yield_now();
-        hold.settle(seq, &used);
+        hold.settle(seq, &event).await;
     }
 
     /// What counts never passes a limit that anybody could have been judged by.
@@ -206,7 +206,7 @@ impl World {
     fn release(&self) {
         for hold in self.ledger.list_holds() {
             self.forget(hold.id);
-            drop(self.ledger.release(hold.id));
+            now(self.ledger.release(None, hold.id));
         }
     }
 

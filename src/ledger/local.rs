@@ -8,7 +8,7 @@ use super::{
     amounts::{Judgement, judge},
     counter::CounterKey,
     drain::Drainage,
-    hold::{Held, Holder, Opened, RequestId},
+    hold::{Held, Holder, LocalHold, Opened, RequestId},
     load::{Load, wait_for},
     subjects::{IdMap, Who},
     sync::{Arc, AtomicI64, Mutex, Ordering, PoisonError, RwLock, Weak},
@@ -243,7 +243,7 @@ impl LocalLedger {
         let decided = self.with_states(ask.tenant, who, ask.limits, ask.now, decide);
         let (tenant, decided) = decided.await?;
         Ok(match decided {
-            Decided::Held(opened) => Reserved::Held(Hold::new(opened, tenant)),
+            Decided::Held(opened) => Reserved::Held(Hold::Local(LocalHold::new(opened, tenant))),
             Decided::Over { violations, states } => Reserved::Over { violations, states },
         })
     }

@@ -11,6 +11,7 @@ mod gauges;
 mod hold;
 mod load;
 mod local;
+mod redis;
 mod reopen;
 mod subjects;
 mod sync;
@@ -30,7 +31,13 @@ mod testing;
 use async_trait::async_trait;
 
 use self::sync::Arc;
-pub use self::{counter::CounterKey, hold::Hold, local::LocalLedger, reopen::Granted};
+pub use self::{
+    counter::CounterKey,
+    hold::Hold,
+    local::LocalLedger,
+    redis::{LEASE, RedisHold, RedisLedger, RedisSettings, SharedBase},
+    reopen::Granted,
+};
 use crate::{
     domain::{
         feature::FeatureKey,
@@ -49,6 +56,8 @@ use crate::{
 pub enum Ledger {
     /// In this process: one node, exact by a short lock a tenant.
     Local(Arc<LocalLedger>),
+    /// Shared by replicas.
+    Redis(Arc<RedisLedger>),
 }
 
 /// What to do with a request that does not fit.
@@ -125,6 +134,8 @@ pub enum Reserved {
         /// Every limit that applies, in the order given.
         states: LimitStates,
     },
+    /// It is another time by the clock that decides: nothing is held. To be asked again with the limits of that instant.
+    Elsewhen(Timestamp),
 }
 
 /// Where limits stand after usage was settled.
@@ -161,6 +172,10 @@ pub struct EndedCounts {
     pub settled: u64,
     /// Given back unused.
     pub released: u64,
+    /// Given back since their node was silent for longer than a lease.
+    pub reaped: u64,
+    /// Reservations whose time was over, where the ledger itself looks after that.
+    pub expired: u64,
 }
 
 /// An open hold, for people.
@@ -180,6 +195,16 @@ pub struct HoldInfo {
 pub enum LedgerError {
     #[error("the totals can't be read: {0}")]
     Unavailable(String),
+    #[error("the totals can't be read in time")]
+    TimedOut,
+}
+
+/// A live total that differed from the store's, and was set right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repaired {
+    pub counter: CounterKey,
+    pub live: Quantity,
+    pub stored: Quantity,
 }
 
 /// What counters start from: the settled totals of the system of record.
@@ -200,31 +225,72 @@ pub trait BaseTotals: Send + Sync {
 impl Ledger {
     /// Holds what a request may use: under all of its limits at once, or not at all.
     ///
-    /// Waits only to read counters that are not in memory yet. Dropping the future leaves nothing behind.
+    /// Waits only to read counters that are not in memory yet, or for what is shared. Dropping the future leaves
+    /// nothing behind.
     ///
     /// # Errors
-    /// [`LedgerError::Unavailable`] if such a counter can't be read; nothing is held.
+    /// [`LedgerError`] if no decision can be made; nothing is held.
     pub async fn reserve(&self, ask: &LedgerAsk<'_>) -> Result<Reserved, LedgerError> {
         match self {
             Self::Local(local) => local.reserve(ask).await,
+            Self::Redis(redis) => redis.reserve(ask).await,
+        }
+    }
+
+    /// Decides by what this node knows alone, where [`reserve`](Self::reserve) could not.
+    ///
+    /// # Errors
+    /// [`LedgerError`] if it knows nothing of its own.
+    pub async fn reserve_apart(&self, ask: &LedgerAsk<'_>) -> Result<Reserved, LedgerError> {
+        match self {
+            Self::Local(_) => {
+                let why = "there is nothing else to decide by";
+                Err(LedgerError::Unavailable(why.to_owned()))
+            }
+            Self::Redis(redis) => redis.reserve_apart(ask).await,
         }
     }
 
     /// Holds again what was granted before a restart, whatever the limits say by now. To be called before the first
-    /// request is decided.
+    /// request is decided. `None`: it is still held, since holds outlive the process here.
     #[must_use]
-    pub fn reopen(&self, granted: Granted<'_>, now: Timestamp) -> Hold {
+    pub fn reopen(&self, granted: Granted<'_>, now: Timestamp) -> Option<Hold> {
         match self {
-            Self::Local(local) => local.reopen(granted, now),
+            Self::Local(local) => Some(local.reopen(granted, now)),
+            Self::Redis(_) => None,
+        }
+    }
+
+    /// Has a hold of the reservation API last until `deadline`. Where it outlives this process nothing comes back, and
+    /// it ends by itself; else the hold itself does, and is to be dropped then.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: nothing is held any more.
+    pub async fn keep(&self, hold: Hold, deadline: Timestamp) -> Result<Option<Hold>, LedgerError> {
+        match (self, hold) {
+            (Self::Redis(redis), Hold::Redis(hold)) => {
+                redis.hand_over(hold, deadline).await.map(|()| None)
+            }
+            (_, hold) => Ok(Some(hold)),
+        }
+    }
+
+    /// A hold that outlives its process, to be settled or dropped by this one. Whether it is open is not known.
+    #[must_use]
+    pub fn kept(&self, tenant: TenantId, id: ReservationId) -> Option<Hold> {
+        match self {
+            Self::Local(_) => None,
+            Self::Redis(redis) => Some(redis.take_over(tenant, id)),
         }
     }
 
     /// Adds durable usage that had no hold (reported by hand or as CloudEvents, a correction), whatever the limits say.
     ///
     /// Its overshoot is measured by the hard limits last seen of counters in memory.
-    pub fn record(&self, seq: Seq, event: &UsageEvent) -> Settled {
+    pub async fn record(&self, seq: Seq, event: &UsageEvent) -> Settled {
         match self {
             Self::Local(local) => local.record(seq, event),
+            Self::Redis(redis) => redis.record(event).await,
         }
     }
 
@@ -232,7 +298,7 @@ impl Ledger {
     /// that do not apply.
     ///
     /// # Errors
-    /// [`LedgerError::Unavailable`] if a counter is not in memory and can't be read.
+    /// [`LedgerError`] if a counter can't be read.
     pub async fn states(
         &self,
         tenant: TenantId,
@@ -243,20 +309,41 @@ impl Ledger {
     ) -> Result<Vec<LimitState>, LedgerError> {
         match self {
             Self::Local(local) => local.states(tenant, key, user, limits, now).await,
+            Self::Redis(redis) => redis.states(tenant, key, user, limits, now).await,
+        }
+    }
+
+    /// Takes note that the store is about to have these events, none of which it has.
+    pub async fn announce(&self, events: &[(Seq, UsageEvent)]) {
+        match self {
+            Self::Local(_) => {}
+            Self::Redis(redis) => redis.announce(events).await,
         }
     }
 
     /// Takes note that the store has these events, oldest first, and says what that changes in the snapshot, to be
     /// written in the transaction that deletes them from the journal. If that transaction fails, the same events
     /// come again with the next call, and so do their changes.
-    pub fn drained(&self, events: &[(Seq, UsageEvent)]) -> Drained {
+    pub async fn drained(&self, events: &[(Seq, UsageEvent)]) -> Drained {
         match self {
             Self::Local(local) => local.drained(events),
+            Self::Redis(redis) => {
+                redis.recorded().await;
+                Drained::default()
+            }
+        }
+    }
+
+    /// Takes note that the journal has forgotten these events.
+    pub async fn forgotten(&self, events: &[(Seq, UsageEvent)]) {
+        match self {
+            Self::Local(_) => {}
+            Self::Redis(redis) => redis.forget(events).await,
         }
     }
 
     /// Builds the counters of `snapshot`, whose rows cover the journal up to `covered`, and adds the events after
-    /// that. To be called once, before the first request.
+    /// that. To be called once, before the first request. Nothing where counters are not this process's.
     pub fn restore(
         &self,
         snapshot: Vec<(CounterKey, Quantity)>,
@@ -266,15 +353,16 @@ impl Ledger {
     ) {
         match self {
             Self::Local(local) => local.restore(snapshot, undrained, covered, now),
+            Self::Redis(_) => {}
         }
     }
 
-    /// Gives back what a hold holds, by hand. If its request is settled later, its usage counts all the same.
-    /// `None` if there is no such open hold.
-    #[must_use]
-    pub fn release(&self, id: ReservationId) -> Option<HoldInfo> {
+    /// Gives back what a hold holds, by hand; one of another node only if its tenant is named. If its request is
+    /// settled later, its usage counts all the same. Whether there was such an open hold.
+    pub async fn release(&self, tenant: Option<TenantId>, id: ReservationId) -> bool {
         match self {
-            Self::Local(local) => local.release(id),
+            Self::Local(local) => local.release(id).is_some(),
+            Self::Redis(redis) => redis.release(tenant, id).await,
         }
     }
 
@@ -283,29 +371,37 @@ impl Ledger {
     pub async fn forget_user(&self, tenant: TenantId, user: &str) -> Vec<CounterKey> {
         match self {
             Self::Local(local) => local.forget_user(tenant, user).await,
+            Self::Redis(redis) => {
+                redis.forget_user(tenant, user).await;
+                Vec::new()
+            }
         }
     }
 
+    /// Of this node.
     #[must_use]
     pub fn in_flight(&self) -> InFlight {
         match self {
             Self::Local(local) => local.in_flight(),
+            Self::Redis(redis) => redis.in_flight(),
         }
     }
 
-    /// Every open hold, the oldest first.
+    /// Every open hold of this node, the oldest first.
     #[must_use]
     pub fn list_holds(&self) -> Vec<HoldInfo> {
         match self {
             Self::Local(local) => local.list_holds(),
+            Self::Redis(redis) => redis.list_holds(),
         }
     }
 
-    /// The tenants whose counters are in memory.
+    /// The tenants whose counters are in memory, or were asked for lately.
     #[must_use]
     pub fn tenants(&self) -> Vec<TenantId> {
         match self {
             Self::Local(local) => local.tenants(),
+            Self::Redis(redis) => redis.tenants(),
         }
     }
 
@@ -315,6 +411,32 @@ impl Ledger {
     pub fn drained_values(&self, tenant: TenantId, upto: Seq) -> Vec<(CounterKey, Quantity)> {
         match self {
             Self::Local(local) => local.drained_values(tenant, upto),
+            Self::Redis(_) => Vec::new(),
+        }
+    }
+
+    /// Compares the tenant's shared counters with the store and sets right what differs; nothing where they are not
+    /// shared. Windows that begin before `pruned_before` are left out.
+    ///
+    /// # Errors
+    /// [`LedgerError`] if they can't be read.
+    pub async fn repair(
+        &self,
+        tenant: TenantId,
+        pruned_before: Timestamp,
+    ) -> Result<Vec<Repaired>, LedgerError> {
+        match self {
+            Self::Local(_) => Ok(Vec::new()),
+            Self::Redis(redis) => redis.repair(tenant, pruned_before).await,
+        }
+    }
+
+    /// What is wrong with what is shared, if anything is.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        match self {
+            Self::Local(_) => None,
+            Self::Redis(redis) => redis.fault(),
         }
     }
 
@@ -322,6 +444,7 @@ impl Ledger {
     pub fn ended(&self) -> EndedCounts {
         match self {
             Self::Local(local) => local.ended(),
+            Self::Redis(redis) => redis.ended(),
         }
     }
 }

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use super::{
     CounterKey, Hold, Ledger, LedgerError, LocalLedger, OnViolation, Reserved,
     subjects::{SubjectRef, Who},
-    testing::{Ask, FakeBase, at, exact, key, limit, tenant},
+    testing::{Ask, FakeBase, at, exact, key, limit, now, tenant},
 };
 use crate::{
     domain::{
@@ -146,18 +146,6 @@ fn picked<T>(list: &[T], index: usize) -> Option<usize> {
     (!list.is_empty()).then(|| index % list.len())
 }
 
-/// Runs a future that waits for nothing.
-fn now_or_never<T>(future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    match future
-        .as_mut()
-        .poll(&mut Context::from_waker(Waker::noop()))
-    {
-        Poll::Ready(output) => output,
-        Poll::Pending => panic!("it waits for something"),
-    }
-}
-
 impl World {
     fn new() -> Self {
         let base = FakeBase::gated();
@@ -216,7 +204,7 @@ impl World {
             Op::Release(index) => {
                 if let Some(index) = picked(&self.open, index) {
                     let open = &mut self.open[index];
-                    let was_open = self.ledger.release(open.hold.id()).is_some();
+                    let was_open = now(self.ledger.release(None, open.hold.id()));
                     assert_eq!(was_open, !open.is_released);
                     open.is_released = true;
                 }
@@ -256,8 +244,8 @@ impl World {
     fn apply(&mut self, index: usize) {
         let Unapplied { open, seq, event } = self.unapplied.swap_remove(index);
         match open {
-            Some(open) => open.hold.settle(seq, &event.quantities),
-            None => self.ledger.record(seq, &event),
+            Some(open) => now(open.hold.settle(seq, &event)),
+            None => now(self.ledger.record(seq, &event)),
         };
     }
 
@@ -266,7 +254,7 @@ impl World {
         if upto == self.marked {
             return;
         }
-        let drained = self.ledger.drained(&self.base.between(self.marked, upto));
+        let drained = now(self.ledger.drained(&self.base.between(self.marked, upto)));
         for (key, _) in &drained.changed {
             assert!(!drained.removed.contains(key), "{key:?} is in both lists");
         }
@@ -322,6 +310,9 @@ impl World {
                     assert!(!violations.is_empty());
                 }
                 Poll::Ready(Err(LedgerError::Unavailable(_))) => {}
+                Poll::Ready(Ok(Reserved::Elsewhen(_)) | Err(LedgerError::TimedOut)) => {
+                    panic!("nothing is asked of anybody else")
+                }
             }
         }
     }
@@ -409,7 +400,7 @@ impl World {
             for key in [None, Some(1), Some(2)] {
                 for user in 0..USERS.len() {
                     let ask = self.ask(Caller { tenant, key, user }, 0, 0);
-                    for state in now_or_never(ask.states(&self.ledger)) {
+                    for state in now(ask.states(&self.ledger)) {
                         let limit = &state.limit;
                         assert_eq!(state.reserved, self.reserved(&ask, limit), "{ask:?}");
                         let least = self.least_settled(&ask, limit);

@@ -2,7 +2,7 @@
 
 use super::{
     Hold, LocalLedger,
-    hold::{Held, Holder, Opened, RequestId},
+    hold::{Held, Holder, LocalHold, Opened, RequestId},
     sync::{Arc, Ordering},
 };
 use crate::domain::{
@@ -55,6 +55,6 @@ impl LocalLedger {
             break (opened, tenant);
         };
         self.tally.opened.fetch_add(1, Ordering::Relaxed);
-        Hold::new(opened, tenant)
+        Hold::Local(LocalHold::new(opened, tenant))
     }
 }

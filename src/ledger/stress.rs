@@ -52,8 +52,9 @@ async fn work(base: &FakeBase, ledger: &Ledger, thread: usize) {
         if pick.is_multiple_of(7) {
             continue; // the hold is dropped
         }
-        let seq = base.append(ask.event(quantities(Messages, 1)));
-        hold.settle(seq, &quantities(Messages, 1));
+        let event = ask.event(quantities(Messages, 1));
+        let seq = base.append(event.clone());
+        hold.settle(seq, &event).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! What tests of ledgers are made of: a store and journal in memory, limits, requests and events in a few words.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,19 +9,22 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{
     Amount, BaseTotals, CounterKey, Hold, Ledger, LedgerAsk, LedgerError, OnViolation, Reserved,
-    Want,
+    SharedBase, Want,
 };
 use crate::{
+    clock,
     domain::{
         feature::FeatureKey,
         ids::{EventId, KeyId, TenantId},
         limit::{ActiveLimit, LimitState, Scope, SoftLimitMode, Subject},
         quantity::Quantity,
+        reservation::Reservation,
         time::Timestamp,
         usage::{Quantities, Source, UsageEvent},
         window::{Window, WindowKind},
@@ -32,6 +35,8 @@ use crate::{
 /// Journal and store at once: an event is durable when it is appended, and every sum covers all that is durable.
 pub(super) struct FakeBase {
     events: Mutex<Vec<UsageEvent>>,
+    /// How many of them the store has; only a shared ledger sees a difference.
+    stored: AtomicU64,
     loads: AtomicU64,
     is_failing: AtomicBool,
     /// Each load takes one before it reads.
@@ -52,6 +57,7 @@ impl FakeBase {
     fn with_permits(permits: usize) -> Arc<Self> {
         Arc::new(Self {
             events: Mutex::default(),
+            stored: AtomicU64::default(),
             loads: AtomicU64::default(),
             is_failing: AtomicBool::default(),
             gate: Semaphore::new(permits),
@@ -74,6 +80,29 @@ impl FakeBase {
     /// How many loads have been asked for.
     pub(super) fn loads(&self) -> u64 {
         self.loads.load(Ordering::SeqCst)
+    }
+
+    /// Waits until so many loads have been asked for.
+    pub(super) async fn asked(&self, loads: u64) {
+        while self.loads() < loads {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// An event that the store has, by another node.
+    pub(super) fn append_stored(&self, event: UsageEvent) -> Seq {
+        let seq = self.append(event);
+        self.store_upto(seq);
+        seq
+    }
+
+    /// The store has the events up to here.
+    pub(super) fn store_upto(&self, seq: Seq) {
+        self.stored.store(seq.0, Ordering::SeqCst);
+    }
+
+    pub(super) fn stored(&self) -> Seq {
+        Seq(self.stored.load(Ordering::SeqCst))
     }
 
     pub(super) fn append(&self, event: UsageEvent) -> Seq {
@@ -139,6 +168,43 @@ impl BaseTotals for FakeBase {
     }
 }
 
+#[async_trait]
+impl SharedBase for FakeBase {
+    async fn sums(
+        &self,
+        tenant: TenantId,
+        counters: &[CounterOf],
+        events: &[EventId],
+    ) -> Result<(Vec<Quantity>, HashSet<EventId>), LedgerError> {
+        if !counters.is_empty() {
+            self.loads.fetch_add(1, Ordering::SeqCst);
+            self.gate.acquire().await.unwrap().forget();
+        }
+        if self.is_failing.load(Ordering::SeqCst) {
+            return Err(LedgerError::Unavailable("the store is away".to_owned()));
+        }
+        let stored = self.stored();
+        let sums = counters.iter().map(|it| self.sum(tenant, it, stored));
+        let known = self.between(Seq(0), stored).into_iter();
+        let known = known.map(|(_, event)| event.event_id);
+        let known = known.filter(|id| events.contains(id)).collect();
+        Ok((sums.collect(), known))
+    }
+
+    async fn undrained(&self) -> Result<Vec<UsageEvent>, LedgerError> {
+        let undrained = self.between(self.stored(), self.last()).into_iter();
+        Ok(undrained.map(|(_, event)| event).collect())
+    }
+
+    fn last_seq(&self) -> Seq {
+        self.last()
+    }
+
+    async fn reservations(&self) -> Result<Vec<Reservation>, LedgerError> {
+        Ok(Vec::new())
+    }
+}
+
 /// The journal's snapshot as a drain leaves it, up to an event.
 #[derive(Default)]
 pub(super) struct SnapshotRows {
@@ -150,7 +216,7 @@ impl SnapshotRows {
     /// Drains at most `count` events more; each row must be the sum of the events drained so far.
     pub(super) fn drain(&mut self, base: &FakeBase, ledger: &Ledger, count: u64) {
         let upto = base.last().min(Seq(self.upto.0 + count));
-        let drained = ledger.drained(&base.between(self.upto, upto));
+        let drained = now(ledger.drained(&base.between(self.upto, upto)));
         for key in &drained.removed {
             self.rows.remove(key);
         }
@@ -161,6 +227,11 @@ impl SnapshotRows {
             assert_eq!(*value, sum, "{key:?} at {upto:?}");
         }
     }
+}
+
+/// What a future gives that waits for nothing, as those of a ledger in this process.
+pub(super) fn now<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().expect("it waits for something")
 }
 
 fn seq(number: usize) -> Seq {
@@ -291,6 +362,7 @@ impl Ask {
         match self.reserve(ledger).await.unwrap() {
             Reserved::Held(hold) => hold,
             Reserved::Over { violations, .. } => panic!("refused: {violations:?}"),
+            Reserved::Elsewhen(theirs) => panic!("it is {theirs} there"),
         }
     }
 
@@ -325,7 +397,7 @@ impl Ask {
     /// The event of a request like this one that used `used`.
     pub(super) fn event(&self, used: Quantities) -> UsageEvent {
         UsageEvent {
-            event_id: EventId::new(Uuid::nil()),
+            event_id: EventId::new(clock::new_id()),
             request_id: "a-request".to_owned(),
             source: Source::Chat,
             tenant_id: self.tenant,

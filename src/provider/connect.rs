@@ -186,7 +186,7 @@ impl Connector {
 }
 
 /// The first of the addresses that answers.
-async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+pub(crate) async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let mut untried = addresses.iter();
     let mut attempts = FuturesUnordered::new();
     let mut last_error = io::Error::other("the name has no address");

@@ -43,6 +43,9 @@ use crate::{
 
 pub use self::reserved::{Allowed, ReserveAsk};
 
+/// How often limits are placed anew for one request, where the ledger's clock is about to enter another window.
+const MOST_REPLACED: usize = 4;
+
 /// Who asks.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -147,6 +150,15 @@ struct Asked<'a> {
     bounds: ModelBounds,
     price: Option<Arc<PriceEntry>>,
     now: Timestamp,
+}
+
+/// By what a request is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Knowledge {
+    /// By all that is known.
+    Shared,
+    /// By what this node knows alone: what others know can't be had.
+    Own,
 }
 
 impl Guard {
@@ -264,19 +276,62 @@ impl Guard {
             Ok(Reserved::Over { violations, states }) => {
                 Err(self.refused(&asked, &policy, violations, states))
             }
+            Ok(Reserved::Elsewhen(_)) => self.fail(
+                &asked,
+                policy.plan_code(),
+                events::FailReason::Ledger,
+                "its clock and this node's do not come together",
+            ),
             Err(ReserveError::Store(error)) => self.fail(
                 &asked,
                 policy.plan_code(),
                 events::FailReason::Store,
                 &error.to_string(),
             ),
-            Err(ReserveError::Ledger(error)) => self.fail(
-                &asked,
-                policy.plan_code(),
-                events::FailReason::Ledger,
-                &error.to_string(),
-            ),
+            Err(ReserveError::Ledger(error)) => {
+                self.decide_apart(&asked, &policy, standing, &error).await
+            }
         }
+    }
+
+    /// Decides by what this node knows alone, where the fail mode lets it; every such request is counted and logged.
+    async fn decide_apart(
+        self: &Arc<Self>,
+        asked: &Asked<'_>,
+        policy: &Policy,
+        standing: Standing,
+        error: &LedgerError,
+    ) -> Result<Admitted, AdmitError> {
+        let (reason, why) = (events::FailReason::of(error), error.to_string());
+        if self.fails_closed() {
+            return self.fail(asked, policy.plan_code(), reason, &why);
+        }
+        match self.reserve_by(asked, policy, Knowledge::Own).await {
+            Ok(Reserved::Held(hold)) => {
+                self.note_fail_open(asked, reason, &why);
+                Ok(self.admitted(asked, policy, hold, standing))
+            }
+            Ok(Reserved::Over { violations, states }) => {
+                self.note_fail_open(asked, reason, &why);
+                Err(self.refused(asked, policy, violations, states))
+            }
+            Ok(Reserved::Elsewhen(_)) | Err(_) => {
+                self.fail(asked, policy.plan_code(), reason, &why)
+            }
+        }
+    }
+
+    fn fails_closed(&self) -> bool {
+        self.config.fail_mode == FailMode::Closed && self.enforces()
+    }
+
+    fn note_fail_open(&self, asked: &Asked<'_>, reason: events::FailReason, why: &str) {
+        events::FailOpen {
+            reason,
+            request_id: &asked.ask.caller.request_id,
+            detail: why,
+        }
+        .emit(&self.metrics);
     }
 
     fn check_request(&self, asked: &Asked<'_>, policy: &Policy) -> Result<(), AdmitError> {
@@ -307,33 +362,51 @@ impl Guard {
 
     /// Reserves by the bound that costs nothing; only where that does not fit is the prompt tokenized.
     async fn reserve(&self, asked: &Asked<'_>, policy: &Policy) -> Result<Reserved, ReserveError> {
-        let Asked { ask, now, .. } = *asked;
-        let active = self.catalogue.limits(policy, now).await?;
+        self.reserve_by(asked, policy, Knowledge::Shared).await
+    }
+
+    async fn reserve_by(
+        &self,
+        asked: &Asked<'_>,
+        policy: &Policy,
+        knowledge: Knowledge,
+    ) -> Result<Reserved, ReserveError> {
+        let Asked { ask, mut now, .. } = *asked;
+        let mut active = self.catalogue.limits(policy, now).await?;
         let on_violation = if self.enforces() {
             OnViolation::Refuse
         } else {
             OnViolation::Note
         };
         let mut wants = self.wants(asked);
+        let mut replaced = 0;
         loop {
-            let reserved = self
-                .recorder
-                .ledger()
-                .reserve(&LedgerAsk {
-                    tenant: ask.caller.tenant_id,
-                    key: Some(ask.caller.key_id),
-                    user: &ask.caller.user,
-                    limits: &active.limits,
-                    wants: &wants,
-                    soft: self.config.soft_limit_mode,
-                    on_violation,
-                    request_id: &ask.caller.request_id,
-                    now,
-                })
-                .await?;
+            let ledger = self.recorder.ledger();
+            let to_hold = LedgerAsk {
+                tenant: ask.caller.tenant_id,
+                key: Some(ask.caller.key_id),
+                user: &ask.caller.user,
+                limits: &active.limits,
+                wants: &wants,
+                soft: self.config.soft_limit_mode,
+                on_violation,
+                request_id: &ask.caller.request_id,
+                now,
+            };
+            let reserved = match knowledge {
+                Knowledge::Shared => ledger.reserve(&to_hold).await?,
+                Knowledge::Own => ledger.reserve_apart(&to_hold).await?,
+            };
             let violations = match &reserved {
                 Reserved::Held(hold) => hold.violations(),
                 Reserved::Over { violations, .. } => violations,
+                Reserved::Elsewhen(theirs) if replaced < MOST_REPLACED => {
+                    replaced += 1;
+                    now = *theirs;
+                    active = self.catalogue.limits(policy, now).await?;
+                    continue;
+                }
+                Reserved::Elsewhen(_) => return Ok(reserved),
             };
             let by_input = violations.iter().any(|violation| {
                 matches!(
@@ -487,15 +560,10 @@ impl Guard {
         reason: events::FailReason,
         why: &str,
     ) -> Result<Admitted, AdmitError> {
-        if self.config.fail_mode == FailMode::Closed && self.enforces() {
+        if self.fails_closed() {
             return Err(AdmitError::Unavailable(why.to_owned()));
         }
-        events::FailOpen {
-            reason,
-            request_id: &asked.ask.caller.request_id,
-            detail: why,
-        }
-        .emit(&self.metrics);
+        self.note_fail_open(asked, reason, why);
         Ok(self.pass(asked, plan_code))
     }
 

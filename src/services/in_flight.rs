@@ -150,8 +150,9 @@ impl InFlight {
         match self.reservations.release(None, id).await {
             Ok(()) => {}
             Err(ReservationError::NotFound(_)) => {
-                let released = self.recorder.ledger().release(id);
-                released.ok_or_else(not_found)?;
+                if !self.recorder.ledger().release(None, id).await {
+                    return Err(not_found());
+                }
             }
             Err(ReservationError::Settled(_)) => return Err(not_found()),
             Err(error) => return Err(AdminError::Unavailable(error.to_string())),

@@ -5,37 +5,44 @@
 //! journal forget it, together with the snapshot of the live totals as they were at that event.
 
 use std::{
+    collections::HashSet,
     sync::{self, Arc, OnceLock, PoisonError, Weak},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
 use crate::{
-    clock,
+    clock::{self, Clock},
     domain::{
         administrator::Actor,
         feature::FeatureKey,
         ids::{EventId, TenantId},
         quantity::Quantity,
+        reservation::Reservation,
         time::Timestamp,
         usage::UsageEvent,
         window::Window,
     },
     journal::{Frozen, Journal, JournalError, Snapshot},
-    ledger::{BaseTotals, CounterKey, Drained, Hold, Ledger, LedgerError, LocalLedger, Settled},
+    ledger::{
+        BaseTotals, CounterKey, Drained, Hold, Ledger, LedgerError, LocalLedger, RedisLedger,
+        RedisSettings, Settled, SharedBase,
+    },
     services::AdminError,
     store::{
         SharedStore, StoreError, StoreResult,
         maintenance::StoreCopy,
-        usage::{CounterOf, JournalPosition, Seq, Tell},
+        usage::{CounterOf, JournalPosition, Recorded, Seq, Tell},
     },
     telemetry::{events, metrics::Metrics},
 };
 
 /// How many events one drain moves at most: large enough for SQLite to write 100,000 a second.
 pub(crate) const BATCH: usize = 20_000;
+/// How long a start waits for totals that are shared; then requests get what the fail mode says until they are there.
+const SHARED_TOTALS_TIME: Duration = Duration::from_secs(3);
 /// How many tenants have their counters in memory at most.
 const LEDGER_TENANTS: usize = 100_000;
 
@@ -46,6 +53,14 @@ pub enum KeepTotals {
     InJournal,
     /// Not at all: they are summed from the store when first needed.
     Rebuild,
+}
+
+/// Where live totals are.
+pub enum Totals {
+    /// In this process.
+    Here(KeepTotals),
+    /// In Redis, shared with other nodes.
+    Shared(RedisSettings),
 }
 
 /// What a step of the drain did.
@@ -97,10 +112,13 @@ pub struct Recorder {
     journal: Journal,
     ledger: Ledger,
     store: SharedStore,
+    clock: Clock,
     metrics: Arc<Metrics>,
     keep: KeepTotals,
     teller: OnceLock<Arc<dyn Teller>>,
     drain: Mutex<Drain>,
+    /// How far the store has this journal's events; `None` if it must be asked.
+    recorded: sync::Mutex<Option<Seq>>,
     /// Why the store did not take the last batch; `None` if it did.
     store_fault: sync::Mutex<Option<String>>,
 }
@@ -110,8 +128,6 @@ pub struct Recorder {
 struct Drain {
     /// Recorded in the store, but the journal could not be told yet: it must be before anything else is read.
     unmarked: Option<(Seq, Snapshot)>,
-    /// How far the store has this journal's events; `None` if it must be asked.
-    recorded: Option<Seq>,
 }
 
 impl Recorder {
@@ -123,26 +139,54 @@ impl Recorder {
         journal: Journal,
         store: SharedStore,
         metrics: Arc<Metrics>,
-        keep: KeepTotals,
-        now: Timestamp,
+        totals: Totals,
+        clock: Clock,
     ) -> Result<Arc<Self>, JournalError> {
-        let recorder = Arc::new_cyclic(|recorder: &Weak<Self>| Self {
-            ledger: Ledger::Local(LocalLedger::new(
-                Arc::new(StoredTotals(Weak::clone(recorder))),
-                LEDGER_TENANTS,
-            )),
-            journal,
-            store,
-            metrics,
-            keep,
-            teller: OnceLock::new(),
-            drain: Mutex::default(),
-            store_fault: sync::Mutex::default(),
+        let keep = match &totals {
+            Totals::Here(keep) => *keep,
+            Totals::Shared(_) => KeepTotals::Rebuild,
+        };
+        let recorder = Arc::new_cyclic(|recorder: &Weak<Self>| {
+            let stored = Arc::new(StoredTotals(Weak::clone(recorder)));
+            Self {
+                ledger: match totals {
+                    Totals::Here(_) => Ledger::Local(LocalLedger::new(stored, LEDGER_TENANTS)),
+                    Totals::Shared(settings) => Ledger::Redis(RedisLedger::open(settings, stored)),
+                },
+                journal,
+                store,
+                clock,
+                metrics,
+                keep,
+                teller: OnceLock::new(),
+                drain: Mutex::default(),
+                recorded: sync::Mutex::default(),
+                store_fault: sync::Mutex::default(),
+            }
         });
-        if keep == KeepTotals::InJournal {
-            recorder.restore(now).await?;
+        match keep {
+            KeepTotals::InJournal => recorder.restore(recorder.clock.now()).await?,
+            KeepTotals::Rebuild => recorder.drop_snapshot().await?,
+        }
+        if let Ledger::Redis(redis) = &recorder.ledger {
+            redis.ready(SHARED_TOTALS_TIME).await;
         }
         Ok(recorder)
+    }
+
+    /// A snapshot that is not kept up would be taken for one by a later start that wants it.
+    async fn drop_snapshot(&self) -> Result<(), JournalError> {
+        let snapshot = self.journal.load_snapshot().await?;
+        if snapshot.is_empty() {
+            return Ok(());
+        }
+        let removed = snapshot.into_iter().map(|(counter, _)| counter);
+        let snapshot = Snapshot {
+            changed: Vec::new(),
+            removed: removed.collect(),
+        };
+        let drained = self.journal.drained();
+        self.journal.mark_drained(drained, snapshot).await
     }
 
     async fn restore(&self, now: Timestamp) -> Result<(), JournalError> {
@@ -180,8 +224,8 @@ impl Recorder {
         let seq = self.journal.append(&event).await?;
         self.metrics.committed_in(begun.elapsed());
         let settled = match hold {
-            Some(hold) => hold.settle(seq, &event.quantities),
-            None => self.ledger.record(seq, &event),
+            Some(hold) => hold.settle(seq, &event).await,
+            None => self.ledger.record(seq, &event).await,
         };
         Ok(settled)
     }
@@ -206,43 +250,62 @@ impl Recorder {
             seq: upto,
         };
         let events: Vec<UsageEvent> = batch.iter().map(|(_, event)| event.clone()).collect();
-        let recorded = match self.told_of(&mut drain, &batch).await {
-            Ok(tell) => self.store.record(&events, position, &tell).await,
+        let recorded = match self.new_of(&batch).await {
+            Ok(new) => self.record_batch(&events, new, position).await,
             Err(error) => Err(error),
         };
-        drain.recorded = recorded.as_ref().ok().map(|_| upto);
+        // After a failure the store may have it or not.
+        *self.lock_recorded() = recorded.as_ref().ok().map(|_| upto);
         let fault = recorded.as_ref().err().map(StoreError::to_string);
         *self.lock_store_fault() = fault;
         let recorded = recorded?;
         events::Drained { recorded }.emit(&self.metrics);
         let snapshot = match self.keep {
             KeepTotals::InJournal => {
-                let Drained { changed, removed } = self.ledger.drained(&batch);
+                let Drained { changed, removed } = self.ledger.drained(&batch).await;
                 Snapshot { changed, removed }
             }
-            KeepTotals::Rebuild => Snapshot::default(),
+            KeepTotals::Rebuild => {
+                self.ledger.drained(&batch).await;
+                Snapshot::default()
+            }
         };
         drain.unmarked = Some((upto, snapshot));
         self.mark(&mut drain).await?;
+        self.ledger.forgotten(&batch).await;
         Ok(Progress::Moved(batch.len()))
     }
 
-    /// What others are to be told of a batch. Events that a run before recorded without marking them come again: of those
-    /// they were told.
-    async fn told_of(&self, drain: &mut Drain, batch: &[(Seq, UsageEvent)]) -> StoreResult<Tell> {
-        let Some(teller) = self.teller.get() else {
-            return Ok(Tell::default());
-        };
-        let journal = self.journal.id();
-        let recorded = match drain.recorded {
+    /// Those of a batch that the store has not. Events that a run before recorded without marking them come again: others
+    /// were told of those, and they count already.
+    async fn new_of<'a>(
+        &self,
+        batch: &'a [(Seq, UsageEvent)],
+    ) -> StoreResult<&'a [(Seq, UsageEvent)]> {
+        let known = *self.lock_recorded();
+        let recorded = match known {
             Some(recorded) => recorded,
-            None => self.store.drained(journal).await?,
+            None if self.teller.get().is_none() && matches!(self.ledger, Ledger::Local(_)) => {
+                return Ok(batch); // nobody asks
+            }
+            None => self.store.drained(self.journal.id()).await?,
         };
-        let new = batch.partition_point(|(seq, _)| *seq <= recorded);
-        match &batch[new..] {
-            [] => Ok(Tell::default()),
-            new => teller.tell(journal, new).await,
-        }
+        *self.lock_recorded() = Some(recorded);
+        Ok(&batch[batch.partition_point(|(seq, _)| *seq <= recorded)..])
+    }
+
+    async fn record_batch(
+        &self,
+        events: &[UsageEvent],
+        new: &[(Seq, UsageEvent)],
+        position: JournalPosition,
+    ) -> StoreResult<Recorded> {
+        let tell = match self.teller.get() {
+            Some(teller) if !new.is_empty() => teller.tell(position.journal, new).await?,
+            _ => Tell::default(),
+        };
+        self.ledger.announce(new).await;
+        self.store.record(events, position, &tell).await
     }
 
     /// Has `teller` say what others are to be told of usage; the first one given stays.
@@ -254,6 +317,10 @@ impl Recorder {
     #[must_use]
     pub fn store_fault(&self) -> Option<String> {
         self.lock_store_fault().clone()
+    }
+
+    fn lock_recorded(&self) -> sync::MutexGuard<'_, Option<Seq>> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_store_fault(&self) -> sync::MutexGuard<'_, Option<String>> {
@@ -308,6 +375,9 @@ impl Recorder {
         tenant: TenantId,
         pruned_before: Timestamp,
     ) -> Result<Vec<Drift>, DrainError> {
+        if let Ledger::Redis(_) = &self.ledger {
+            return self.repaired(tenant, pruned_before).await;
+        }
         // While no event moves, both sides end at the same one.
         let mut drain = self.drain.lock().await;
         self.mark(&mut drain).await?;
@@ -335,6 +405,22 @@ impl Recorder {
                 stored,
             })
             .collect())
+    }
+
+    /// Shared totals are set right as soon as they are found to differ: no restart would.
+    async fn repaired(
+        &self,
+        tenant: TenantId,
+        pruned_before: Timestamp,
+    ) -> Result<Vec<Drift>, DrainError> {
+        let repaired = self.ledger.repair(tenant, pruned_before).await;
+        let repaired = repaired.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let drifts = repaired.into_iter().map(|it| Drift {
+            counter: it.counter,
+            live: it.live,
+            stored: it.stored,
+        });
+        Ok(drifts.collect())
     }
 
     /// What a tenant used of one feature in a window, what is still in the journal included.
@@ -432,11 +518,7 @@ impl BaseTotals for StoredTotals {
         tenant: TenantId,
         counters: &[CounterOf],
     ) -> Result<(Vec<Quantity>, Seq), LedgerError> {
-        let recorder = self
-            .0
-            .upgrade()
-            .ok_or_else(|| LedgerError::Unavailable("shutting down".to_owned()))?;
-        let unavailable = |error: StoreError| LedgerError::Unavailable(error.to_string());
+        let recorder = self.recorder()?;
         recorder.flush_tenant(tenant).await.map_err(unavailable)?;
         let journal = recorder.journal.id();
         recorder
@@ -445,4 +527,79 @@ impl BaseTotals for StoredTotals {
             .await
             .map_err(unavailable)
     }
+}
+
+#[async_trait]
+impl SharedBase for StoredTotals {
+    async fn sums(
+        &self,
+        tenant: TenantId,
+        counters: &[CounterOf],
+        events: &[EventId],
+    ) -> Result<(Vec<Quantity>, HashSet<EventId>), LedgerError> {
+        let recorder = self.recorder()?;
+        let store = &recorder.store;
+        let journal = recorder.journal.id();
+        let mut known = store.list_known_events(events).await.map_err(unavailable)?;
+        loop {
+            let (sums, _) = store
+                .counters(tenant, counters, journal)
+                .await
+                .map_err(unavailable)?;
+            if events.is_empty() {
+                return Ok((sums, known));
+            }
+            // What was there before and after was there meanwhile, and so was what was not.
+            let after = store.list_known_events(events).await.map_err(unavailable)?;
+            if after == known {
+                return Ok((sums, known));
+            }
+            known = after;
+        }
+    }
+
+    async fn undrained(&self) -> Result<Vec<UsageEvent>, LedgerError> {
+        let recorder = self.recorder()?;
+        let journal = &recorder.journal;
+        let known = *recorder.lock_recorded();
+        let recorded = match known {
+            Some(recorded) => recorded,
+            None => match recorder.store.drained(journal.id()).await {
+                Ok(recorded) => recorded,
+                // What is in the store must not be counted again; the drain tells what is not.
+                Err(_) => return Ok(Vec::new()),
+            },
+        };
+        let pending = usize::try_from(journal.pending()).unwrap_or(usize::MAX);
+        if pending == 0 {
+            return Ok(Vec::new());
+        }
+        let undrained = journal.read_undrained(pending).await;
+        let undrained = undrained.map_err(|error| LedgerError::Unavailable(error.to_string()))?;
+        let undrained = undrained.into_iter().filter(|(seq, _)| *seq > recorded);
+        Ok(undrained.map(|(_, event)| event).collect())
+    }
+
+    fn last_seq(&self) -> Seq {
+        let recorder = self.0.upgrade();
+        recorder.map_or(Seq::default(), |recorder| recorder.journal.last_seq())
+    }
+
+    async fn reservations(&self) -> Result<Vec<Reservation>, LedgerError> {
+        let recorder = self.recorder()?;
+        let now = recorder.clock.now();
+        let open = recorder.store.list_open_reservations(now).await;
+        open.map_err(unavailable)
+    }
+}
+
+impl StoredTotals {
+    fn recorder(&self) -> Result<Arc<Recorder>, LedgerError> {
+        let recorder = self.0.upgrade();
+        recorder.ok_or_else(|| LedgerError::Unavailable("shutting down".to_owned()))
+    }
+}
+
+fn unavailable(error: StoreError) -> LedgerError {
+    LedgerError::Unavailable(error.to_string())
 }

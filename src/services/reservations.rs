@@ -188,7 +188,7 @@ impl Reservations {
     async fn restore(&self) -> Result<(), ReservationError> {
         let now = self.clock.now();
         for reservation in self.store.list_open_reservations(now).await? {
-            let hold = self.recorder.ledger().reopen(
+            let reopened = self.recorder.ledger().reopen(
                 Granted {
                     id: reservation.reservation_id,
                     tenant: reservation.tenant_id,
@@ -200,7 +200,9 @@ impl Reservations {
                 },
                 now,
             );
-            self.lock().insert(hold, reservation.expires_at);
+            if let Some(hold) = reopened {
+                self.lock().insert(hold, reservation.expires_at);
+            }
         }
         for reservation in self.store.list_unrecorded_reservations().await? {
             if let Some(settlement) = reservation.settlement.clone() {
@@ -278,8 +280,18 @@ impl Reservations {
         };
         self.store.add_reservation(&reservation).await?;
         if let Some(hold) = allowed.hold {
-            self.lock().insert(hold, reservation.expires_at);
-            self.made.notify_one();
+            let ledger = self.recorder.ledger();
+            match ledger.keep(hold, reservation.expires_at).await {
+                Ok(Some(hold)) => {
+                    self.lock().insert(hold, reservation.expires_at);
+                    self.made.notify_one();
+                }
+                Ok(None) => {}
+                // It was admitted, and nobody would admit it now.
+                Err(error) => {
+                    tracing::warn!(%error, reservation = %id, "a reservation is not held any more")
+                }
+            }
         }
         Ok(Reserved {
             reservation,
@@ -325,7 +337,7 @@ impl Reservations {
             Settling::Before(reservation, before) => (reservation, before, true),
             Settling::First(reservation) => (reservation, settlement, false),
         };
-        let hold = self.take_hold(reservation.reservation_id);
+        let hold = self.take_hold(reservation.tenant_id, reservation.reservation_id);
         if is_duplicate {
             // Most often there is nothing left to do; not so if the first was cut off by a crash or a full disk.
             self.record_once(&reservation, &settlement, hold).await?;
@@ -359,13 +371,10 @@ impl Reservations {
         self.record(reservation, settlement, hold).await
     }
 
-    /// The reservation's hold, if it is this node's; one that is not, and is shared, ends at once.
-    fn take_hold(&self, id: ReservationId) -> Option<Hold> {
-        let hold = self.lock().take(id);
-        if hold.is_none() {
-            drop(self.recorder.ledger().release(id));
-        }
-        hold
+    /// The reservation's hold: this node's, or what every node shares.
+    fn take_hold(&self, tenant: TenantId, id: ReservationId) -> Option<Hold> {
+        let own = self.lock().take(id);
+        own.or_else(|| self.recorder.ledger().kept(tenant, id))
     }
 
     async fn record(
@@ -458,12 +467,33 @@ impl Reservations {
         let now = self.clock.now();
         match self.store.release_reservation(tenant, id, now).await? {
             Releasing::Released => {
-                drop(self.take_hold(id));
+                let own = self.lock().take(id);
+                if own.is_none() {
+                    self.release_shared(tenant, id).await?;
+                }
                 Ok(())
             }
             Releasing::Settled => Err(ReservationError::Settled(id)),
             Releasing::NotFound => Err(ReservationError::NotFound(id)),
         }
+    }
+
+    /// Gives back what is not held by this process, if it is held at all.
+    async fn release_shared(
+        &self,
+        tenant: Option<TenantId>,
+        id: ReservationId,
+    ) -> Result<(), ReservationError> {
+        let tenant = match tenant {
+            Some(tenant) => Some(tenant),
+            None => self
+                .store
+                .find_reservation(id)
+                .await?
+                .map(|it| it.tenant_id),
+        };
+        self.recorder.ledger().release(tenant, id).await;
+        Ok(())
     }
 
     /// Waits until something was reserved since this was last waited for. One at a time may wait.

@@ -14,6 +14,7 @@ use crate::{
         time::Timestamp,
         usage::Quantities,
     },
+    ledger::LedgerError,
     services::recorder::Drift,
     store::{
         self,
@@ -66,6 +67,15 @@ pub enum FailReason {
 
 impl FailReason {
     pub const ALL: [Self; 3] = [Self::Store, Self::Ledger, Self::Timeout];
+
+    /// Why a ledger could not decide.
+    #[must_use]
+    pub const fn of(error: &LedgerError) -> Self {
+        match error {
+            LedgerError::TimedOut => Self::Timeout,
+            LedgerError::Unavailable(_) => Self::Ledger,
+        }
+    }
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {

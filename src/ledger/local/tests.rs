@@ -2,8 +2,8 @@
 
 use super::super::{
     Ledger,
-    contract::{self, ledger_cases},
-    testing::{Ask, FakeBase, ask, at, limit, messages, quantities, tenant},
+    contract::{self, ledger_cases, snapshot_cases},
+    testing::{Ask, FakeBase, ask, at, limit, messages, now, quantities, tenant},
 };
 use super::*;
 use crate::domain::{limit::Scope, window::WindowKind};
@@ -12,11 +12,12 @@ macro_rules! on_local {
     ($name:ident) => {
         #[tokio::test]
         async fn $name() {
-            contract::$name(|base| Ledger::Local(LocalLedger::new(base, 100))).await;
+            contract::$name(async |base| Ledger::Local(LocalLedger::new(base, 100))).await;
         }
     };
 }
 ledger_cases!(on_local);
+snapshot_cases!(on_local);
 
 /// Two tenants fit in memory, and three keys or users of each.
 fn small(base: &Arc<FakeBase>) -> Ledger {
@@ -32,13 +33,15 @@ fn of_tenant(number: u128, seconds: i64) -> Ask {
 }
 
 fn resident(ledger: &Ledger, number: u128) -> bool {
-    let Ledger::Local(local) = ledger;
+    let Ledger::Local(local) = ledger else {
+        return false;
+    };
     local.find(tenant(number)).is_some()
 }
 
 fn record(base: &FakeBase, ledger: &Ledger, ask: &Ask) {
     let event = ask.event(quantities(FeatureKey::Messages, 1));
-    ledger.record(base.append(event.clone()), &event);
+    now(ledger.record(base.append(event.clone()), &event));
 }
 
 #[tokio::test]
@@ -83,14 +86,14 @@ async fn a_tenant_that_was_thrown_out_comes_back_with_all_it_used() {
     let ledger = small(&base);
     of_tenant(1, 0).totals(&ledger).await;
     record(&base, &ledger, &of_tenant(1, 0));
-    let drained = ledger.drained(&base.between(Seq(0), Seq(1)));
+    let drained = now(ledger.drained(&base.between(Seq(0), Seq(1))));
     assert_eq!(drained.changed.len(), 1);
     for number in [2, 3] {
         of_tenant(number, 1).totals(&ledger).await;
     }
     assert!(!resident(&ledger, 1));
     record(&base, &ledger, &of_tenant(1, 1));
-    let next = ledger.drained(&base.between(Seq(1), Seq(2)));
+    let next = now(ledger.drained(&base.between(Seq(1), Seq(2))));
     assert_eq!(
         next.removed,
         [drained.changed[0].0.clone()],
@@ -143,17 +146,17 @@ async fn a_counter_goes_five_minutes_after_its_window_and_takes_its_row_along() 
     };
     let hold = minute(0).hold(&ledger).await;
     record(&base, &ledger, &minute(0));
-    let row = ledger.drained(&base.between(Seq(0), Seq(1))).changed[0]
+    let row = now(ledger.drained(&base.between(Seq(0), Seq(1)))).changed[0]
         .0
         .clone();
     minute(420).totals(&ledger).await;
     record(&base, &ledger, &minute(420));
-    let drained = ledger.drained(&base.between(Seq(1), Seq(2)));
+    let drained = now(ledger.drained(&base.between(Seq(1), Seq(2))));
     assert_eq!(drained.removed, [], "a request is still in flight in it");
     drop(hold);
     minute(480).totals(&ledger).await;
     record(&base, &ledger, &minute(480));
-    let drained = ledger.drained(&base.between(Seq(2), Seq(3)));
+    let drained = now(ledger.drained(&base.between(Seq(2), Seq(3))));
     assert_eq!(drained.removed, [row]);
 }
 
@@ -188,7 +191,9 @@ fn ids_of_holds_are_version_7_and_differ() {
 
 /// Lets `act` find tenant 1 and wait for its lock, throws the tenant out, and lets it go on.
 fn while_thrown_out<T: Send>(ledger: &Ledger, act: impl FnOnce() -> T + Send) -> T {
-    let Ledger::Local(local) = ledger;
+    let Ledger::Local(local) = ledger else {
+        unreachable!();
+    };
     let found = local.find(tenant(1)).unwrap();
     let mut counters = found.lock();
     let known = Arc::strong_count(&found);
@@ -225,7 +230,9 @@ async fn usage_that_found_a_tenant_just_before_it_was_thrown_out_is_not_lost() {
     let ledger = small(&base);
     of_tenant(1, 0).totals(&ledger).await;
     while_thrown_out(&ledger, || record(&base, &ledger, &of_tenant(1, 3600)));
-    let Ledger::Local(local) = &ledger;
+    let Ledger::Local(local) = &ledger else {
+        unreachable!();
+    };
     let noted = local.latest_elsewhere.load(Ordering::SeqCst);
     assert!(noted >= at(3600).micros(), "a window there must be loaded");
 }
@@ -237,19 +244,21 @@ async fn a_row_goes_although_its_tenant_was_thrown_out_in_the_middle_of_a_drain(
     let ledger = Ledger::Local(ledger);
     of_tenant(1, 0).totals(&ledger).await;
     record(&base, &ledger, &of_tenant(1, 0));
-    let row = ledger.drained(&base.between(Seq(0), Seq(1))).changed[0]
+    let row = now(ledger.drained(&base.between(Seq(0), Seq(1)))).changed[0]
         .0
         .clone();
 
     // The drain visits tenant 2 first, which was loaded since; there it has to wait.
     of_tenant(2, 0).totals(&ledger).await;
     record(&base, &ledger, &of_tenant(1, 0));
-    let Ledger::Local(local) = &ledger;
+    let Ledger::Local(local) = &ledger else {
+        unreachable!();
+    };
     let other = local.find(tenant(2)).unwrap();
     let counters = other.lock();
     let known = Arc::strong_count(&other);
     let drained = std::thread::scope(|threads| {
-        let draining = threads.spawn(|| ledger.drained(&base.between(Seq(1), Seq(2))));
+        let draining = threads.spawn(|| now(ledger.drained(&base.between(Seq(1), Seq(2)))));
         while Arc::strong_count(&other) == known {
             std::thread::yield_now();
         }

@@ -139,7 +139,7 @@ impl Doctor<'_> {
     /// What is not in use is said, so that nobody looks for a fault in it.
     fn redis(&self) -> Finding {
         let redis = match self.config.cache_backend {
-            CacheBackend::Redb | CacheBackend::Memory => {
+            CacheBackend::Redb | CacheBackend::Memory | CacheBackend::Redis => {
                 "not in use: live totals are in this process"
             }
         };

@@ -2,9 +2,8 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{AdmitError, Caller, Guard, Refusal, check_subscription};
+use super::{AdmitError, Caller, Guard, MOST_REPLACED, Refusal, check_subscription};
 use crate::{
-    config::FailMode,
     domain::{limit::LimitStates, quantity::Quantity, time::Timestamp, usage::Quantities},
     ledger::{Amount, Hold, LedgerAsk, OnViolation, Reserved, Want},
     services::{catalogue::Policy, refusals::Refused},
@@ -58,23 +57,23 @@ impl Guard {
             Err(error) => return self.let_by(ask, "", now, events::FailReason::Store, &error),
         };
         let would_refuse = self.check_standing(ask, &policy, now)?;
-        let active = match self.catalogue.limits(&policy, now).await {
-            Ok(active) => active,
-            Err(error) => {
-                let plan_code = policy.plan_code();
-                return self.let_by(ask, plan_code, now, events::FailReason::Store, &error);
-            }
-        };
         let on_violation = if self.enforces() {
             OnViolation::Refuse
         } else {
             OnViolation::Note
         };
         let wants = wants(ask.quantities);
-        let reserved = self
-            .recorder
-            .ledger()
-            .reserve(&LedgerAsk {
+        let ledger = self.recorder.ledger();
+        let (mut placed_at, mut replaced, mut apart) = (now, 0, None);
+        let reserved = loop {
+            let active = match self.catalogue.limits(&policy, placed_at).await {
+                Ok(active) => active,
+                Err(error) => {
+                    let plan_code = policy.plan_code();
+                    return self.let_by(ask, plan_code, now, events::FailReason::Store, &error);
+                }
+            };
+            let to_hold = LedgerAsk {
                 tenant: ask.caller.tenant_id,
                 key: Some(ask.caller.key_id),
                 user: &ask.caller.user,
@@ -83,9 +82,27 @@ impl Guard {
                 soft: self.config.soft_limit_mode,
                 on_violation,
                 request_id: &ask.caller.request_id,
-                now,
-            })
-            .await;
+                now: placed_at,
+            };
+            match ledger.reserve(&to_hold).await {
+                Ok(Reserved::Elsewhen(theirs)) if replaced < MOST_REPLACED => {
+                    (placed_at, replaced) = (theirs, replaced + 1);
+                }
+                Err(error) if !self.fails_closed() => {
+                    apart = Some(error.clone());
+                    break ledger.reserve_apart(&to_hold).await.map_err(|_| error);
+                }
+                decided => break decided,
+            }
+        };
+        if let (Some(error), Ok(_)) = (&apart, &reserved) {
+            events::FailOpen {
+                reason: events::FailReason::of(error),
+                request_id: &ask.caller.request_id,
+                detail: &error.to_string(),
+            }
+            .emit(&self.metrics);
+        }
         match reserved {
             Ok(Reserved::Held(hold)) => Ok(self.allowed(ask, &policy, hold, would_refuse)),
             Ok(Reserved::Over { violations, states }) => {
@@ -104,9 +121,19 @@ impl Guard {
                 });
                 Err(AdmitError::Refused(Box::new(refusal)))
             }
+            Ok(Reserved::Elsewhen(_)) => {
+                let why = "the ledger's clock and this node's do not come together";
+                self.let_by(
+                    ask,
+                    policy.plan_code(),
+                    now,
+                    events::FailReason::Ledger,
+                    &why,
+                )
+            }
             Err(error) => {
-                let plan_code = policy.plan_code();
-                self.let_by(ask, plan_code, now, events::FailReason::Ledger, &error)
+                let reason = events::FailReason::of(&error);
+                self.let_by(ask, policy.plan_code(), now, reason, &error)
             }
         }
     }
@@ -194,7 +221,7 @@ impl Guard {
         why: &dyn std::fmt::Display,
     ) -> Result<Allowed, AdmitError> {
         let why = why.to_string();
-        if self.config.fail_mode == FailMode::Closed && self.enforces() {
+        if self.fails_closed() {
             return Err(AdmitError::Unavailable(why));
         }
         events::FailOpen {

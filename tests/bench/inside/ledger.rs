@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use tollgate::{
     domain::{
         feature::FeatureKey,
@@ -14,7 +15,7 @@ use tollgate::{
         limit::{ActiveLimit, Scope, SoftLimitMode},
         quantity::Quantity,
         time::Timestamp,
-        usage::Quantities,
+        usage::UsageEvent,
         window::{Window, WindowKind},
     },
     ledger::{
@@ -25,7 +26,7 @@ use tollgate::{
 };
 
 use super::{
-    fixtures::{FEATURES, tenant},
+    fixtures::{self, FEATURES, tenant},
     report::{nanos_per_call, row},
 };
 
@@ -83,7 +84,7 @@ fn ledger(tenants: usize) -> Ledger {
 struct Request {
     limits: Arc<[ActiveLimit]>,
     wants: Vec<Want>,
-    used: Quantities,
+    event: UsageEvent,
 }
 
 impl Request {
@@ -106,10 +107,7 @@ impl Request {
         Self {
             limits: FEATURES.map(limit).into(),
             wants: FEATURES.map(want).to_vec(),
-            used: FEATURES
-                .map(|feature| (feature, Quantity::ONE))
-                .into_iter()
-                .collect(),
+            event: fixtures::event(0, 1, Timestamp::from_seconds(1_800_000_000)),
         }
     }
 
@@ -129,7 +127,8 @@ impl Request {
         let reserving = std::pin::pin!(ledger.reserve(&ask));
         match reserving.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(Reserved::Held(hold))) => {
-                black_box(hold.settle(Seq(1), &self.used));
+                let settled = hold.settle(Seq(1), &self.event).now_or_never();
+                black_box(settled.expect("it waits for nothing"));
             }
             other => panic!("it must be held at once: {other:?}"),
         }

@@ -11,7 +11,7 @@ use tollgate::{
     clock::Clock,
     domain::{feature::FeatureKey, time::Timestamp, window::Window},
     journal::{Durability, Journal},
-    services::recorder::{KeepTotals, Recorder},
+    services::recorder::{KeepTotals, Recorder, Totals},
     store::{
         SharedStore,
         postgres::{PostgresStore, PostgresUrl},
@@ -75,8 +75,8 @@ fn drain_into(name: &str, store: SharedStore, directory: &Path, (goal, at_most):
         journal.clone(),
         store,
         Arc::new(Metrics::new("redb")),
-        KeepTotals::InJournal,
-        now,
+        Totals::Here(KeepTotals::InJournal),
+        clock::Clock::System,
     ));
     let recorder = recorder.expect("the journal is new");
     runtime.block_on(fixtures::append(&journal, 0, WAITING, TENANTS, now));

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use http::StatusCode;
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -538,7 +539,7 @@ impl World {
                 .find(|hold| hold.request_id == run.name);
             let hold = hold.ok_or_else(|| format!("{} holds nothing", run.name))?;
             ensure!(
-                ledger.release(hold.id).is_some(),
+                ledger.release(None, hold.id).now_or_never() == Some(true),
                 "{} can't be released",
                 run.name
             );

@@ -1,0 +1,114 @@
+//! Buckets: the tenants that are lost, rebuilt and found again together.
+//!
+//! All keys of a bucket carry its hash tag, so the marker that says whether the bucket is in order lies where its
+//! tenants lie and is looked at by every script. A single server has one bucket, a cluster 64, spread over it.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU32, Ordering},
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+
+use super::link::{Fault, PATIENCE};
+use crate::domain::ids::TenantId;
+
+/// How many buckets a cluster's tenants are spread over.
+pub(super) const IN_CLUSTER: usize = 64;
+
+/// How a bucket does, as this node last saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Nothing is asked of it until it answers its heartbeat again: a breaker that remembers.
+    Down(Fault),
+    /// Its totals were lost; nothing is decided until the nodes have told again what they know.
+    Rebuilding(Arc<str>),
+    Live(Arc<str>),
+}
+
+pub(super) struct Bucket {
+    /// `tg:1:{3}:`
+    pub(super) prefix: String,
+    pub(super) marker: String,
+    state: ArcSwap<State>,
+    /// Heartbeats in a row without an answer.
+    pub(super) misses: AtomicU32,
+    /// Wakes the heartbeat: something was seen that it should look at.
+    pub(super) wake: Notify,
+    /// Told when the state may have changed.
+    pub(super) turned: Notify,
+    pub(super) memory: Mutex<Memory>,
+}
+
+/// What the heartbeat remembers of a bucket.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory {
+    /// Nodes that lived at the last heartbeat, as the bucket itself may have forgotten.
+    pub(super) peers: Vec<String>,
+    /// The epoch in which this node has told everything it knows.
+    pub(super) told: String,
+    /// It was away since then.
+    pub(super) was_down: bool,
+}
+
+impl Bucket {
+    pub(super) fn new(index: usize) -> Self {
+        let prefix = format!("tg:1:{{{index}}}:");
+        Self {
+            marker: format!("{prefix}epoch"),
+            prefix,
+            state: ArcSwap::from_pointee(State::Down(Fault::Away("not connected yet".to_owned()))),
+            misses: AtomicU32::new(0),
+            wake: Notify::new(),
+            turned: Notify::new(),
+            memory: Mutex::default(),
+        }
+    }
+
+    /// What all keys of a tenant begin with.
+    pub(super) fn root(&self, tenant: TenantId) -> String {
+        format!("{}{}:", self.prefix, tenant.uuid().simple())
+    }
+
+    pub(super) fn state(&self) -> Arc<State> {
+        self.state.load_full()
+    }
+
+    /// The epoch to call scripts with.
+    ///
+    /// # Errors
+    /// Why nothing is to be asked of it now.
+    pub(super) fn epoch(&self) -> Result<Arc<str>, Fault> {
+        match &**self.state.load() {
+            State::Down(fault) => Err(fault.clone()),
+            State::Rebuilding(epoch) | State::Live(epoch) => Ok(Arc::clone(epoch)),
+        }
+    }
+
+    pub(super) fn set(&self, state: State) {
+        self.state.store(Arc::new(state));
+        self.turned.notify_waiters();
+    }
+
+    /// Notes that a call failed: from now on none waits for it.
+    pub(super) fn fail(&self, fault: &Fault) {
+        let fault = match fault {
+            Fault::TimedOut => Fault::Away(format!("no answer within {} ms", PATIENCE.as_millis())),
+            other => other.clone(),
+        };
+        if !matches!(&**self.state.load(), State::Down(_)) {
+            self.set(State::Down(fault));
+            self.lock().was_down = true;
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn note_miss(&self) -> u32 {
+        self.misses.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}

@@ -1,0 +1,480 @@
+//! Reserving, settling, looking and giving back.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::{
+    Fault, Open, RedisHold, RedisLedger, Reply, Script, State, Status,
+    wire::{self, Decide, Event},
+};
+use crate::{
+    domain::{
+        feature::FeatureKey,
+        ids::{KeyId, ReservationId, TenantId},
+        limit::{ActiveLimit, LimitState, LimitStates, SoftLimitMode, sort_violations},
+        quantity::Quantity,
+        time::Timestamp,
+        usage::{Quantities, UsageEvent},
+    },
+    ledger::{
+        Hold, LedgerAsk, LedgerError, OnViolation, Reserved, Settled,
+        amounts::{judge, least_of, whole_of},
+        local::overshoot,
+        subjects::Who,
+    },
+    store::usage::CounterOf,
+};
+
+/// After so many amounts that were lowered to what was left, and were gone when they were asked for, the least that
+/// the request is content with is asked for: that is held or refused, whoever else asks meanwhile.
+const LOWERED_TRIES: usize = 8;
+/// Counters that go again as soon as they are read would have a request go round for ever.
+const MOST_LOADS: usize = 16;
+
+/// Gives back what a request may hold that did not live to see the answer.
+struct Doubt<'a> {
+    ledger: &'a RedisLedger,
+    tenant: TenantId,
+    id: ReservationId,
+    is_over: bool,
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.ledger.release_later(self.tenant, self.id);
+        }
+    }
+}
+
+impl RedisLedger {
+    pub(in crate::ledger) async fn reserve(
+        &self,
+        ask: &LedgerAsk<'_>,
+    ) -> Result<Reserved, LedgerError> {
+        self.note_now(ask.now);
+        let who = Who {
+            key: ask.key,
+            user: ask.user,
+        };
+        let (places, limits) = wire::limits_of(who, ask.limits, ask.soft);
+        let id = self.new_id(ask.now);
+        let (id_text, key_text) = (id.to_string(), wire::key_name(ask.key));
+        let mut amounts = whole_of(ask.wants);
+        let (mut lowered, mut loads) = (0, 0);
+        loop {
+            let decide = Decide {
+                mode: match ask.on_violation {
+                    OnViolation::Refuse => "hold",
+                    OnViolation::Note => "force",
+                },
+                key: &key_text,
+                user: ask.user,
+                limits: &limits,
+                wants: wire::pairs(&amounts),
+                id: &id_text,
+                node: &self.node,
+                request: ask.request_id,
+                lease: micros(self.lease),
+            };
+            self.check_live(ask.tenant)?;
+            let mut doubt = Doubt {
+                ledger: self,
+                tenant: ask.tenant,
+                id,
+                is_over: false,
+            };
+            let reply = self.ask(ask.tenant, Script::Decide, &decide).await?;
+            let states = states_of(ask.limits, &places, &reply);
+            match reply.status {
+                Status::Held => {
+                    doubt.is_over = true;
+                    self.apart.note(ask.tenant, &limits, &reply.states);
+                    let hold = Granting {
+                        id,
+                        amounts,
+                        states,
+                        limits,
+                        admitted_at: self.admitted_at(&reply, ask.now),
+                    };
+                    return Ok(Reserved::Held(self.granted(ask, hold)));
+                }
+                Status::Over => {
+                    doubt.is_over = true;
+                    self.apart.note(ask.tenant, &limits, &reply.states);
+                    let judgement = judge(ask.wants, &states, ask.soft, OnViolation::Refuse);
+                    if !judgement.violations.is_empty() {
+                        let mut violations = judgement.violations;
+                        sort_violations(&mut violations);
+                        return Ok(Reserved::Over { violations, states });
+                    }
+                    lowered += 1;
+                    amounts = match lowered {
+                        ..=LOWERED_TRIES => judgement.granted,
+                        _ => least_of(ask.wants),
+                    };
+                    if lowered > LOWERED_TRIES + 1 {
+                        let why = "the least that fits was not held";
+                        return Err(LedgerError::Unavailable(why.to_owned()));
+                    }
+                }
+                Status::Load => {
+                    doubt.is_over = true;
+                    loads += 1;
+                    if loads > MOST_LOADS {
+                        return Err(gone_again());
+                    }
+                    let missing = missing_of(who, ask.limits, &places, &reply);
+                    self.load(ask.tenant, missing, reply).await?;
+                }
+                Status::Time => {
+                    doubt.is_over = true;
+                    return Ok(Reserved::Elsewhen(reply.now()));
+                }
+                _ => return Err(unexpected(&reply)),
+            }
+        }
+    }
+
+    /// Nothing is decided on while it is rebuilt: what others hold may not be told yet.
+    fn check_live(&self, tenant: TenantId) -> Result<(), LedgerError> {
+        match &*self.bucket(tenant).state() {
+            State::Live(_) => Ok(()),
+            State::Down(fault) => Err(fault.clone().into()),
+            State::Rebuilding(_) => {
+                Err(Fault::Away("its totals are being rebuilt".to_owned()).into())
+            }
+        }
+    }
+
+    fn admitted_at(&self, reply: &Reply, asked_at: Timestamp) -> Timestamp {
+        match self.time {
+            super::Time::Server => reply.now(),
+            super::Time::Given(_) => asked_at,
+        }
+    }
+
+    fn granted(&self, ask: &LedgerAsk<'_>, granting: Granting) -> Hold {
+        let Granting {
+            id,
+            amounts,
+            mut states,
+            limits,
+            admitted_at,
+        } = granting;
+        let violations = match ask.on_violation {
+            OnViolation::Refuse => Vec::new(),
+            OnViolation::Note => {
+                let judgement = judge(ask.wants, &states, ask.soft, OnViolation::Note);
+                let mut violations = judgement.violations;
+                sort_violations(&mut violations);
+                violations
+            }
+        };
+        states.update(|state| {
+            let own = amounts.of(&state.limit.feature);
+            Some((state.settled, state.reserved.plus(own)))
+        });
+        let open = Arc::new(Open {
+            id,
+            tenant: ask.tenant,
+            key: ask.key,
+            user: ask.user.to_owned(),
+            request_id: ask.request_id.to_owned(),
+            admitted_at,
+            granted: amounts,
+            is_detached: AtomicBool::new(false),
+        });
+        self.holds.insert(Arc::clone(&open));
+        Hold::Redis(Box::new(RedisHold {
+            ledger: Weak::clone(&self.this),
+            open,
+            states,
+            violations,
+            limits,
+            is_ended: false,
+        }))
+    }
+
+    /// Counts the event of a request in place of what it holds. If Redis does not answer, the drain tells it again.
+    pub(super) async fn settle(&self, hold: &mut RedisHold, event: &UsageEvent) -> Settled {
+        let asked = {
+            // Under this lock a renewal is either in the lane before, or does not know of it any more.
+            let mut holds = self.holds.lock();
+            if holds.remove(&hold.open.id).is_some() {
+                self.tally.settled.fetch_add(1, Ordering::Relaxed);
+            }
+            let count = wire::Count {
+                events: &[Event::of(event, Some(hold.open.id))],
+                limits: &hold.limits,
+                drain: false,
+                only_here: false,
+            };
+            self.send(event.tenant_id, Script::Count, &count)
+        };
+        let reply = match asked {
+            Ok(asked) => asked.answer().await,
+            Err(fault) => Err(fault),
+        };
+        let mut states = std::mem::take(&mut hold.states);
+        let used = &event.quantities;
+        match &reply {
+            Ok(reply) => {
+                let standings: HashMap<usize, (i64, i64)> = reply
+                    .standings
+                    .iter()
+                    .map(|(place, settled, reserved)| (*place, (*settled, *reserved)))
+                    .collect();
+                let mut place = 0..;
+                states.update(|_| {
+                    let (settled, reserved) = standings.get(&place.next()?)?;
+                    Some((Quantity::new(*settled), Quantity::new(*reserved)))
+                });
+            }
+            Err(fault) => {
+                tracing::debug!(%fault, "usage is counted when it is drained");
+                self.apart.record(self.base.last_seq(), event);
+                let granted = &hold.open.granted;
+                states.update(|state| {
+                    let feature = &state.limit.feature;
+                    let settled = state.settled.plus(used.of(feature));
+                    Some((settled, state.reserved.minus(granted.of(feature))))
+                });
+            }
+        }
+        if states.is_empty() {
+            let overshoot = reply.map_or_else(|_| Quantities::default(), |it| judged(used, &it));
+            return Settled { states, overshoot };
+        }
+        let overshoot = overshoot(used, || {
+            states
+                .iter()
+                .filter_map(|it| Some((&it.limit.feature, it.settled, it.limit.hard?)))
+        });
+        Settled { states, overshoot }
+    }
+
+    pub(in crate::ledger) async fn record(&self, event: &UsageEvent) -> Settled {
+        let count = wire::Count {
+            events: &[Event::of(event, None)],
+            limits: &[],
+            drain: false,
+            only_here: false,
+        };
+        match self.ask(event.tenant_id, Script::Count, &count).await {
+            Ok(reply) => Settled {
+                states: LimitStates::default(),
+                overshoot: judged(&event.quantities, &reply),
+            },
+            Err(fault) => {
+                tracing::debug!(%fault, "usage is counted when it is drained");
+                self.apart.record(self.base.last_seq(), event);
+                Settled::default()
+            }
+        }
+    }
+
+    pub(in crate::ledger) async fn states(
+        &self,
+        tenant: TenantId,
+        key: Option<KeyId>,
+        user: &str,
+        limits: &Arc<[ActiveLimit]>,
+        now: Timestamp,
+    ) -> Result<Vec<LimitState>, LedgerError> {
+        self.note_now(now);
+        let who = Who { key, user };
+        let (places, wire_limits) = wire::limits_of(who, limits, SoftLimitMode::Warn);
+        let key = wire::key_name(key);
+        let look = Decide {
+            mode: "look",
+            key: &key,
+            user,
+            limits: &wire_limits,
+            wants: Vec::new(),
+            id: "",
+            node: "",
+            request: "",
+            lease: 0,
+        };
+        for _ in 0..MOST_LOADS {
+            let reply = self.ask(tenant, Script::Decide, &look).await?;
+            match reply.status {
+                Status::Seen => {
+                    self.apart.note(tenant, &wire_limits, &reply.states);
+                    return Ok(states_of(limits, &places, &reply).to_vec());
+                }
+                Status::Load => {
+                    let missing = missing_of(who, limits, &places, &reply);
+                    self.load(tenant, missing, reply).await?;
+                }
+                _ => return Err(unexpected(&reply)),
+            }
+        }
+        Err(gone_again())
+    }
+
+    /// Gives back what one of this node's requests holds, and does not wait for it.
+    pub(super) fn give_back(&self, open: &Open) {
+        let mut holds = self.holds.lock();
+        if holds.remove(&open.id).is_some() {
+            self.tally.released.fetch_add(1, Ordering::Relaxed);
+        }
+        // Whoever asks next finds it in the lane behind this.
+        self.release_later(open.tenant, open.id);
+    }
+
+    pub(super) fn release_later(&self, tenant: TenantId, id: ReservationId) {
+        let release = wire::Release {
+            id: &id.to_string(),
+            by_hand: false,
+            lease: micros(self.lease),
+        };
+        if self.send(tenant, Script::Release, &release).is_err() {
+            super::lock(&self.to_release).push((tenant, id));
+        }
+    }
+
+    /// Ends a hold by hand: this node's by its id alone, any other if its tenant is known. Whether it was open.
+    pub(in crate::ledger) async fn release(
+        &self,
+        tenant: Option<TenantId>,
+        id: ReservationId,
+    ) -> bool {
+        let own = self.holds.remove(id);
+        let Some(tenant) = own.as_ref().map(|open| open.tenant).or(tenant) else {
+            return false;
+        };
+        let release = wire::Release {
+            id: &id.to_string(),
+            by_hand: own.is_none(),
+            lease: micros(self.lease),
+        };
+        let released = match self.ask(tenant, Script::Release, &release).await {
+            Ok(reply) => reply.was_open || own.is_some(),
+            Err(fault) => {
+                tracing::debug!(%fault, "a hold is given back when its lease is over");
+                super::lock(&self.to_release).push((tenant, id));
+                own.is_some()
+            }
+        };
+        if released {
+            self.tally.released.fetch_add(1, Ordering::Relaxed);
+        }
+        released
+    }
+
+    /// Has a hold last until `deadline` whatever becomes of this node; any node may settle or release it then.
+    pub(in crate::ledger) async fn hand_over(
+        &self,
+        mut hold: Box<RedisHold>,
+        deadline: Timestamp,
+    ) -> Result<(), LedgerError> {
+        let asked = {
+            let mut holds = self.holds.lock();
+            holds.remove(&hold.open.id);
+            let renew = wire::Renew {
+                holds: &[hold.open.wire("")],
+                lease: 0,
+                deadline: deadline.micros(),
+            };
+            self.send(hold.open.tenant, Script::Renew, &renew)
+        };
+        asked?.answer().await?;
+        hold.is_ended = true;
+        Ok(())
+    }
+
+    /// A hold that was handed over, to be settled or dropped by this node.
+    pub(in crate::ledger) fn take_over(&self, tenant: TenantId, id: ReservationId) -> Hold {
+        Hold::Redis(Box::new(RedisHold {
+            ledger: Weak::clone(&self.this),
+            open: Arc::new(Open {
+                id,
+                tenant,
+                key: None,
+                user: String::new(),
+                request_id: String::new(),
+                admitted_at: Timestamp::EPOCH,
+                granted: Quantities::default(),
+                is_detached: AtomicBool::new(false),
+            }),
+            states: LimitStates::default(),
+            violations: Vec::new(),
+            limits: Vec::new(),
+            is_ended: false,
+        }))
+    }
+}
+
+/// What a hold is made of.
+struct Granting {
+    id: ReservationId,
+    amounts: Quantities,
+    states: LimitStates,
+    limits: Vec<wire::Limit>,
+    admitted_at: Timestamp,
+}
+
+pub(super) fn micros(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn states_of(limits: &Arc<[ActiveLimit]>, places: &[usize], reply: &Reply) -> LimitStates {
+    let mut states = LimitStates::of(limits);
+    for (place, (settled, reserved)) in places.iter().zip(&reply.states) {
+        states.push(*place, Quantity::new(*settled), Quantity::new(*reserved));
+    }
+    states
+}
+
+/// The counters that are to be read, each with the hard limit that it is seen under.
+fn missing_of(
+    who: Who<'_>,
+    limits: &[ActiveLimit],
+    places: &[usize],
+    reply: &Reply,
+) -> Vec<(CounterOf, i64)> {
+    let missing = reply.missing.iter().filter_map(|index| places.get(*index));
+    let mut counters: Vec<(CounterOf, i64)> = Vec::new();
+    for limit in missing.map(|place| &limits[*place]) {
+        let Some(subject) = who.in_scope(limit.scope) else {
+            continue;
+        };
+        let counter = CounterOf {
+            subject: subject.into(),
+            feature: limit.feature.clone(),
+            window: limit.window,
+        };
+        if !counters.iter().any(|(known, _)| *known == counter) {
+            counters.push((counter, limit.hard.map_or(wire::NONE, Quantity::get)));
+        }
+    }
+    counters
+}
+
+fn judged(used: &Quantities, reply: &Reply) -> Quantities {
+    let judged: Vec<(FeatureKey, Quantity, Quantity)> = reply
+        .judged
+        .iter()
+        .filter_map(|(feature, settled, hard)| {
+            let feature = feature.parse().ok()?;
+            Some((feature, Quantity::new(*settled), Quantity::new(*hard)))
+        })
+        .collect();
+    crate::ledger::local::overshoot_of(used, &judged)
+}
+
+fn gone_again() -> LedgerError {
+    LedgerError::Unavailable("counters go as soon as they are read".to_owned())
+}
+
+fn unexpected(reply: &Reply) -> LedgerError {
+    let status = reply.status;
+    LedgerError::Unavailable(format!("Redis answered out of turn: {status:?}"))
+}

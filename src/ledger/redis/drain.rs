@@ -1,0 +1,153 @@
+//! What the ledger is told while events move from this node's journal to the store.
+
+use std::collections::{HashMap, HashSet};
+
+use futures_util::{StreamExt as _, stream};
+
+use super::{
+    Fault, RedisLedger, Script, lock,
+    wire::{Count, Event, Forget},
+};
+use crate::{
+    domain::{
+        ids::{EventId, TenantId},
+        usage::UsageEvent,
+    },
+    store::usage::Seq,
+};
+
+/// Events in one call: Redis does nothing else meanwhile.
+const EVENTS_AT_ONCE: usize = 200;
+/// Calls on their way at once, so that decisions find their lanes free.
+const CALLS_AT_ONCE: usize = 16;
+
+/// Tenants whose events came into the store while their bucket was away, so that its counters may lack them.
+#[derive(Debug, Default)]
+pub(super) struct Dark {
+    /// Of the batch that is being written now.
+    writing: HashSet<TenantId>,
+    /// To begin anew as soon as the bucket is back.
+    pub(super) written: HashSet<TenantId>,
+    /// Drained, but Redis could not be told to forget them yet.
+    unforgotten: HashMap<TenantId, Vec<String>>,
+}
+
+impl RedisLedger {
+    /// Tells of events that are about to be written to the store: from here on each is counted, and known to be
+    /// maybe there. What can't be told is made up for when Redis is back.
+    pub(in crate::ledger) async fn announce(&self, events: &[(Seq, UsageEvent)]) {
+        lock(&self.dark).writing.clear();
+        let failed = self.tell_events(events.iter().map(|(_, event)| event), true);
+        let failed = failed.await;
+        lock(&self.dark).writing.extend(failed);
+    }
+
+    /// Takes note that the store has them.
+    pub(in crate::ledger) async fn recorded(&self) {
+        let written = {
+            let mut dark = lock(&self.dark);
+            let written: Vec<TenantId> = dark.writing.drain().collect();
+            dark.written.extend(&written);
+            written
+        };
+        // Where Redis is back already, or only some calls failed.
+        for tenant in written {
+            if self.begin_anew(tenant).await.is_ok() {
+                lock(&self.dark).written.remove(&tenant);
+            }
+        }
+    }
+
+    /// Takes note that the journal has forgotten them.
+    pub(in crate::ledger) async fn forget(&self, events: &[(Seq, UsageEvent)]) {
+        let mut by_tenant = std::mem::take(&mut lock(&self.dark).unforgotten);
+        for (_, event) in events {
+            let ids = by_tenant.entry(event.tenant_id).or_default();
+            ids.push(event.event_id.to_string());
+        }
+        let calls = by_tenant.into_iter().map(|(tenant, ids)| async move {
+            let forget = Forget { events: &ids };
+            match self.ask(tenant, Script::Forget, &forget).await {
+                Ok(_) => None,
+                Err(_) => Some((tenant, ids)),
+            }
+        });
+        let failed: Vec<_> = stream::iter(calls)
+            .buffer_unordered(CALLS_AT_ONCE)
+            .filter_map(|failed| async { failed })
+            .collect()
+            .await;
+        lock(&self.dark).unforgotten.extend(failed);
+    }
+
+    /// Tells of events, those of each tenant in order; gives the tenants of which not all could be told.
+    pub(super) async fn tell_events<'a>(
+        &self,
+        events: impl Iterator<Item = &'a UsageEvent>,
+        drain: bool,
+    ) -> HashSet<TenantId> {
+        let mut by_tenant: HashMap<TenantId, Vec<Event>> = HashMap::new();
+        for event in events {
+            let told = by_tenant.entry(event.tenant_id).or_default();
+            told.push(Event::of(event, None));
+        }
+        let calls = by_tenant.into_iter().map(|(tenant, events)| async move {
+            for events in events.chunks(EVENTS_AT_ONCE) {
+                if let Err(fault) = self.tell_some(tenant, events, drain).await {
+                    return Some((tenant, fault));
+                }
+            }
+            None
+        });
+        let failed: Vec<(TenantId, Fault)> = stream::iter(calls)
+            .buffer_unordered(CALLS_AT_ONCE)
+            .filter_map(|failed| async { failed })
+            .collect()
+            .await;
+        if let Some((_, fault)) = failed.first() {
+            let tenants = failed.len();
+            tracing::debug!(%fault, tenants, "usage is counted in Redis when that is back");
+        }
+        failed.into_iter().map(|(tenant, _)| tenant).collect()
+    }
+
+    /// Mostly they are counted already. One that is not may have been recorded by another node, which has done with it:
+    /// then the store has it.
+    async fn tell_some(
+        &self,
+        tenant: TenantId,
+        events: &[Event],
+        drain: bool,
+    ) -> Result<(), Fault> {
+        let count = |events, only_here| Count {
+            events,
+            limits: &[],
+            drain,
+            only_here,
+        };
+        let told = self
+            .ask(tenant, Script::Count, &count(events, true))
+            .await?;
+        if told.absent.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<EventId> = told
+            .absent
+            .iter()
+            .filter_map(|id| id.parse().ok())
+            .collect();
+        let known = self.base.sums(tenant, &[], &ids).await;
+        let (_, known) = known.map_err(|error| Fault::Away(error.to_string()))?;
+        let is_new = |event: &&Event| {
+            let is_absent = told.absent.iter().any(|id| id == event.id());
+            is_absent && event.id().parse().is_ok_and(|id| !known.contains(&id))
+        };
+        let new: Vec<Event> = events.iter().filter(is_new).cloned().collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.ask(tenant, Script::Count, &count(&new, false))
+            .await
+            .map(drop)
+    }
+}

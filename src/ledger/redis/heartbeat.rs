@@ -1,0 +1,272 @@
+//! The heartbeat of each bucket: whether it is there and in order; and what is told it when it was not.
+
+use std::{
+    sync::{Arc, Weak, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Fault, Head, Job, PATIENCE, RedisLedger, Reply, Script, bucket::State, decide::micros, lock,
+    packed, unpacked, wire,
+};
+use crate::{clock::Clock, domain::ids::TenantId};
+
+const BEAT_EVERY: Duration = Duration::from_millis(500);
+/// While a bucket is rebuilt, so that it does not take longer than it must.
+const REBUILD_BEAT: Duration = Duration::from_millis(50);
+/// While a bucket is away.
+const KNOCK_EVERY: Duration = Duration::from_millis(100);
+/// A rebuild waits for all nodes to have their heartbeat, and for those that live no longer than this.
+const REBUILD_LEAST: Duration = Duration::from_millis(1200);
+const REBUILD_MOST: Duration = Duration::from_secs(5);
+/// A node that was silent for so long is not waited for.
+const ALIVE_FOR: Duration = Duration::from_secs(3);
+/// A connection that answers nothing for so many beats is made anew.
+const HOPELESS: u32 = 12;
+/// What took longer to come says too little of what time it is.
+const EXACT_WITHIN: Duration = Duration::from_millis(40);
+
+/// Starts the heartbeats and the renewal of holds; they end with the ledger.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "they end with the ledger, which they do not keep"
+)]
+pub(super) fn start(ledger: &Arc<RedisLedger>) {
+    for index in 0..ledger.buckets.len() {
+        tokio::spawn(beat(Arc::downgrade(ledger), index));
+    }
+    tokio::spawn(renew(Arc::downgrade(ledger), ledger.lease / 3));
+}
+
+async fn beat(ledger: Weak<RedisLedger>, index: usize) {
+    loop {
+        let Some(strong) = ledger.upgrade() else {
+            return;
+        };
+        let bucket = Arc::clone(&strong.buckets[index]);
+        let pause = strong.beat(index).await;
+        drop(strong);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = bucket.wake.notified() => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+async fn renew(ledger: Weak<RedisLedger>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(ledger) = ledger.upgrade() else {
+            return;
+        };
+        if let Err(fault) = ledger.renew(None).await {
+            tracing::debug!(%fault, "leases can't be renewed now");
+        }
+    }
+}
+
+impl RedisLedger {
+    /// One heartbeat; how long until the next.
+    async fn beat(&self, index: usize) -> Duration {
+        let bucket = &self.buckets[index];
+        let began = Instant::now();
+        let reply = match self.heartbeat(index).await {
+            Ok(reply) => reply,
+            Err(fault) => {
+                bucket.fail(&fault);
+                if bucket.note_miss().is_multiple_of(HOPELESS) {
+                    self.link.reset().await;
+                }
+                return KNOCK_EVERY;
+            }
+        };
+        bucket.misses.store(0, Ordering::Relaxed);
+        self.compare_clocks(&reply, began.elapsed());
+        let epoch: Arc<str> = reply.epoch.as_str().into();
+        let is_new = {
+            let mut memory = bucket.lock();
+            if reply.is_live {
+                memory.peers.clone_from(&reply.nodes);
+            } else {
+                // An emptied bucket knows fewer than lived.
+                let new = reply.nodes.iter().filter(|it| !memory.peers.contains(it));
+                let new: Vec<String> = new.cloned().collect();
+                memory.peers.extend(new);
+            }
+            memory.told != reply.epoch
+        };
+        let was_down = std::mem::take(&mut bucket.lock().was_down);
+        if is_new || was_down {
+            bucket.set(State::Rebuilding(Arc::clone(&epoch)));
+            if let Err(fault) = self.tell(index, is_new).await {
+                tracing::debug!(%fault, "Redis could not be told everything yet");
+                bucket.lock().was_down = true;
+                return REBUILD_BEAT;
+            }
+            bucket.lock().told.clone_from(&reply.epoch);
+            if !reply.is_live {
+                return Duration::ZERO; // to say so
+            }
+        }
+        if !reply.is_live {
+            bucket.set(State::Rebuilding(epoch));
+            return REBUILD_BEAT;
+        }
+        if *bucket.state() != State::Live(Arc::clone(&epoch)) {
+            bucket.set(State::Live(epoch));
+            self.apart.end();
+        }
+        BEAT_EVERY
+    }
+
+    async fn heartbeat(&self, index: usize) -> Result<Reply, Fault> {
+        let bucket = &self.buckets[index];
+        let memory = bucket.lock().clone();
+        let fresh = self.fresh();
+        let head = Head {
+            marker: &bucket.marker,
+            epoch: "",
+            root: &bucket.prefix,
+            fresh: &fresh,
+            now: wire::NONE,
+            not_after: wire::NONE,
+        };
+        let watch = wire::Watch {
+            node: &self.node,
+            fresh: &fresh,
+            peers: &memory.peers,
+            told: &memory.told,
+            least: micros(REBUILD_LEAST),
+            most: micros(REBUILD_MOST),
+            alive: micros(ALIVE_FOR),
+        };
+        let (sender, receiver) = oneshot::channel();
+        let job = Job {
+            call: Script::Watch.call(&head, &packed(&watch)),
+            reply: Some(sender),
+        };
+        drop(self.lanes[index].send(job));
+        match tokio::time::timeout(2 * PATIENCE, receiver).await {
+            Ok(Ok(answer)) => unpacked(&answer?),
+            Ok(Err(_lane_is_gone)) => Err(Fault::Away("the server stops".to_owned())),
+            Err(_elapsed) => Err(Fault::TimedOut),
+        }
+    }
+
+    /// Follows Redis's clock, where this machine's is another.
+    fn compare_clocks(&self, reply: &Reply, took: Duration) {
+        if let Clock::Shared(clock) = &self.clock
+            && took <= EXACT_WITHIN
+        {
+            clock.follow(reply.now());
+        }
+    }
+
+    /// Tells a bucket all that this node knows and it may not: after it was away, and, once `is_new`, after it was lost.
+    async fn tell(&self, index: usize, is_new: bool) -> Result<(), Fault> {
+        let of_bucket = |tenant: TenantId| self.bucket_index(tenant) == index;
+        let unavailable = |error: crate::ledger::LedgerError| Fault::Away(error.to_string());
+        self.renew(Some(index)).await?;
+        let events = self.base.undrained().await.map_err(unavailable)?;
+        let events = events.iter().filter(|event| of_bucket(event.tenant_id));
+        if !self.tell_events(events, false).await.is_empty() {
+            return Err(Fault::Away("not all usage could be told".to_owned()));
+        }
+        if is_new {
+            self.hold_reservations(index).await?;
+        }
+        let released = std::mem::take(&mut *lock(&self.to_release));
+        for (tenant, id) in released {
+            self.release_later(tenant, id);
+        }
+        let dark: Vec<TenantId> = lock(&self.dark).written.iter().copied().collect();
+        for tenant in dark.into_iter().filter(|tenant| of_bucket(*tenant)) {
+            self.begin_anew(tenant).await?;
+            lock(&self.dark).written.remove(&tenant);
+        }
+        Ok(())
+    }
+
+    /// Holds again what the reservation API has open, by the store. What is settled or released meanwhile is given back.
+    async fn hold_reservations(&self, index: usize) -> Result<(), Fault> {
+        let unavailable = |error: crate::ledger::LedgerError| Fault::Away(error.to_string());
+        let open = match self.base.reservations().await {
+            Ok(open) => open,
+            Err(error) => {
+                // Better a few reservations that are not held than no decision while both are away.
+                tracing::warn!(%error, "reservations can't be held again");
+                return Ok(());
+            }
+        };
+        let open = open.into_iter();
+        let open: Vec<_> = open
+            .filter(|it| self.bucket_index(it.tenant_id) == index)
+            .collect();
+        for reservation in &open {
+            let held = wire::Held(
+                reservation.reservation_id.to_string(),
+                String::new(),
+                wire::key_name(reservation.key_id),
+                reservation.user.clone(),
+                reservation.admitted_at.micros(),
+                wire::pairs(&reservation.quantities),
+                reservation.request_id.clone(),
+            );
+            let renew = wire::Renew {
+                holds: &[held],
+                lease: 0,
+                deadline: reservation.expires_at.micros(),
+            };
+            self.ask(reservation.tenant_id, Script::Renew, &renew)
+                .await?;
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        let still = self.base.reservations().await.map_err(unavailable)?;
+        let ended = open.iter().filter(|it| {
+            let id = it.reservation_id;
+            !still.iter().any(|still| still.reservation_id == id)
+        });
+        for reservation in ended {
+            self.release_later(reservation.tenant_id, reservation.reservation_id);
+        }
+        Ok(())
+    }
+
+    /// Puts off the deadlines of this node's holds, of one bucket or of all.
+    pub(super) async fn renew(&self, bucket: Option<usize>) -> Result<(), Fault> {
+        let asked: Vec<_> = {
+            let holds = self.holds.lock();
+            let by_tenant = self.holds_by_tenant(&holds, bucket).into_iter();
+            let asked = by_tenant.map(|(tenant, holds)| {
+                let renew = wire::Renew {
+                    holds: &holds,
+                    lease: micros(self.lease),
+                    deadline: wire::NONE,
+                };
+                self.send(tenant, Script::Renew, &renew)
+            });
+            asked.collect()
+        };
+        let mut failed = None;
+        for asked in asked {
+            let answer = match asked {
+                Ok(asked) => asked.answer().await,
+                Err(fault) => Err(fault),
+            };
+            match answer {
+                // Released by hand on another node.
+                Ok(reply) => {
+                    for id in reply.released.iter().filter_map(|id| id.parse().ok()) {
+                        self.holds.remove(id);
+                    }
+                }
+                Err(fault) => failed = Some(fault),
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}

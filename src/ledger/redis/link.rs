@@ -1,0 +1,324 @@
+//! Connections to the server or cluster, and the lanes that calls go along.
+//!
+//! A lane sends what waits in it as one pipeline, in order, and the next when that has been answered: what is asked of
+//! one tenant is done in the order in which it was asked, and decisions that wait at the same moment share a round
+//! trip. Lanes share a connection.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use redis::{
+    AsyncConnectionConfig, ErrorKind, IntoConnectionInfo as _, RedisError, RedisFuture, Value,
+    aio::{ConnectionLike as _, MultiplexedConnection},
+    cluster::ClusterClient,
+    cluster_async::ClusterConnection,
+    io::AsyncDNSResolver,
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_rustls::TlsConnector;
+
+use super::scripts::{self, Call};
+use crate::provider::{
+    connect::dial,
+    resolve::Resolver,
+    tls::{self, Roots},
+};
+
+/// No request waits longer for a part that is away or slow.
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
+/// Calls in one pipeline at most.
+const SENT_AT_ONCE: usize = 256;
+/// Commands that may wait for the socket.
+const ROOM: usize = 1024;
+
+/// Why a call was not answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Not within [`PATIENCE`]; it may be carried out yet.
+    TimedOut,
+    /// No connection, or a server that can't serve now.
+    Away(String),
+    /// The server served it, with an error.
+    Refused(String),
+}
+
+/// Where the server or cluster is.
+pub(super) struct Link {
+    urls: Vec<SecretString>,
+    resolver: Resolver,
+    current: Mutex<Option<Connection>>,
+}
+
+#[derive(Clone)]
+enum Connection {
+    Single(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl Link {
+    pub(super) fn new(urls: Vec<SecretString>) -> Self {
+        Self {
+            urls,
+            resolver: Resolver::default(),
+            current: Mutex::default(),
+        }
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        self.urls.len() > 1
+    }
+
+    async fn connection(&self) -> Result<Connection, RedisError> {
+        let mut current = self.current.lock().await;
+        if let Some(connection) = &*current {
+            return Ok(connection.clone());
+        }
+        let mut made = if self.is_cluster() {
+            Connection::Cluster(self.connect_cluster().await?)
+        } else {
+            Connection::Single(self.connect_single().await?)
+        };
+        for load in scripts::load_all() {
+            made.ask(&load).await?; // of a cluster: on every server
+        }
+        Ok(current.insert(made).clone())
+    }
+
+    /// Has the next call connect anew.
+    pub(super) async fn reset(&self) {
+        *self.current.lock().await = None;
+    }
+
+    /// With the program's own resolver and roots of trust.
+    async fn connect_single(&self) -> Result<MultiplexedConnection, RedisError> {
+        let url = self.urls.first().map_or("", |url| url.expose_secret());
+        let info = url.into_connection_info()?;
+        let (host, port, is_tls) = match info.addr() {
+            redis::ConnectionAddr::Tcp(host, port) => (host, *port, false),
+            redis::ConnectionAddr::TcpTls { host, port, .. } => (host, *port, true),
+            _ => return Err(refused("it is no redis:// or rediss:// address")),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let addresses = self.resolver.resolve(host).await?;
+        let addresses: Vec<SocketAddr> = addresses
+            .into_iter()
+            .map(|ip| SocketAddr::new(ip, port))
+            .collect();
+        let stream = dial(&addresses).await?;
+        stream.set_nodelay(true)?;
+        let config = AsyncConnectionConfig::new()
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(ROOM);
+        let settings = info.redis_settings();
+        if is_tls {
+            let tls = tls::client_config(&Roots::Environment, &[]).map_err(io::Error::other)?;
+            let name = host.to_owned().try_into().map_err(io::Error::other)?;
+            let stream = TlsConnector::from(std::sync::Arc::new(tls))
+                .connect(name, stream)
+                .await?;
+            let (connection, driver) =
+                MultiplexedConnection::new_with_config(settings, stream, config).await?;
+            drive(driver);
+            return Ok(connection);
+        }
+        let (connection, driver) =
+            MultiplexedConnection::new_with_config(settings, stream, config).await?;
+        drive(driver);
+        Ok(connection)
+    }
+
+    async fn connect_cluster(&self) -> Result<ClusterConnection, RedisError> {
+        let urls = self.urls.iter().map(ExposeSecret::expose_secret);
+        ClusterClient::builder(urls)
+            .connection_timeout(PATIENCE)
+            .response_timeout(PATIENCE)
+            .retries(1)
+            .max_retry_wait(50)
+            .async_dns_resolver(ClusterResolver(self.resolver.clone()))
+            .build()?
+            .get_async_connection()
+            .await
+    }
+
+    /// Sends calls as one pipeline; all of them must lie in one slot.
+    async fn send(&self, calls: &[Call]) -> Result<Vec<Value>, RedisError> {
+        let mut pipeline = redis::pipe();
+        for call in calls {
+            pipeline.add_command(call.by_name().clone());
+        }
+        let mut connection = self.connection().await?;
+        connection.run(&pipeline, calls.len()).await
+    }
+
+    async fn send_text(&self, call: &Call) -> Result<Value, RedisError> {
+        let mut pipeline = redis::pipe();
+        pipeline.add_command(call.by_text());
+        let mut connection = self.connection().await?;
+        let mut values = connection.run(&pipeline, 1).await?;
+        values.pop().ok_or_else(|| refused("it gave no answer"))
+    }
+
+    /// One command that is no script; for people.
+    pub(super) async fn ask(&self, command: redis::Cmd) -> Result<Value, Fault> {
+        let asked = async {
+            let mut connection = self.connection().await?;
+            connection.ask(&command).await
+        };
+        match tokio::time::timeout(4 * PATIENCE, asked).await {
+            Err(_elapsed) => Err(Fault::TimedOut),
+            Ok(answered) => answered.map_err(|error| fault_of(&error)),
+        }
+    }
+}
+
+impl Connection {
+    async fn ask(&mut self, command: &redis::Cmd) -> Result<Value, RedisError> {
+        match self {
+            Self::Single(it) => it.req_packed_command(command).await,
+            Self::Cluster(it) => it.req_packed_command(command).await,
+        }
+    }
+
+    async fn run(
+        &mut self,
+        pipeline: &redis::Pipeline,
+        count: usize,
+    ) -> Result<Vec<Value>, RedisError> {
+        match self {
+            Self::Single(it) => it.req_packed_commands(pipeline, 0, count).await,
+            Self::Cluster(it) => it.req_packed_commands(pipeline, 0, count).await,
+        }
+    }
+}
+
+fn refused(why: &'static str) -> RedisError {
+    RedisError::from((ErrorKind::InvalidClientConfig, why))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it only moves bytes, and ends when the last handle of its connection is dropped"
+)]
+fn drive(driver: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(driver);
+}
+
+struct ClusterResolver(Resolver);
+
+impl AsyncDNSResolver for ClusterResolver {
+    fn resolve<'a, 'b: 'a>(
+        &'a self,
+        host: &'b str,
+        port: u16,
+    ) -> RedisFuture<'a, Box<dyn Iterator<Item = SocketAddr> + Send + 'a>> {
+        Box::pin(async move {
+            let addresses = self.0.resolve(host).await?.into_iter();
+            let addresses = addresses.map(move |ip| SocketAddr::new(ip, port));
+            Ok(Box::new(addresses) as Box<dyn Iterator<Item = SocketAddr> + Send>)
+        })
+    }
+}
+
+fn fault_of(error: &RedisError) -> Fault {
+    /// What a server says that can't serve for now: it starts, is a replica, or has lost its cluster.
+    const FOR_NOW: [&str; 7] = [
+        "LOADING",
+        "CLUSTERDOWN",
+        "MASTERDOWN",
+        "READONLY",
+        "TRYAGAIN",
+        "BUSY",
+        "OOM",
+    ];
+    if error.is_timeout() {
+        return Fault::TimedOut;
+    }
+    match error.code() {
+        Some(code) if !FOR_NOW.contains(&code) => Fault::Refused(error.to_string()),
+        _ => Fault::Away(error.to_string()),
+    }
+}
+
+/// What a call comes to.
+pub(super) type Answer = Result<Vec<u8>, Fault>;
+
+/// A call on its way.
+pub(super) struct Job {
+    pub(super) call: Call,
+    /// `None`: nobody wants to know.
+    pub(super) reply: Option<oneshot::Sender<Answer>>,
+}
+
+/// Where calls are given; they are sent in this order.
+pub(super) type Lane = mpsc::UnboundedSender<Job>;
+
+/// Starts a lane, which ends when its last handle is dropped. `note` is told of each pipeline that failed.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it ends with the ledger, whose calls wait for it"
+)]
+pub(super) fn start_lane(
+    link: std::sync::Arc<Link>,
+    note: impl Fn(&Fault) + Send + 'static,
+) -> Lane {
+    let (lane, mut jobs) = mpsc::unbounded_channel::<Job>();
+    tokio::spawn(async move {
+        let mut waiting = Vec::new();
+        while jobs.recv_many(&mut waiting, SENT_AT_ONCE).await > 0 {
+            let (calls, replies): (Vec<_>, Vec<_>) = waiting
+                .drain(..)
+                .map(|Job { call, reply }| (call, reply))
+                .unzip();
+            let answers = run(&link, &calls).await;
+            if let Some(Err(fault @ (Fault::TimedOut | Fault::Away(_)))) = answers.first() {
+                note(fault);
+            }
+            for (reply, answer) in replies.into_iter().zip(answers) {
+                if let Some(reply) = reply {
+                    drop(reply.send(answer)); // who asked may have gone
+                }
+            }
+        }
+    });
+    lane
+}
+
+async fn run(link: &Link, calls: &[Call]) -> Vec<Answer> {
+    let sent = tokio::time::timeout(PATIENCE, link.send(calls)).await;
+    let values = match sent {
+        Err(_elapsed) => return vec![Err(Fault::TimedOut); calls.len()],
+        Ok(Err(error)) => {
+            let fault = fault_of(&error);
+            // A cluster's connection mends itself.
+            if !link.is_cluster() || error.is_unrecoverable_error() {
+                link.reset().await;
+            }
+            return vec![Err(fault); calls.len()];
+        }
+        Ok(Ok(values)) => values,
+    };
+    let mut answers = Vec::with_capacity(calls.len());
+    for (call, value) in calls.iter().zip(values) {
+        let value = match value {
+            Value::ServerError(error) if error.code() == "NOSCRIPT" => {
+                match tokio::time::timeout(PATIENCE, link.send_text(call)).await {
+                    Err(_elapsed) => Err(Fault::TimedOut),
+                    Ok(sent) => sent.map_err(|error| fault_of(&error)),
+                }
+            }
+            value => Ok(value),
+        };
+        answers.push(value.and_then(bytes_of));
+    }
+    answers
+}
+
+fn bytes_of(value: Value) -> Answer {
+    match value {
+        Value::BulkString(bytes) => Ok(bytes),
+        Value::ServerError(error) => Err(fault_of(&error.into())),
+        other => Err(Fault::Refused(format!(
+            "an answer of another kind: {other:?}"
+        ))),
+    }
+}

@@ -1,0 +1,220 @@
+//! Reading counters from the store: one reader a tenant and node at a time; others wait for its end.
+
+use std::{collections::HashMap, sync::Mutex};
+
+use tokio::sync::watch;
+
+use super::{
+    Fault, RedisLedger, Reply, Script, Status, lock,
+    wire::{self, Base, Install},
+};
+use crate::{
+    domain::{
+        feature::FeatureKey,
+        ids::{EventId, TenantId},
+        limit::Subject,
+        quantity::Quantity,
+        time::Timestamp,
+        window::Window,
+    },
+    ledger::{CounterKey, LedgerError, Repaired},
+    store::usage::CounterOf,
+};
+
+/// How often sums are read again that changed while they were read.
+const TRIES: usize = 16;
+
+/// `None` until it has failed; the sender is gone when it has ended well, or was given up.
+type End = watch::Receiver<Option<LedgerError>>;
+
+/// The tenants that are being read.
+#[derive(Debug, Default)]
+pub(super) struct Loads(Mutex<HashMap<TenantId, End>>);
+
+/// The right to read, and the duty to tell those who wait.
+struct Reading<'a> {
+    loads: &'a Loads,
+    tenant: TenantId,
+    failure: watch::Sender<Option<LedgerError>>,
+}
+
+enum Turn<'a> {
+    Mine(Reading<'a>),
+    Another(End),
+}
+
+impl Loads {
+    fn turn(&self, tenant: TenantId) -> Turn<'_> {
+        let mut reading = lock(&self.0);
+        if let Some(end) = reading.get(&tenant) {
+            return Turn::Another(end.clone());
+        }
+        let (failure, end) = watch::channel(None);
+        reading.insert(tenant, end);
+        Turn::Mine(Reading {
+            loads: self,
+            tenant,
+            failure,
+        })
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        lock(&self.loads.0).remove(&self.tenant); // before the sender goes, which wakes those who wait
+    }
+}
+
+impl RedisLedger {
+    /// Puts counters in place; `seen` is what Redis said when it missed them. `Ok`: look again.
+    pub(super) async fn load(
+        &self,
+        tenant: TenantId,
+        counters: Vec<(CounterOf, i64)>,
+        seen: Reply,
+    ) -> Result<(), LedgerError> {
+        match self.loads.turn(tenant) {
+            Turn::Another(mut end) => match end.wait_for(Option::is_some).await {
+                Ok(failure) => Err(failure.clone().unwrap_or(LedgerError::TimedOut)),
+                Err(_sender_gone) => Ok(()),
+            },
+            Turn::Mine(reading) => {
+                let read = self.install(tenant, &counters, seen, false).await;
+                if let Err(error) = &read {
+                    reading.failure.send_replace(Some(error.clone()));
+                }
+                read.map(drop)
+            }
+        }
+    }
+
+    /// Reads sums and has them put in place, or right; gives the differences found.
+    async fn install(
+        &self,
+        tenant: TenantId,
+        counters: &[(CounterOf, i64)],
+        mut seen: Reply,
+        repair: bool,
+    ) -> Result<Vec<Repaired>, LedgerError> {
+        let asked: Vec<CounterOf> = counters
+            .iter()
+            .map(|(counter, _)| counter.clone())
+            .collect();
+        for _ in 0..TRIES {
+            let maybe_stored = wire::ids_of(&seen.draining);
+            let (sums, known) = self.base.sums(tenant, &asked, &maybe_stored).await?;
+            if sums.len() != asked.len() {
+                let (came, wanted) = (sums.len(), asked.len());
+                return Err(LedgerError::Unavailable(format!(
+                    "{came} sums came for {wanted} counters"
+                )));
+            }
+            let bases = counters.iter().zip(&sums).map(|((counter, hard), sum)| {
+                let base = sum.plus(wire::not_in_store(counter, &seen.draining, &known));
+                Base::of(counter, *hard, base)
+            });
+            let install = Install {
+                inc: &seen.inc,
+                drains: seen.drains,
+                counters: bases.collect(),
+                repair,
+            };
+            let reply = self.ask(tenant, Script::Install, &install).await?;
+            match reply.status {
+                Status::Done => {
+                    let of = |(index, live, stored): (usize, i64, i64)| Repaired {
+                        counter: CounterKey::new(tenant, asked[index].clone()),
+                        live: Quantity::new(live),
+                        stored: Quantity::new(stored),
+                    };
+                    return Ok(reply.drift.into_iter().map(of).collect());
+                }
+                _ => seen = reply,
+            }
+        }
+        Err(LedgerError::Unavailable(
+            "the totals changed whenever they were read".to_owned(),
+        ))
+    }
+
+    /// Compares a tenant's counters with what store and undrained events say, and sets right what differs. Windows
+    /// that begin before `pruned_before` are left out: their first hour can't be summed any more.
+    pub(in crate::ledger) async fn repair(
+        &self,
+        tenant: TenantId,
+        pruned_before: Timestamp,
+    ) -> Result<Vec<Repaired>, LedgerError> {
+        let seen = self
+            .ask(tenant, Script::Peek, &wire::Peek::default())
+            .await?;
+        let counters: Vec<(CounterOf, i64)> = seen
+            .counters
+            .iter()
+            .filter_map(|(name, id, _, _, _, hard)| Some((counter_of(name, id)?, *hard)))
+            .filter(|(counter, _)| pruned_before <= counter.window.start())
+            .collect();
+        if counters.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.install(tenant, &counters, seen, true).await
+    }
+
+    /// Drops what names an end user; counters are read anew when they are needed.
+    pub(in crate::ledger) async fn forget_user(&self, tenant: TenantId, user: &str) {
+        let peek = wire::Peek {
+            anew: false,
+            waiting: false,
+            forget: &format!("u:{user}"),
+        };
+        if let Err(fault) = self.ask(tenant, Script::Peek, &peek).await {
+            tracing::warn!(%fault, "a user's live totals stay until their windows are over");
+        }
+    }
+
+    /// Drops a tenant's counters, after events of it came into the store that Redis was not told of: they are read anew
+    /// when they are needed.
+    pub(super) async fn begin_anew(&self, tenant: TenantId) -> Result<(), Fault> {
+        let mut peek = wire::Peek {
+            waiting: true,
+            ..wire::Peek::default()
+        };
+        let seen = self.ask(tenant, Script::Peek, &peek).await?;
+        // Some were counted before; the store has those now, so they must not be taken for events that it lacks.
+        let ids: Vec<EventId> = seen
+            .waiting
+            .iter()
+            .filter_map(|id| id.parse().ok())
+            .collect();
+        let stored = self.base.sums(tenant, &[], &ids).await;
+        let (_, stored) = stored.map_err(|error| Fault::Away(error.to_string()))?;
+        if !stored.is_empty() {
+            let events: Vec<String> = stored.iter().map(ToString::to_string).collect();
+            let forget = wire::Forget { events: &events };
+            self.ask(tenant, Script::Forget, &forget).await?;
+        }
+        peek = wire::Peek {
+            anew: true,
+            ..wire::Peek::default()
+        };
+        self.ask(tenant, Script::Peek, &peek).await.map(drop)
+    }
+}
+
+/// A counter by its subject and id, as scripts name them.
+fn counter_of(subject: &str, id: &str) -> Option<CounterOf> {
+    let mut parts = id.rsplitn(3, ':');
+    let end: i64 = parts.next()?.parse().ok()?;
+    let start: i64 = parts.next()?.parse().ok()?;
+    let feature: FeatureKey = parts.next()?.parse().ok()?;
+    let subject = match subject.split_once(':') {
+        None => Subject::Tenant,
+        Some(("k", key)) => Subject::Key(key.parse().ok()?),
+        Some((_, user)) => Subject::User(user.into()),
+    };
+    let [start, end] = [start, end].map(Timestamp::from_micros);
+    Some(CounterOf {
+        subject,
+        feature,
+        window: Window::new(start, end).ok()?,
+    })
+}
