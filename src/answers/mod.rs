@@ -1,10 +1,11 @@
 //! The answers to requests with an `Idempotency-Key`, so that a repeat is replayed and never run twice.
 //!
 //! A file of its own (`answers.redb` in the data dir), opened by the first request that needs it and written by one
-//! thread: requests without the header never come here. A record is durable before its request runs, and its
+//! thread: requests without the header never come here. Where totals are shared in Redis, answers are too (`shared`). A record is durable before its request runs, and its
 //! answer before the last of it leaves. Bounded in time (24 h), in the size of one answer (1 MiB) and of all (1 GiB):
 //! past the last, the oldest answers go, but it stays known that there was one.
 
+mod shared;
 mod tables;
 mod writer;
 
@@ -30,6 +31,7 @@ use crate::{
         time::Timestamp,
         usage::{Source, event_id_of},
     },
+    ledger::RedisLedger,
 };
 
 /// How long an answer can be repeated, from its request on.
@@ -75,7 +77,7 @@ pub enum Begun {
 #[derive(Debug)]
 pub struct Claim {
     record: Hash,
-    jobs: mpsc::Sender<Job>,
+    jobs: Jobs,
     is_ended: bool,
     /// When its key was first used.
     pub begun_at: Timestamp,
@@ -95,11 +97,36 @@ pub struct Answers {
 }
 
 struct Shared {
-    path: PathBuf,
-    /// Of this process: a request that another one claimed was cut off.
-    process: Uuid,
-    all_bytes: u64,
-    jobs: OnceLock<mpsc::Sender<Job>>,
+    place: Place,
+    jobs: OnceLock<Jobs>,
+}
+
+/// Where answers are kept.
+enum Place {
+    File {
+        path: PathBuf,
+        /// Of this process: a request that another one claimed was cut off.
+        process: Uuid,
+        all_bytes: u64,
+    },
+    Redis(Arc<RedisLedger>),
+}
+
+/// To whoever keeps them; what is sent is done in this order.
+#[derive(Clone, Debug)]
+enum Jobs {
+    File(mpsc::Sender<Job>),
+    Redis(tokio::sync::mpsc::UnboundedSender<Job>),
+}
+
+impl Jobs {
+    fn send(&self, job: Job) -> Result<(), AnswersError> {
+        let sent = match self {
+            Self::File(jobs) => jobs.send(job).is_ok(),
+            Self::Redis(jobs) => jobs.send(job).is_ok(),
+        };
+        if sent { Ok(()) } else { Err(closed()) }
+    }
 }
 
 impl Answers {
@@ -110,24 +137,38 @@ impl Answers {
     }
 
     fn with_room(path: &Path, all_bytes: u64) -> Self {
+        Self::at(Place::File {
+            path: path.to_owned(),
+            process: clock::new_id(),
+            all_bytes,
+        })
+    }
+
+    /// Kept where all nodes find them.
+    #[must_use]
+    pub fn in_redis(redis: Arc<RedisLedger>) -> Self {
+        Self::at(Place::Redis(redis))
+    }
+
+    fn at(place: Place) -> Self {
         Self {
             shared: Arc::new(Shared {
-                path: path.to_owned(),
-                process: clock::new_id(),
-                all_bytes,
+                place,
                 jobs: OnceLock::new(),
             }),
         }
     }
 
-    fn jobs(&self) -> &mpsc::Sender<Job> {
-        let Shared {
-            path,
-            process,
-            all_bytes,
-            jobs,
-        } = &*self.shared;
-        jobs.get_or_init(|| Writer::start(path.clone(), *process, *all_bytes))
+    fn jobs(&self) -> &Jobs {
+        let Shared { place, jobs } = &*self.shared;
+        jobs.get_or_init(|| match place {
+            Place::File {
+                path,
+                process,
+                all_bytes,
+            } => Jobs::File(Writer::start(path.clone(), *process, *all_bytes)),
+            Place::Redis(redis) => Jobs::Redis(shared::start(Arc::clone(redis), ALL_BYTES)),
+        })
     }
 
     /// Looks a request up, and claims it if it is to run. Durable when it returns.
@@ -149,7 +190,7 @@ impl Answers {
             now,
             reply,
         };
-        jobs.send(job).map_err(|_| closed())?;
+        jobs.send(job)?;
         let begun = answer.await.unwrap_or_else(|_| Err(closed()))?;
         Ok(match begun {
             tables::Found::Run { begun_at, is_rerun } => Begun::Run(Claim {
@@ -171,13 +212,15 @@ impl Answers {
     /// # Errors
     /// [`AnswersError`]: the next call makes up for it.
     pub async fn expire(&self, now: Timestamp) -> Result<(), AnswersError> {
-        if self.shared.jobs.get().is_none() && !self.shared.path.exists() {
-            return Ok(());
+        match &self.shared.place {
+            Place::File { path, .. } if self.shared.jobs.get().is_some() || path.exists() => {}
+            // Redis forgets by itself.
+            Place::File { .. } | Place::Redis(_) => return Ok(()),
         }
         let (reply, answer) = oneshot::channel();
         let before = now.minus(KEPT_FOR);
         let job = Job::Expire { before, reply };
-        self.jobs().send(job).map_err(|_| closed())?;
+        self.jobs().send(job)?;
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
@@ -232,7 +275,7 @@ impl Claim {
             answer,
             reply,
         };
-        self.jobs.send(job).map_err(|_| closed())?;
+        self.jobs.send(job)?;
         let result = ended.await.unwrap_or_else(|_| Err(closed()));
         self.is_ended = result.is_ok();
         result

@@ -25,7 +25,7 @@ use crate::{
     config::{CacheBackend, Config, Database, Durability, ProviderKind, StripeUsage},
     domain::time::Timestamp,
     journal::Journal,
-    ledger::{LEASE, RedisSettings},
+    ledger::{LEASE, Ledger, RedisSettings},
     provider::{self, Provider, SharedProvider, openai},
     services::{
         administrators::Administrators,
@@ -241,7 +241,10 @@ impl App {
             Arc::clone(&metrics),
             clock.clone(),
         ));
-        let answers = Answers::new(&config.data_dir.join(ANSWERS_FILE));
+        let answers = match recorder.ledger() {
+            Ledger::Local(_) => Answers::new(&config.data_dir.join(ANSWERS_FILE)),
+            Ledger::Redis(redis) => Answers::in_redis(Arc::clone(redis)),
+        };
         Ok(Self(Arc::new(Parts {
             config,
             started_at: clock.now().to_whole_second(),

@@ -35,7 +35,7 @@ pub use self::{
     counter::CounterKey,
     hold::Hold,
     local::LocalLedger,
-    redis::{LEASE, RedisHold, RedisLedger, RedisSettings, SharedBase},
+    redis::{Keep, LEASE, RedisHold, RedisLedger, RedisSettings, Shared, SharedBase},
     reopen::Granted,
 };
 use crate::{

@@ -24,10 +24,12 @@
 //! Redis's clock decides: a hold is admitted when its script runs, and a window that does not hold that instant is
 //! refused. Nothing here waits longer than 250 ms for Redis, and nobody waits at all once it is known to be away.
 
+mod answers;
 mod apart;
 mod bucket;
 mod decide;
 mod drain;
+mod examine;
 mod heartbeat;
 mod holds;
 mod link;
@@ -49,7 +51,11 @@ use secrecy::SecretString;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-pub use self::holds::RedisHold;
+pub use self::{
+    answers::{Keep, Shared},
+    examine::Servers,
+    holds::RedisHold,
+};
 use self::{
     apart::Apart,
     bucket::{Bucket, State},
@@ -223,6 +229,11 @@ impl RedisLedger {
             }
         };
         drop(tokio::time::timeout(patience, all).await);
+    }
+
+    /// By the clock that it follows.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// What is wrong, if anything is.

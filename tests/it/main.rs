@@ -15,5 +15,6 @@ mod formats;
 mod http;
 mod operation;
 mod promises;
+mod replicas;
 mod simulation;
 mod support;

@@ -141,6 +141,7 @@ impl RedisLedger {
             least: micros(REBUILD_LEAST),
             most: micros(REBUILD_MOST),
             alive: micros(ALIVE_FOR),
+            known: micros(super::LEASE),
         };
         let (sender, receiver) = oneshot::channel();
         let job = Job {

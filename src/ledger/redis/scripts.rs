@@ -15,6 +15,7 @@ pub(super) enum Script {
     Install,
     Peek,
     Watch,
+    Answer,
 }
 
 struct Source {
@@ -23,7 +24,7 @@ struct Source {
     hash: String,
 }
 
-static SOURCES: LazyLock<[Source; 8]> = LazyLock::new(|| {
+static SOURCES: LazyLock<[Source; 9]> = LazyLock::new(|| {
     macro_rules! source {
         ($file:literal) => {{
             let text = concat!(include_str!("lua/common.lua"), include_str!($file));
@@ -40,6 +41,7 @@ static SOURCES: LazyLock<[Source; 8]> = LazyLock::new(|| {
         source!("lua/install.lua"),
         source!("lua/peek.lua"),
         source!("lua/watch.lua"),
+        source!("lua/answer.lua"),
     ]
 });
 

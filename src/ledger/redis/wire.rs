@@ -216,6 +216,7 @@ pub(super) struct Watch<'a> {
     pub(super) least: i64,
     pub(super) most: i64,
     pub(super) alive: i64,
+    pub(super) known: i64,
 }
 
 /// What a script did.
@@ -290,6 +291,13 @@ pub(super) struct Reply {
     pub(super) is_live: bool,
     #[serde(default)]
     pub(super) nodes: Vec<String>,
+    /// What is kept of a request with an `Idempotency-Key`.
+    #[serde(default)]
+    pub(super) found: String,
+    #[serde(default)]
+    pub(super) at: i64,
+    #[serde(default)]
+    pub(super) body: String,
 }
 
 impl Reply {

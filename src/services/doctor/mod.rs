@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     billing::stripe::Stripe,
     clock::Clock,
-    config::{CacheBackend, Config, Guardrails, Mode},
+    config::{Config, Guardrails, Mode},
     domain::reach::{self, Untouchable},
     provider::Provider,
     services::{catalogue::Catalogue, recorder::Recorder},
@@ -105,7 +105,7 @@ impl Doctor<'_> {
         findings.extend(self.store().await);
         findings.extend(self.journal().await);
         findings.extend(self.ledger().await);
-        findings.push(self.redis());
+        findings.push(self.redis().await);
         findings.extend(self.stripe().await);
         findings.extend(self.guardrails());
         match self.tenants().await {
@@ -134,16 +134,6 @@ impl Doctor<'_> {
             ),
             (Guardrails::On, Mode::Enforce) => Finding::ok(check, "on, enforced"),
         }]
-    }
-
-    /// What is not in use is said, so that nobody looks for a fault in it.
-    fn redis(&self) -> Finding {
-        let redis = match self.config.cache_backend {
-            CacheBackend::Redb | CacheBackend::Memory | CacheBackend::Redis => {
-                "not in use: live totals are in this process"
-            }
-        };
-        Finding::skipped("redis", redis)
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     config::{CacheBackend, Database, ProviderKind},
     domain::time::Timestamp,
     journal::JournalStatus,
+    ledger::Ledger,
     provider::{Endpoint, Forward, Patience, ProviderError, ProviderStatus},
     services::recorder::Drift,
 };
@@ -20,6 +21,7 @@ const UPSTREAM_TIME: Duration = Duration::from_secs(10);
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
 /// More than the drain moves in some seconds.
 const MANY_PENDING: u64 = 100_000;
+const DRIFT_REMEDY: &str = "stop the server, move cache.redb aside, start it: totals are then read from the store (docs/runbook.md, drift)";
 /// Differences that are shown; the first ones tell the story.
 const MOST_SHOWN: usize = 2;
 
@@ -229,8 +231,42 @@ impl Doctor<'_> {
         vec![Finding::error(
             check,
             format!("live totals differ from the store's: {}", some_of(&lines)),
-            "stop the server, move cache.redb aside, start it: totals are then read from the store (docs/runbook.md, drift)",
+            match self.recorder.ledger() {
+                Ledger::Redis(_) => {
+                    "nothing: they were set right by this look; if they differ again, somebody else writes to that Redis or to the database"
+                }
+                Ledger::Local(_) => DRIFT_REMEDY,
+            },
         )]
+    }
+
+    pub(super) async fn redis(&self) -> Finding {
+        let check = "redis";
+        let redis = match self.recorder.ledger() {
+            Ledger::Local(_) => {
+                return Finding::skipped(check, "not in use: live totals are in this process");
+            }
+            Ledger::Redis(redis) => redis,
+        };
+        match redis.examine().await {
+            Ok(servers) if servers.policies.iter().all(|it| it == "noeviction") => {
+                let (count, versions) = (servers.count, servers.versions.join(", "));
+                Finding::ok(
+                    check,
+                    format!("answers; servers: {count}, version {versions}"),
+                )
+            }
+            Ok(servers) => Finding::warning(
+                check,
+                format!("its maxmemory-policy is {}", servers.policies.join(", ")),
+                "set maxmemory-policy to noeviction: what is evicted is read from the store again, and what requests in flight hold may be lost (docs/guide/redis.md)",
+            ),
+            Err(why) => Finding::error(
+                check,
+                why,
+                "check USAGE_GUARDRAIL_REDIS_URL, the server's log and the network; meanwhile requests get what USAGE_GUARDRAIL_FAIL_MODE says",
+            ),
+        }
     }
 
     async fn describe(&self, drift: &Drift) -> String {

@@ -6,6 +6,7 @@ mod gate;
 pub(crate) mod postgres;
 mod prometheus;
 mod receiver;
+mod redis;
 pub(crate) mod stripe;
 mod tenant;
 pub(crate) mod torture;
@@ -20,8 +21,9 @@ pub(crate) use self::{
     postgres::{Cluster, Database},
     prometheus::{Prometheus, in_repository, promtool},
     receiver::{Post, Receiver, Says},
+    redis::RedisServer,
     tenant::{Tenant, hard, soft},
-    upstream::{Ends, FakeOpenAi, Frames, Reply},
+    upstream::{Ends, FakeOpenAi, Frames, Reply, usage},
 };
 
 /// Longer than anything takes on a busy machine: a test that gets here has failed.

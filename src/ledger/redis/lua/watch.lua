@@ -6,7 +6,7 @@
 -- again what it holds and what the store has not, or until it had time enough to.
 -- ask: node; fresh: name of an epoch to begin; peers: nodes that this one knows to live; told: the epoch that it has
 --      told everything in ('' for none); least, most: how long a rebuild takes (µs); alive: how long a heartbeat
---      counts (µs)
+--      counts (µs); known: how long it is remembered
 
 local bucket = ROOT
 local time = redis.call('TIME')
@@ -25,8 +25,8 @@ if not marker or not state or state.server ~= server then
   redis.call('DEL', bucket .. 'told', bucket .. 'expected')
 end
 redis.call('ZADD', bucket .. 'nodes', now, ask.node)
-redis.call('ZREMRANGEBYSCORE', bucket .. 'nodes', '-inf', now - ask.alive)
-local nodes = redis.call('ZRANGE', bucket .. 'nodes', 0, -1)
+redis.call('ZREMRANGEBYSCORE', bucket .. 'nodes', '-inf', now - ask.known)
+local nodes = redis.call('ZRANGEBYSCORE', bucket .. 'nodes', now - ask.alive, '+inf')
 
 local is_live = string.sub(marker, 1, 1) ~= '?'
 local epoch = is_live and marker or string.sub(marker, 2)

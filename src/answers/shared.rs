@@ -1,0 +1,75 @@
+//! Keeping answers in Redis: the jobs of the file's thread, done by calls.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::{self, UnboundedSender};
+
+use super::{AnswersError, KEPT_FOR, tables::Found, writer::Job};
+use crate::ledger::{Keep, RedisLedger, Shared};
+
+/// Starts a task that puts jobs on their way in the order in which they come; it ends when the last sender is dropped.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it ends with the answers, whose requests wait for it"
+)]
+pub(super) fn start(redis: Arc<RedisLedger>, bytes: u64) -> UnboundedSender<Job> {
+    let keep = Keep {
+        kept_for: KEPT_FOR,
+        bytes,
+    };
+    let (jobs, mut queue) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(job) = queue.recv().await {
+            if let Job::Close(reply) = job {
+                drop(reply.send(())); // who asked may have gone
+                return;
+            }
+            let mut done = Box::pin(run(Arc::clone(&redis), job, keep));
+            // Once polled it is in its lane; for the answer the next job need not wait.
+            if futures_util::poll!(&mut done).is_pending() {
+                tokio::spawn(done);
+            }
+        }
+    });
+    jobs
+}
+
+async fn run(redis: Arc<RedisLedger>, job: Job, keep: Keep) {
+    let now = redis.now();
+    match job {
+        Job::Begin {
+            record,
+            body,
+            now,
+            reply,
+        } => {
+            let found = redis.begin_answer(record, body, keep, now).await;
+            let found = found.map(|found| match found {
+                Shared::Run { begun_at, is_rerun } => Found::Run { begun_at, is_rerun },
+                Shared::Running => Found::InFlight,
+                Shared::OtherBody => Found::OtherBody,
+                Shared::NotKept => Found::NotKept,
+                Shared::Answered(answer) => {
+                    postcard::from_bytes(&answer).map_or(Found::NotKept, Found::Answered)
+                }
+            });
+            drop(reply.send(found.map_err(AnswersError)));
+        }
+        Job::End {
+            record,
+            answer,
+            reply,
+        } => {
+            let kept = redis.end_answer(record, answer.as_deref(), keep, now).await;
+            drop(reply.send(kept.map_err(AnswersError)));
+        }
+        Job::Forget { record, reply } => {
+            let forgotten = redis.forget_answer(record, keep, now).await;
+            if let Some(reply) = reply {
+                drop(reply.send(forgotten.map_err(AnswersError)));
+            }
+        }
+        Job::Expire { reply, .. } => drop(reply.send(Ok(()))),
+        Job::Close(_) => {} // taken out before
+    }
+}

@@ -1,0 +1,170 @@
+//! Redis emptied, restarted, slow and away, with requests on their way throughout.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::json;
+
+use super::Replicas;
+use crate::support::{Tenant, hard};
+
+/// Requests one after the other until told to stop; how many were answered, and the longest wait of any.
+async fn keep_asking(
+    tenant: Tenant,
+    until: tokio_util::sync::CancellationToken,
+) -> (i64, Duration) {
+    let (mut answered, mut longest) = (0, Duration::ZERO);
+    while !until.is_cancelled() {
+        let begun = Instant::now();
+        let answer = tenant.complete(json!({})).await;
+        longest = longest.max(begun.elapsed());
+        match answer.status {
+            200 => answered += 1,
+            429 | 503 => tokio::time::sleep(Duration::from_millis(5)).await,
+            other => panic!("{other}: {}", answer.text),
+        }
+    }
+    (answered, longest)
+}
+
+/// Runs `act` while every replica is asked all the time; how many requests were answered.
+async fn under_load(
+    replicas: &mut Replicas,
+    acme: &Tenant,
+    act: impl AsyncFnOnce(&mut Replicas),
+) -> i64 {
+    let stop = tokio_util::sync::CancellationToken::new();
+    let everywhere = replicas.everywhere(acme);
+    let asking: Vec<_> = everywhere
+        .iter()
+        .cycle()
+        .take(everywhere.len() * 2)
+        .map(|tenant| tokio::spawn(keep_asking(tenant.clone(), stop.clone())))
+        .collect();
+    act(replicas).await;
+    stop.cancel();
+    let asked = join_all(asking).await;
+    asked
+        .into_iter()
+        .map(|it| it.expect("no asker panics").0)
+        .sum()
+}
+
+async fn use_up(acme: &Tenant) -> i64 {
+    let mut answered = 0;
+    while acme.complete(json!({})).await.status == 200 {
+        answered += 1;
+    }
+    answered
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_is_exact_although_redis_is_emptied_and_restarted_under_load() {
+    let mut replicas = Replicas::start(3, "closed").await;
+    let acme = replicas.gates[0].tenant("acme");
+    let acme = acme.limit("messages", hard(400)).create().await;
+    let answered = under_load(&mut replicas, &acme, async |replicas| {
+        for restart in [false, true] {
+            while acme.used("messages").await < if restart { 120 } else { 40 } {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            if restart {
+                replicas.redis.revive();
+            } else {
+                assert_eq!(replicas.redis.ask(&["FLUSHALL"]), "+OK");
+            }
+            replicas.ledger_is("down").await;
+            replicas.ledger_is("ok").await;
+        }
+    })
+    .await;
+    let answered = answered + use_up(&acme).await;
+    assert_eq!(answered, 400);
+    assert_eq!(replicas.upstream.calls(), 400);
+    replicas.finish(400, &acme).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closed_refuses_at_once_while_redis_answers_nothing_and_goes_on_when_it_does() {
+    let replicas = Replicas::start(2, "closed").await;
+    let acme = replicas.gates[0].tenant("acme");
+    let acme = acme.limit("messages", hard(100)).create().await;
+    for tenant in replicas.everywhere(&acme) {
+        tenant.complete(json!({})).await.expect_ok();
+    }
+    replicas.redis.freeze();
+    let begun = Instant::now();
+    for tenant in replicas.everywhere(&acme) {
+        tenant
+            .complete(json!({}))
+            .await
+            .expect(503, "usage_store_unavailable");
+    }
+    replicas.ledger_is("down").await;
+    // From here on nobody waits.
+    for tenant in replicas.everywhere(&acme) {
+        let begun = Instant::now();
+        tenant
+            .complete(json!({}))
+            .await
+            .expect(503, "usage_store_unavailable");
+        assert!(
+            begun.elapsed() < Duration::from_millis(200),
+            "{:?}",
+            begun.elapsed()
+        );
+    }
+    assert_eq!(replicas.gates[0].get("/readyz").await.status, 503);
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    replicas.redis.thaw();
+    replicas.ledger_is("ok").await;
+    for tenant in replicas.everywhere(&acme) {
+        tenant.complete(json!({})).await.expect_ok();
+    }
+    replicas.finish(4, &acme).await;
+}
+
+/// Decisions by what each replica saw last, every one of them counted; what was used meanwhile counts afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn open_goes_on_by_what_was_known_and_the_usage_is_merged_on_return() {
+    let mut replicas = Replicas::start(2, "open").await;
+    let acme = replicas.gates[0].tenant("acme");
+    let acme = acme.limit("messages", hard(10)).create().await;
+    let everywhere = replicas.everywhere(&acme);
+    for tenant in &everywhere {
+        tenant.complete(json!({})).await.expect_ok();
+        tenant.used("messages").await;
+    }
+    // Both know of two.
+    everywhere[0].used("messages").await;
+    replicas.redis.kill();
+    replicas.ledger_is("down").await;
+    for tenant in &everywhere {
+        for _ in 0..3 {
+            tenant.complete(json!({})).await.expect_ok();
+        }
+    }
+    let ready = replicas.gates[1].get("/readyz").await;
+    assert_eq!(
+        (ready.status, ready.json()["status"].as_str()),
+        (200, Some("degraded"))
+    );
+    for gate in &replicas.gates {
+        assert_eq!(gate.metric("usage_guardrail_fail_open_total", "").await, 3);
+        gate.logged("usage_guardrail_fail_open").await;
+        gate.is_drained().await; // the store has it although Redis is away
+    }
+    // A limit that is spent by what this replica knows alone is refused all the same.
+    let refused = use_up(&everywhere[0]).await;
+    assert_eq!(refused, 5, "2 known, 3 of its own, 10 at most");
+    replicas.redis.revive();
+    replicas.ledger_is("ok").await;
+    for tenant in &everywhere {
+        assert_eq!(tenant.used("messages").await, 13, "2 + 3 + 3 + 5");
+        tenant
+            .complete(json!({}))
+            .await
+            .expect(429, "usage_limit_exceeded");
+    }
+    replicas.finish(13, &acme).await;
+}
