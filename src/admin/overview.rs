@@ -317,6 +317,7 @@ async fn needs(app: &App) -> ApiResult<Vec<Need>> {
             href: href.to_owned(),
         });
     }
+    needs.extend(unpriced(&app.metrics.unpriced()));
     let drift = app.metrics.drift();
     if drift > 0 {
         needs.push(Need {
@@ -327,4 +328,46 @@ async fn needs(app: &App) -> ApiResult<Vec<Need>> {
         });
     }
     Ok(needs)
+}
+
+/// What models without a price were used, in one line.
+fn unpriced(models: &[(String, u64)]) -> Option<Need> {
+    let (most, _) = models.first()?;
+    let requests: u64 = models.iter().map(|(_, requests)| requests).sum();
+    let shown = models.iter().take(3).map(|(model, _)| model.as_str());
+    let mut named = shown.collect::<Vec<_>>().join(", ");
+    if models.len() > 3 {
+        named.push_str(", …");
+    }
+    Some(Need {
+        text: format!(
+            "{} {} since the start cost nothing, since no price is known: {named}. `tollgate price check {most}` says what to write.",
+            format::grouped(i64::try_from(requests).unwrap_or(i64::MAX)),
+            if requests == 1 { "request" } else { "requests" },
+        ),
+        href: String::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_without_a_price_are_named_in_one_line() {
+        assert!(unpriced(&[]).is_none());
+        let models = ["a", "b", "c", "d"].map(|model| (model.to_owned(), 600));
+        let need = unpriced(&models).unwrap();
+        assert!(
+            need.text.starts_with("2,400 requests") && need.text.contains(": a, b, c, …."),
+            "{}",
+            need.text
+        );
+        let need = unpriced(&models[..1]).unwrap();
+        assert!(
+            need.text.contains("`tollgate price check a`"),
+            "{}",
+            need.text
+        );
+    }
 }

@@ -404,6 +404,22 @@ impl Metrics {
             .sum()
     }
 
+    /// How many requests since the start were of models without a price: by model, the most first.
+    #[must_use]
+    pub fn unpriced(&self) -> Vec<(String, u64)> {
+        let families = self.unpriced.collect();
+        let samples = families.iter().flat_map(|family| family.get_metric());
+        let mut models: Vec<(String, u64)> = samples
+            .filter_map(|sample| {
+                let model = sample.get_label().first()?.value().to_owned();
+                Some((model, whole(sample.get_counter().get_value())))
+            })
+            .filter(|(_, requests)| 0 < *requests)
+            .collect();
+        models.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        models
+    }
+
     /// Names, or patterns of names, of models that always find room among the labels: those of the price list and
     /// of the upstream. Replaces the list given before.
     pub fn list_models(&self, patterns: impl IntoIterator<Item = String>) {
