@@ -10,7 +10,7 @@ pub(super) struct ShowConfig {}
 
 impl ShowConfig {
     pub(super) fn run(self, loaded: &Loaded) -> Output {
-        let output = Output::list(
+        Output::list(
             &loaded.config.listing,
             &["name", "value", "source"],
             |listed| {
@@ -20,12 +20,6 @@ impl ShowConfig {
                     listed.source.to_string(),
                 ]
             },
-        );
-        loaded
-            .unavailable
-            .iter()
-            .fold(output, |output, unavailable| {
-                output.note(unavailable.to_string())
-            })
+        )
     }
 }

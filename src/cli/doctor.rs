@@ -91,13 +91,6 @@ fn configuration(loaded: &Loaded) -> Vec<Finding> {
         .iter()
         .map(|warning| Finding::warning(check, warning, "write the name right, or take it out"))
         .collect();
-    findings.extend(loaded.unavailable.iter().map(|unavailable| {
-        Finding::error(
-            check,
-            unavailable.to_string(),
-            "take it out, or use a version that has it",
-        )
-    }));
     if findings.is_empty() {
         findings.push(Finding::ok(check, "every setting can be read"));
     }
@@ -225,7 +218,7 @@ async fn running(loaded: &Loaded, words: &[String]) -> Vec<Finding> {
         Ok(Asked::NoServer) => {}
     }
     let mut findings = vec![Finding::skipped(check, "does not run on this data dir")];
-    if !path.is_dir() || !loaded.unavailable.is_empty() {
+    if !path.is_dir() {
         if let Database::Postgres(url) = &loaded.config.database {
             findings.push(postgres_finding(url).await);
         }

@@ -76,7 +76,7 @@ fn drain_into(name: &str, store: SharedStore, directory: &Path, (goal, at_most):
         store,
         Arc::new(Metrics::new("redb")),
         Totals::Here(KeepTotals::InJournal),
-        clock::Clock::System,
+        Clock::System,
     ));
     let recorder = recorder.expect("the journal is new");
     runtime.block_on(fixtures::append(&journal, 0, WAITING, TENANTS, now));
