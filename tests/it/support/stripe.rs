@@ -75,6 +75,8 @@ struct Books {
     calls: usize,
     next: VecDeque<StripeFault>,
     always: Option<StripeFault>,
+    /// Of every call anything may become; the state of a generator.
+    chaos: Option<u64>,
     /// Empty: any is taken.
     customers: HashSet<String>,
     /// Sums are of what came longer ago than this.
@@ -85,6 +87,28 @@ struct Books {
     prices: Vec<Value>,
     subscriptions: Vec<Value>,
     writes: Vec<String>,
+}
+
+impl Books {
+    /// Half of all calls are served.
+    fn chance(&mut self) -> Option<StripeFault> {
+        const FAULTS: [StripeFault; 8] = [
+            StripeFault::Busy(Some("1")),
+            StripeFault::Busy(None),
+            StripeFault::Fails,
+            StripeFault::AppliesAndFails,
+            StripeFault::HangsUp,
+            StripeFault::AppliesAndHangsUp,
+            StripeFault::Slow(Duration::from_millis(200)),
+            StripeFault::WrongKey,
+        ];
+        let state = self.chaos.as_mut()?;
+        // Steele and Vigna's splitmix64.
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        FAULTS.get((mixed >> 60) as usize).copied()
+    }
 }
 
 /// The server; it ends with the test's runtime.
@@ -200,6 +224,11 @@ impl FakeStripe {
         self.books().always = fault;
     }
 
+    /// From here on anything may become of each such call, by this seed; `None`: no more.
+    pub(crate) fn chaos(&self, seed: Option<u64>) {
+        self.books().chaos = seed;
+    }
+
     pub(crate) fn set_summary_lag(&self, seconds: i64) {
         self.books().summary_lag = seconds;
     }
@@ -308,7 +337,8 @@ async fn around(State(stripe): State<FakeStripe>, request: Request, next: Next) 
     let fault = if tells {
         let mut books = stripe.books();
         books.calls += 1;
-        books.next.pop_front().or(books.always)
+        let by_chance = books.chance();
+        books.next.pop_front().or(books.always).or(by_chance)
     } else {
         None
     };

@@ -3,7 +3,7 @@
 mod on_postgres;
 mod push;
 mod reconcile;
-mod served;
+pub(crate) mod served;
 mod simulation;
 mod webhooks;
 mod world;

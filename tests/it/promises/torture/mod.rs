@@ -2,3 +2,4 @@
 
 mod disk_faults;
 mod kills;
+mod stripe;
