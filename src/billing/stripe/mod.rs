@@ -1,6 +1,6 @@
 //! Stripe: usage goes to its meters, its subscriptions decide plan and period, and both sides are compared.
 //!
-//! Usage comes together in slots, in the transaction that records it ([`uses`] says what counts); due slots become
+//! Usage comes together in slots, in the transaction that records it ([`uses()`] says what counts); due slots become
 //! entries of the outbox, which `push` sends, one call at a time a customer and meter. Of an attempt whose outcome is not
 //! known, Stripe knows the identifier for a day; after that its summaries decide before anything is sent again
 //! (`push::settle_doubt`). `reconcile` confirms what was sent and explains differences. `webhooks` keeps what Stripe tells

@@ -78,7 +78,7 @@ async fn a_stripe_that_never_answers_holds_up_no_chat() {
     let acme = billed(&gate, "acme", 1_000).await;
     acme.chat("hi").await.expect_ok();
     let (mut up, mut down) = (Vec::new(), Vec::new());
-    for _ in 0..4 {
+    for _ in 0..2 {
         for (times, fault) in [
             (&mut up, None),
             (&mut down, Some(StripeFault::AppliesAndHangs)),
@@ -92,7 +92,7 @@ async fn a_stripe_that_never_answers_holds_up_no_chat() {
                 })
                 .await;
             }
-            for _ in 0..20 {
+            for _ in 0..40 {
                 let begun = Instant::now();
                 acme.chat("hi").await.expect_ok();
                 times.push(begun.elapsed());
@@ -107,7 +107,7 @@ async fn a_stripe_that_never_answers_holds_up_no_chat() {
     eprintln!("a chat takes {ratio:.2} times as long while Stripe hangs");
     assert!(ratio < 2.0, "{ratio}");
     gate.is_drained().await;
-    assert_eq!(acme.total("messages").await, 165);
+    assert_eq!(acme.total("messages").await, 163);
     stripe.always(None);
     gate.finish().await;
 }

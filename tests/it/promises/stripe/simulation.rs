@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tollgate::{domain::feature::FeatureKey, store::stripe::Which};
 
-use super::world::{World, at};
+use super::world::{World, at, cases};
 use crate::support::stripe::StripeFault;
 
 #[derive(Clone, Copy, Debug)]
@@ -124,7 +124,7 @@ async fn play(ops: &[Op]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(24), max_shrink_iters: 60, ..ProptestConfig::default() })]
 
     #[test]
     fn stripe_has_what_was_used(ops in proptest::collection::vec(op(), 1..40)) {

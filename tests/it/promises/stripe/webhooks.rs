@@ -8,7 +8,7 @@ use tollgate::{
     store::webhooks::WebhookStatus,
 };
 
-use super::world::{HOUR, NOON, World, at, changed, subscription, with_price};
+use super::world::{HOUR, NOON, World, at, cases, changed, subscription, with_price};
 use crate::support::stripe::{WEBHOOK_SECRET, event, signed};
 
 async fn status_of(world: &World, id: &str) -> WebhookStatus {
@@ -361,7 +361,7 @@ fn story() -> Vec<Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(24), max_shrink_iters: 40, ..ProptestConfig::default() })]
 
     #[test]
     fn any_order_with_repeats_ends_the_same(

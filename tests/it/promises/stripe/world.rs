@@ -47,6 +47,12 @@ pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// How many histories a property is tried with: `PROPTEST_CASES`, else `usually`.
+pub(super) fn cases(usually: u32) -> u32 {
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    asked.and_then(|it| it.parse().ok()).unwrap_or(usually)
+}
+
 pub(super) fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
