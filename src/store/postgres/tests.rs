@@ -2,6 +2,7 @@
 
 #[path = "../../../tests/it/support/postgres.rs"]
 pub(crate) mod server;
+#[path = "../../../tests/it/support/wire.rs"]
 mod wire;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};

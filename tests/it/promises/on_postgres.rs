@@ -14,7 +14,7 @@ use serde_json::json;
 use tollgate::domain::{feature::FeatureKey, tenant::TenantRef, time::Timestamp, window::Window};
 
 use crate::support::{
-    Cluster, Database, FakeOpenAi, Frames, Tenant, Tollgate, eventually, hard, postgres,
+    Cluster, Database, FakeOpenAi, Frames, Tenant, Tollgate, Wire, eventually, hard, postgres,
 };
 
 fn new_database() -> Arc<Database> {
@@ -187,56 +187,149 @@ async fn ask_on(acme: &Tenant, stop: &AtomicBool, answered: &AtomicI64) -> Durat
     slowest
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_postgres_stopped_or_standing_still_chat_goes_on_and_usage_arrives_later() {
-    let cluster = Cluster::of_its_own();
-    let upstream = FakeOpenAi::start().await;
-    let serve = Tollgate::serve()
-        .upstream(&upstream)
-        .set("USAGE_GUARDRAIL_CACHE_TTL_SECONDS", "1")
-        .set("DATABASE_URL", &cluster.url());
-    let gate = serve.start().await;
-    let acme = gate.tenant("acme").create().await;
-    acme.complete(json!({})).await.expect_ok();
-    let answered = AtomicI64::new(1);
-    type Act = fn(&Cluster);
-    let faults: [(Act, Act); 3] = [
-        (Cluster::pause, Cluster::resume),
-        (Cluster::stop, Cluster::start),
-        (Cluster::kill, Cluster::start),
-    ];
-    for (break_it, mend_it) in faults {
+/// A server whose store is in Postgres, under load from one tenant.
+struct Scene {
+    gate: Tollgate,
+    acme: Tenant,
+    answered: AtomicI64,
+    _upstream: FakeOpenAi,
+}
+
+impl Scene {
+    async fn set(database_url: &str) -> Self {
+        let upstream = FakeOpenAi::start().await;
+        let serve = Tollgate::serve()
+            .upstream(&upstream)
+            .set("USAGE_GUARDRAIL_CACHE_TTL_SECONDS", "1")
+            .set("DATABASE_URL", database_url);
+        let gate = serve.start().await;
+        let acme = gate.tenant("acme").create().await;
+        acme.complete(json!({})).await.expect_ok();
+        Self {
+            gate,
+            acme,
+            answered: AtomicI64::new(1),
+            _upstream: upstream,
+        }
+    }
+
+    async fn store_is_down(&self) {
+        eventually("readiness names the store", || async {
+            let ready = self.gate.get("/readyz").await;
+            (ready.json()["parts"]["store"]["status"] == "down").then_some(())
+        })
+        .await;
+    }
+
+    /// Chat goes on while `fault` lasts, nobody waits long, and all usage is there in the end.
+    async fn bears(&self, name: &str, fault: impl Future<Output = ()>) {
         let stop = AtomicBool::new(false);
-        let load = ask_on(&acme, &stop, &answered);
-        let fault = async {
-            break_it(&cluster);
-            eventually("readiness names the store", || async {
-                let ready = gate.get("/readyz").await;
-                (ready.json()["parts"]["store"]["status"] == "down").then_some(())
-            })
-            .await;
-            // Longer than what is cached is trusted.
-            let before = answered.load(Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_millis(1_500)).await;
-            assert!(
-                answered.load(Ordering::SeqCst) > before + 10,
-                "chat goes on"
-            );
-            assert!(gate.metric("usage_journal_pending", "").await > 0);
-            mend_it(&cluster);
-            gate.is_ready().await;
+        let faulty = async {
+            let before = self.answered.load(Ordering::SeqCst);
+            fault.await;
+            let meanwhile = self.answered.load(Ordering::SeqCst) - before;
+            assert!(meanwhile > 10, "{name}: chat goes on: {meanwhile}");
+            self.gate.is_ready().await;
             stop.store(true, Ordering::SeqCst);
         };
-        let (slowest, ()) = tokio::join!(load, fault);
-        eprintln!("the slowest answer took {slowest:.1?}");
-        assert!(slowest < Duration::from_secs(2), "{slowest:?}"); // 250 ms, and a busy machine
-        gate.is_drained().await;
-        assert_eq!(
-            acme.total("messages").await,
-            answered.load(Ordering::SeqCst)
-        );
+        let load = ask_on(&self.acme, &stop, &self.answered);
+        let (slowest, ()) = tokio::join!(load, faulty);
+        eprintln!("{name}: the slowest answer took {slowest:.1?}");
+        assert!(slowest < Duration::from_secs(2), "{name}: {slowest:?}"); // 250 ms, and a busy machine
+        self.gate.is_drained().await;
+        let answered = self.answered.load(Ordering::SeqCst);
+        assert_eq!(self.acme.total("messages").await, answered, "{name}");
+        assert!(!self.gate.log().contains("panicked"), "{}", self.gate.log());
     }
-    assert!(!gate.log().contains("panicked"), "{}", gate.log());
+}
+
+/// Longer than what is cached is trusted.
+const A_WHILE: Duration = Duration::from_millis(1_500);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_postgres_stopped_or_standing_still_chat_goes_on_and_usage_arrives_later() {
+    type Act = fn(&Cluster);
+    let cluster = Cluster::of_its_own();
+    let scene = Scene::set(&cluster.url()).await;
+    let faults: [(&str, Act, Act); 3] = [
+        ("paused", Cluster::pause, Cluster::resume),
+        ("stopped", Cluster::stop, Cluster::start),
+        ("killed", Cluster::kill, Cluster::start),
+    ];
+    for (name, break_it, mend_it) in faults {
+        let fault = async {
+            break_it(&cluster);
+            scene.store_is_down().await;
+            tokio::time::sleep(A_WHILE).await;
+            assert!(scene.gate.metric("usage_journal_pending", "").await > 0);
+            mend_it(&cluster);
+        };
+        scene.bears(name, fault).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_a_slow_dead_or_broken_wire_chat_goes_on_and_usage_arrives() {
+    let database = Database::migrated();
+    let port = postgres::server().port;
+    let wire = Wire::to(([127, 0, 0, 1], port).into());
+    let (direct, over) = (format!(":{port}/"), format!(":{}/", wire.address.port()));
+    let scene = Scene::set(&database.url().replace(&direct, &over)).await;
+    let slow = async {
+        wire.delay(Duration::from_millis(300));
+        scene.store_is_down().await;
+        tokio::time::sleep(A_WHILE).await;
+        wire.delay(Duration::ZERO);
+    };
+    scene.bears("slow", slow).await;
+    let dead = async {
+        wire.swallow(true);
+        scene.store_is_down().await;
+        tokio::time::sleep(A_WHILE).await;
+        wire.swallow(false);
+        wire.cut();
+    };
+    scene.bears("dead", dead).await;
+    let broken = async {
+        for _ in 0..30 {
+            wire.cut();
+            tokio::time::sleep(A_WHILE / 30).await;
+        }
+    };
+    scene.bears("broken again and again", broken).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_no_connection_left_chat_goes_on_and_usage_arrives() {
+    let few = &[("max_connections", "30")];
+    let cluster = Cluster::in_directory(tempfile::tempdir().unwrap(), few);
+    let url = cluster.url();
+    let scene = Scene::set(&url).await;
+    let exhausted = async {
+        let connect = || tokio_postgres::connect(&url, tokio_postgres::NoTls);
+        let (guardian, connection) = connect().await.unwrap();
+        tokio::spawn(connection);
+        let mut taken = Vec::new();
+        // What the server holds is cut off, and taken before it has it again.
+        loop {
+            let theirs = "FROM pg_stat_activity WHERE application_name = 'tollgate'";
+            let cut = format!("SELECT pg_terminate_backend(pid) {theirs}");
+            guardian.simple_query(&cut).await.unwrap();
+            while let Ok((client, connection)) = connect().await {
+                tokio::spawn(connection);
+                taken.push(client);
+            }
+            let count = format!("SELECT count(*) {theirs}");
+            let left = guardian.query_one(&count, &[]).await.unwrap();
+            if left.get::<_, i64>(0) == 0 {
+                break;
+            }
+        }
+        scene.store_is_down().await;
+        tokio::time::sleep(A_WHILE).await;
+        drop(taken);
+    };
+    scene.bears("no connection left", exhausted).await;
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ pub(crate) mod stripe;
 mod tenant;
 pub(crate) mod torture;
 mod upstream;
+mod wire;
 
 use std::{future::Future, time::Duration};
 
@@ -24,6 +25,7 @@ pub(crate) use self::{
     redis::RedisServer,
     tenant::{Tenant, hard, soft},
     upstream::{Ends, FakeOpenAi, Frames, Reply, usage},
+    wire::Wire,
 };
 
 /// Longer than anything takes on a busy machine: a test that gets here has failed.
