@@ -120,8 +120,8 @@ pub trait UsageStore: Send + Sync {
     /// from rollups, cut ones from events (design.md §1).
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`](super::StoreError) if no connection is free within 250 ms. Nothing changed;
-    /// retrying is safe.
+    /// [`StoreError::Unavailable`](super::StoreError) if no reader is free within 250 ms (Postgres: the server does not
+    /// answer within 250 ms, or no connection is free within 2 s). Nothing changed; retrying is safe.
     async fn totals(
         &self,
         tenant: TenantId,
