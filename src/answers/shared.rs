@@ -21,7 +21,7 @@ pub(super) fn start(redis: Arc<RedisLedger>, bytes: u64) -> UnboundedSender<Job>
     tokio::spawn(async move {
         while let Some(job) = queue.recv().await {
             if let Job::Close(reply) = job {
-                drop(reply.send(())); // who asked may have gone
+                let _ = reply.send(()); // who asked may have gone
                 return;
             }
             let mut done = Box::pin(run(Arc::clone(&redis), job, keep));

@@ -35,7 +35,10 @@ pub use self::{
     counter::CounterKey,
     hold::Hold,
     local::LocalLedger,
-    redis::{Keep, LEASE, RedisHold, RedisLedger, RedisSettings, Shared, SharedBase},
+    redis::{
+        Keep, LEASE, RedisHold, RedisLedger, RedisSettings, Servers, Shared, SharedBase,
+        look_at_servers,
+    },
     reopen::Granted,
 };
 use crate::{

@@ -53,14 +53,14 @@ use tokio::sync::oneshot;
 
 pub use self::{
     answers::{Keep, Shared},
-    examine::Servers,
+    examine::{Servers, look_at_servers},
     holds::RedisHold,
 };
 use self::{
     apart::Apart,
     bucket::{Bucket, State},
     holds::{Holds, Open},
-    link::{Answer, Fault, Job, Lane, Link, PATIENCE},
+    link::{Answer, Fault, Job, Lane, Link, PATIENCE, Unreleased},
     load::Loads,
     scripts::{Call, Head, Script},
     wire::{Reply, Status},
@@ -158,7 +158,7 @@ pub struct RedisLedger {
     loads: Loads,
     apart: Apart,
     /// Holds that ended while their bucket was away.
-    to_release: Mutex<Vec<(TenantId, ReservationId)>>,
+    unreleased: Unreleased,
     dark: Mutex<drain::Dark>,
     tally: Tally,
 }
@@ -182,9 +182,11 @@ impl RedisLedger {
         let buckets: Arc<[Arc<Bucket>]> = (0..count)
             .map(|index| Arc::new(Bucket::new(index)))
             .collect();
+        let unreleased = Unreleased::default();
         let lanes = (0..count.max(LANES)).map(|lane| {
             let bucket = Arc::clone(&buckets[lane % count]);
-            link::start_lane(Arc::clone(&link), move |fault| bucket.fail(fault))
+            let (link, unreleased) = (Arc::clone(&link), Arc::clone(&unreleased));
+            link::start_lane(link, unreleased, move |fault| bucket.fail(fault))
         });
         let lanes = lanes.collect();
         let ledger = Arc::new_cyclic(|this| Self {
@@ -204,7 +206,7 @@ impl RedisLedger {
             holds: Holds::default(),
             loads: Loads::default(),
             apart: Apart::new(),
-            to_release: Mutex::default(),
+            unreleased,
             dark: Mutex::default(),
             tally: Tally::default(),
             buckets,
@@ -333,17 +335,27 @@ impl RedisLedger {
         ask: &impl Serialize,
     ) -> Result<Asked<'_>, Fault> {
         let call = self.call(tenant, script, ask)?;
-        let (sender, receiver) = oneshot::channel();
+        Ok(self.put(tenant, call, None))
+    }
+
+    fn put(
+        &self,
+        tenant: TenantId,
+        call: Call,
+        gives_back: Option<(TenantId, ReservationId)>,
+    ) -> Asked<'_> {
+        let (reply, receiver) = oneshot::channel();
         let job = Job {
             call,
-            reply: Some(sender),
+            reply,
+            gives_back,
         };
         drop(self.lane(tenant).send(job)); // without a lane nobody answers
-        Ok(Asked {
+        Asked {
             ledger: self,
             tenant,
             receiver,
-        })
+        }
     }
 
     async fn ask(
@@ -481,5 +493,7 @@ impl From<Fault> for LedgerError {
     }
 }
 
+#[cfg(test)]
+mod history;
 #[cfg(test)]
 mod tests;

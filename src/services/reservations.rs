@@ -289,7 +289,7 @@ impl Reservations {
                 Ok(None) => {}
                 // It was admitted, and nobody would admit it now.
                 Err(error) => {
-                    tracing::warn!(%error, reservation = %id, "a reservation is not held any more")
+                    tracing::warn!(%error, reservation = %id, "a reservation is not held any more");
                 }
             }
         }

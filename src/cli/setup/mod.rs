@@ -117,8 +117,9 @@ impl Section {
         match self {
             Self::Provider => provider::test(there, answers).await,
             Self::Storage => storage::test(there, answers).await,
+            Self::Usage => usage::test(there, answers).await,
             Self::Stripe => stripe::test(there, answers).await,
-            Self::Usage | Self::Admin => Ok(None),
+            Self::Admin => Ok(None),
         }
     }
 }

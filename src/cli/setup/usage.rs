@@ -7,7 +7,9 @@ use super::{
     question::{Answers, Check, Form, Question},
 };
 use crate::{
+    config::{Config, sources::Sources},
     domain::{feature::FeatureKey, names::PlanCode, quantity::Quantity},
+    ledger,
     services::presets,
 };
 
@@ -123,6 +125,29 @@ pub(super) fn questions(there: &There, answers: &Answers) -> Vec<Question> {
         }
     }
     questions
+}
+
+/// Asks the Redis that totals are to be shared in, if they are.
+pub(super) async fn test(there: &There, answers: &Answers) -> Result<Option<String>, String> {
+    if !answers.is("USAGE_GUARDRAIL_CACHE_BACKEND", "redis") {
+        return Ok(None);
+    }
+    let own = answers.get("USAGE_GUARDRAIL_REDIS_URL").unwrap_or_default();
+    let address = match own {
+        "" => there.value("REDIS_URL").unwrap_or_default(),
+        own => own.to_owned(),
+    };
+    if address.is_empty() {
+        return Err("no Redis is named; give its address here or in REDIS_URL".to_owned());
+    }
+    let sources = Sources::none().with_flag("USAGE_GUARDRAIL_REDIS_URL", address);
+    let loaded = Config::load(&sources).map_err(|error| error.to_string())?;
+    let servers = ledger::look_at_servers(loaded.config.redis_urls).await?;
+    Ok(Some(format!(
+        "Redis answers; servers: {}, version {}",
+        servers.count,
+        servers.versions.join(", ")
+    )))
 }
 
 fn dimensions(there: &There) -> Question {

@@ -238,6 +238,8 @@ impl RedisLedger {
             }
             Err(fault) => {
                 tracing::debug!(%fault, "usage is counted when it is drained");
+                // The event may be counted by another call than the one that ends the hold.
+                super::lock(&self.unreleased).push((event.tenant_id, hold.open.id));
                 self.apart.record(self.base.last_seq(), event);
                 let granted = &hold.open.granted;
                 states.update(|state| {
@@ -335,8 +337,9 @@ impl RedisLedger {
             by_hand: false,
             lease: micros(self.lease),
         };
-        if self.send(tenant, Script::Release, &release).is_err() {
-            super::lock(&self.to_release).push((tenant, id));
+        match self.call(tenant, Script::Release, &release) {
+            Ok(call) => drop(self.put(tenant, call, Some((tenant, id)))),
+            Err(_away) => super::lock(&self.unreleased).push((tenant, id)),
         }
     }
 
@@ -359,7 +362,7 @@ impl RedisLedger {
             Ok(reply) => reply.was_open || own.is_some(),
             Err(fault) => {
                 tracing::debug!(%fault, "a hold is given back when its lease is over");
-                super::lock(&self.to_release).push((tenant, id));
+                super::lock(&self.unreleased).push((tenant, id));
                 own.is_some()
             }
         };

@@ -77,7 +77,13 @@ impl RedisLedger {
             .filter_map(|failed| async { failed })
             .collect()
             .await;
-        lock(&self.dark).unforgotten.extend(failed);
+        let mut dark = lock(&self.dark);
+        // Of a tenant that begins anew everything is looked through then.
+        let to_repeat = failed.into_iter();
+        let to_repeat: Vec<_> = to_repeat
+            .filter(|(tenant, _)| !dark.written.contains(tenant))
+            .collect();
+        dark.unforgotten.extend(to_repeat);
     }
 
     /// Tells of events, those of each tenant in order; gives the tenants of which not all could be told.

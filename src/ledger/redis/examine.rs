@@ -1,8 +1,9 @@
 //! What an operator should know of the servers.
 
 use redis::Value;
+use secrecy::SecretString;
 
-use super::RedisLedger;
+use super::{RedisLedger, link::Link};
 
 /// What the servers say of themselves; the same word once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +23,21 @@ impl RedisLedger {
         if let Some(fault) = self.fault() {
             return Err(fault);
         }
-        let told = self.link.ask(redis::cmd("INFO")).await;
+        self.link.examine().await
+    }
+}
+
+/// Asks servers that no ledger stands on yet.
+///
+/// # Errors
+/// Why they can't be asked, as a line for people.
+pub async fn look_at_servers(urls: Vec<SecretString>) -> Result<Servers, String> {
+    Link::new(urls).examine().await
+}
+
+impl Link {
+    async fn examine(&self) -> Result<Servers, String> {
+        let told = self.ask(redis::cmd("INFO")).await;
         let told = told.map_err(|fault| fault.to_string())?;
         let mut texts = Vec::new();
         collect_texts(&told, &mut texts);

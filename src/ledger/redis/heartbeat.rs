@@ -146,7 +146,8 @@ impl RedisLedger {
         let (sender, receiver) = oneshot::channel();
         let job = Job {
             call: Script::Watch.call(&head, &packed(&watch)),
-            reply: Some(sender),
+            reply: sender,
+            gives_back: None,
         };
         drop(self.lanes[index].send(job));
         match tokio::time::timeout(2 * PATIENCE, receiver).await {
@@ -178,7 +179,7 @@ impl RedisLedger {
         if is_new {
             self.hold_reservations(index).await?;
         }
-        let released = std::mem::take(&mut *lock(&self.to_release));
+        let released = std::mem::take(&mut *lock(&self.unreleased));
         for (tenant, id) in released {
             self.release_later(tenant, id);
         }

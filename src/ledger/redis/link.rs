@@ -4,7 +4,7 @@
 //! one tenant is done in the order in which it was asked, and decisions that wait at the same moment share a round
 //! trip. Lanes share a connection.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, ErrorKind, IntoConnectionInfo as _, RedisError, RedisFuture, Value,
@@ -18,10 +18,13 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_rustls::TlsConnector;
 
 use super::scripts::{self, Call};
-use crate::provider::{
-    connect::dial,
-    resolve::Resolver,
-    tls::{self, Roots},
+use crate::{
+    domain::ids::{ReservationId, TenantId},
+    provider::{
+        connect::dial,
+        resolve::Resolver,
+        tls::{self, Roots},
+    },
 };
 
 /// No request waits longer for a part that is away or slow.
@@ -113,7 +116,7 @@ impl Link {
         if is_tls {
             let tls = tls::client_config(&Roots::Environment, &[]).map_err(io::Error::other)?;
             let name = host.to_owned().try_into().map_err(io::Error::other)?;
-            let stream = TlsConnector::from(std::sync::Arc::new(tls))
+            let stream = TlsConnector::from(Arc::new(tls))
                 .connect(name, stream)
                 .await?;
             let (connection, driver) =
@@ -245,38 +248,48 @@ pub(super) type Answer = Result<Vec<u8>, Fault>;
 /// A call on its way.
 pub(super) struct Job {
     pub(super) call: Call,
-    /// `None`: nobody wants to know.
-    pub(super) reply: Option<oneshot::Sender<Answer>>,
+    pub(super) reply: oneshot::Sender<Answer>,
+    /// What it gives back, should it fail.
+    pub(super) gives_back: Option<Hold>,
 }
+
+/// A hold by its tenant and id.
+pub(super) type Hold = (TenantId, ReservationId);
+
+/// Holds that could not be given back yet.
+pub(super) type Unreleased = Arc<std::sync::Mutex<Vec<Hold>>>;
 
 /// Where calls are given; they are sent in this order.
 pub(super) type Lane = mpsc::UnboundedSender<Job>;
 
-/// Starts a lane, which ends when its last handle is dropped. `note` is told of each pipeline that failed.
+/// Starts a lane, which ends when its last handle is dropped. `note` is told of each pipeline that failed; holds whose
+/// release failed are kept in `unreleased`.
 #[expect(
     clippy::disallowed_methods,
     reason = "it ends with the ledger, whose calls wait for it"
 )]
 pub(super) fn start_lane(
-    link: std::sync::Arc<Link>,
+    link: Arc<Link>,
+    unreleased: Unreleased,
     note: impl Fn(&Fault) + Send + 'static,
 ) -> Lane {
     let (lane, mut jobs) = mpsc::unbounded_channel::<Job>();
     tokio::spawn(async move {
         let mut waiting = Vec::new();
         while jobs.recv_many(&mut waiting, SENT_AT_ONCE).await > 0 {
-            let (calls, replies): (Vec<_>, Vec<_>) = waiting
-                .drain(..)
-                .map(|Job { call, reply }| (call, reply))
+            let jobs = waiting.drain(..);
+            let (calls, replies): (Vec<_>, Vec<_>) = jobs
+                .map(|job| (job.call, (job.reply, job.gives_back)))
                 .unzip();
             let answers = run(&link, &calls).await;
             if let Some(Err(fault @ (Fault::TimedOut | Fault::Away(_)))) = answers.first() {
                 note(fault);
             }
-            for (reply, answer) in replies.into_iter().zip(answers) {
-                if let Some(reply) = reply {
-                    drop(reply.send(answer)); // who asked may have gone
+            for ((reply, gives_back), answer) in replies.into_iter().zip(answers) {
+                if let (Err(_), Some(hold)) = (&answer, gives_back) {
+                    super::lock(&unreleased).push(hold);
                 }
+                drop(reply.send(answer)); // who asked may have gone
             }
         }
     });

@@ -21,6 +21,8 @@ use crate::{
     store::usage::CounterOf,
 };
 
+/// Events that the store is asked for at once.
+const EVENTS_AT_ONCE: usize = 1000;
 /// How often sums are read again that changed while they were read.
 const TRIES: usize = 16;
 
@@ -180,14 +182,11 @@ impl RedisLedger {
         };
         let seen = self.ask(tenant, Script::Peek, &peek).await?;
         // Some were counted before; the store has those now, so they must not be taken for events that it lacks.
-        let ids: Vec<EventId> = seen
-            .waiting
-            .iter()
-            .filter_map(|id| id.parse().ok())
-            .collect();
-        let stored = self.base.sums(tenant, &[], &ids).await;
-        let (_, stored) = stored.map_err(|error| Fault::Away(error.to_string()))?;
-        if !stored.is_empty() {
+        let waiting = seen.waiting.iter().filter_map(|id| id.parse().ok());
+        let ids: Vec<EventId> = waiting.chain(wire::ids_of(&seen.draining)).collect();
+        for ids in ids.chunks(EVENTS_AT_ONCE) {
+            let stored = self.base.sums(tenant, &[], ids).await;
+            let (_, stored) = stored.map_err(|error| Fault::Away(error.to_string()))?;
             let events: Vec<String> = stored.iter().map(ToString::to_string).collect();
             let forget = wire::Forget { events: &events };
             self.ask(tenant, Script::Forget, &forget).await?;

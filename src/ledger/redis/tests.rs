@@ -19,7 +19,6 @@ use crate::{
 };
 
 #[path = "../../../tests/it/support/redis.rs"]
-#[expect(dead_code, reason = "other tests use the rest")]
 mod server;
 
 use server::{RedisCluster, RedisServer};
@@ -83,15 +82,15 @@ impl RedisCluster {
 }
 
 /// Nodes of one server and one store, each with a journal of its own as far as the ledger can tell.
-struct Nodes {
-    server: RedisServer,
-    base: Arc<FakeBase>,
-    redis: Vec<Arc<RedisLedger>>,
-    ledgers: Vec<Ledger>,
+pub(super) struct Nodes {
+    pub(super) server: RedisServer,
+    pub(super) base: Arc<FakeBase>,
+    pub(super) redis: Vec<Arc<RedisLedger>>,
+    pub(super) ledgers: Vec<Ledger>,
 }
 
 impl Nodes {
-    async fn start(count: usize) -> Self {
+    pub(super) async fn start(count: usize) -> Self {
         let server = RedisServer::start();
         let base = FakeBase::open();
         let mut nodes = Self {
@@ -122,7 +121,7 @@ impl Nodes {
     }
 
     /// Everything durable goes to the store, through one node.
-    async fn drain(&self, node: usize) {
+    pub(super) async fn drain(&self, node: usize) {
         let batch = self.base.between(self.base.stored(), self.base.last());
         self.ledgers[node].announce(&batch).await;
         self.base.store_upto(self.base.last());
@@ -130,7 +129,7 @@ impl Nodes {
         self.ledgers[node].forgotten(&batch).await;
     }
 
-    async fn ready(&self) {
+    pub(super) async fn ready(&self) {
         for redis in &self.redis {
             redis.ready(SHORT).await;
             assert_eq!(redis.fault(), None);
@@ -138,7 +137,7 @@ impl Nodes {
     }
 
     /// Waits until every node has noticed that something is wrong.
-    async fn noticed(&self) {
+    pub(super) async fn noticed(&self) {
         for redis in &self.redis {
             while redis.fault().is_none() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,4 +1,4 @@
-//! What goes to the scripts and comes back, in MessagePack. Field names and orders are those of `lua/*.lua`.
+//! What goes to the scripts and comes back, in `MessagePack`. Field names and orders are those of `lua/*.lua`.
 
 use std::collections::HashSet;
 

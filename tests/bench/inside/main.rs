@@ -14,6 +14,7 @@ mod ledger;
 )]
 #[path = "../../it/support/postgres.rs"]
 mod postgres;
+mod redis;
 mod report;
 mod store;
 mod tenants;
@@ -32,12 +33,13 @@ fn main() {
         .skip(1)
         .filter_map(|argument| argument.parse().ok()) // cargo adds flags of its own
         .collect();
-    let rows: [(u8, fn()); 7] = [
+    let rows: [(u8, fn()); 8] = [
         (8, journal::run),
         (9, store::drain),
         (9, store::drain_postgres),
         (10, ledger::run),
         (10, admit::run),
+        (12, redis::run),
         (13, tenants::run),
         (15, store::totals),
     ];

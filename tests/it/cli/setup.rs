@@ -251,10 +251,6 @@ fn what_is_wrong_with_answers_is_named_and_nothing_is_written() {
             "USAGE_PLAN_CODES is 'a-b,a.b'; 'a-b' and 'a.b' would both be A_B",
         ),
         (
-            &format!("{USAGE} --var USAGE_GUARDRAIL_CACHE_BACKEND=redis"),
-            "is not in this version yet",
-        ),
-        (
             "setup --sections storage --non-interactive --var DATABASE_URL=postgres://u:hunter22@h/db?sslmode=maybe",
             "DATABASE_URL",
         ),

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use super::Replicas;
-use crate::support::{Tenant, hard};
+use crate::support::{Calls, Fault, FaultyDisk, How, Tenant, eventually, hard};
 
 /// Requests one after the other until told to stop; how many were answered, and the longest wait of any.
 async fn keep_asking(
@@ -167,4 +167,44 @@ async fn open_goes_on_by_what_was_known_and_the_usage_is_merged_on_return() {
             .expect(429, "usage_limit_exceeded");
     }
     replicas.finish(13, &acme).await;
+}
+
+/// Nothing that totals stand on can be read or written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_redis_and_the_store_away_the_fail_mode_decides_and_both_may_come_back() {
+    for fail_mode in ["open", "closed"] {
+        let disk = FaultyDisk::build();
+        let mut replicas = Replicas::start_with(1, fail_mode, |serve| disk.under(serve)).await;
+        let acme = replicas.gates[0].tenant("acme");
+        let acme = acme.limit("messages", hard(5)).create().await;
+        acme.complete(json!({})).await.expect_ok();
+        replicas.gates[0].is_drained().await;
+        disk.arm(Fault {
+            path: "/tollgate.db",
+            calls: Calls::ALL,
+            how: How::Broken,
+            good: 0,
+            bad: u64::MAX,
+        });
+        replicas.redis.kill();
+        replicas.ledger_is("down").await;
+        let let_by = use_up(&acme).await;
+        if fail_mode == "open" {
+            assert_eq!(let_by, 4, "5 at most, of which 1 was known");
+        } else {
+            assert_eq!(let_by, 0);
+            let refused = acme.complete(json!({})).await;
+            refused.expect(503, "usage_store_unavailable");
+        }
+        disk.heal();
+        replicas.redis.revive();
+        replicas.ledger_is("ok").await;
+        eventually("usage has arrived", || async {
+            (acme.total("messages").await == 1 + let_by).then_some(())
+        })
+        .await;
+        let answered = use_up(&acme).await;
+        assert_eq!(1 + let_by + answered, 5);
+        replicas.finish(5, &acme).await;
+    }
 }

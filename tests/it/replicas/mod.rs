@@ -20,6 +20,11 @@ struct Replicas {
 
 impl Replicas {
     async fn start(count: usize, fail_mode: &str) -> Self {
+        Self::start_with(count, fail_mode, |serve| serve).await
+    }
+
+    /// As [`start`](Self::start), each with its settings made ready by `prepare`.
+    async fn start_with(count: usize, fail_mode: &str, prepare: impl Fn(Serve) -> Serve) -> Self {
         let upstream = FakeOpenAi::start().await;
         upstream.always(crate::support::Reply::Text {
             text: "hello".to_owned(),
@@ -32,7 +37,7 @@ impl Replicas {
             store: tempfile::tempdir().expect("a temporary directory"),
         };
         for _ in 0..count {
-            let gate = replicas.settings(fail_mode).start().await;
+            let gate = prepare(replicas.settings(fail_mode)).start().await;
             gate.is_ready().await;
             replicas.gates.push(gate);
         }

@@ -110,7 +110,7 @@ async fn a_repeat_at_another_replica_gets_the_first_answer_or_is_told_that_it_ru
     replicas.upstream.hold();
     let cut_off = {
         let (first, body) = (first.clone(), body.clone());
-        tokio::spawn(async move { keyed(&first, "cut off", &body).await })
+        tokio::spawn(async move { keyed(&first, "cut-off", &body).await })
     };
     eventually("the model is asked", || async {
         (replicas.upstream.calls() == 2).then_some(())
@@ -119,11 +119,11 @@ async fn a_repeat_at_another_replica_gets_the_first_answer_or_is_told_that_it_ru
     replicas.gates[0].kill9();
     drop(cut_off.await);
     replicas.upstream.release();
-    keyed(&second, "cut off", &body)
+    keyed(&second, "cut-off", &body)
         .await
         .expect(409, "idempotency_key_in_use");
     let died = Instant::now();
-    while keyed(&second, "cut off", &body).await.status != 200 {
+    while keyed(&second, "cut-off", &body).await.status != 200 {
         assert!(
             died.elapsed() < Duration::from_secs(35),
             "30 s are long enough"

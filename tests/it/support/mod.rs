@@ -6,6 +6,7 @@ mod gate;
 pub(crate) mod postgres;
 mod prometheus;
 mod receiver;
+#[expect(dead_code, reason = "unit tests use the rest")]
 mod redis;
 pub(crate) mod stripe;
 mod tenant;
