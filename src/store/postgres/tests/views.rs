@@ -95,7 +95,7 @@ async fn the_usage_view_sums_the_current_period_of_each_metered_feature() {
     let hand = by_hand(&database.url()).await;
     pretend(&hand, at("2026-03-31T09:00:00Z")).await;
     let sql = "SELECT * FROM subscription_usage ORDER BY tenant_slug, feature_key";
-    let found = hand.query(sql, &Tell::default()).await.unwrap();
+    let found = hand.query(sql, &[]).await.unwrap();
     let found: Vec<(Vec<String>, i64)> = found
         .iter()
         .map(|row| ((0..8).map(|column| row.get(column)).collect(), row.get(8)))
