@@ -41,6 +41,17 @@ const UPSTREAM_BUCKETS: [f64; 12] = [
     5e-3, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0,
 ];
 
+/// Events of Stripe that are acted on (billing/stripe/event.rs).
+const STRIPE_EVENTS: [&str; 7] = [
+    "customer.subscription.created",
+    "customer.subscription.updated",
+    "customer.subscription.deleted",
+    "customer.subscription.paused",
+    "customer.subscription.resumed",
+    "invoice.paid",
+    "invoice.payment_failed",
+];
+
 /// The notices that there are, by their types without the prefix.
 const NOTICES: [&str; 7] = [
     "threshold_reached",
@@ -333,6 +344,12 @@ impl Metrics {
         }
         for result in ["ok", "error", "duplicate", "rejected"] {
             self.stripe_push.with_label_values(&[result]);
+        }
+        for event_type in STRIPE_EVENTS {
+            for result in ["ok", "error", "duplicate", "rejected"] {
+                self.stripe_webhooks
+                    .with_label_values(&[event_type, result]);
+            }
         }
         for kind in Kind::ALL {
             self.outbox_dead.with_label_values(&[kind.as_str()]);

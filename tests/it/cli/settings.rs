@@ -66,16 +66,6 @@ fn a_malformed_value_stops_serve_with_one_line() {
 }
 
 #[test]
-fn what_this_version_has_not_stops_serve_in_plain_words() {
-    let shell = Shell::new().with("ENABLE_STRIPE_USAGE", "true");
-    assert_eq!(
-        shell.run(&["serve"]).failure(1),
-        "error: ENABLE_STRIPE_USAGE=true is not in this version yet; leave it out"
-    );
-    assert_eq!(shell.run(&["config"]).code, 0, "it can still be looked at");
-}
-
-#[test]
 fn redis_without_an_address_stops_serve_and_says_where_to_write_it() {
     let shell = Shell::new().with("USAGE_GUARDRAIL_CACHE_BACKEND", "redis");
     let ran = shell.run(&["serve"]);
