@@ -50,6 +50,24 @@ impl Apart {
         }
     }
 
+    /// The same of those that are named by their place.
+    pub(super) fn note_some(
+        &self,
+        tenant: TenantId,
+        limits: &[wire::Limit],
+        standings: &[(usize, i64, i64)],
+    ) {
+        for (place, settled, reserved) in standings {
+            if let Some(limit) = limits.get(*place) {
+                self.note(
+                    tenant,
+                    std::slice::from_ref(limit),
+                    &[(*settled, *reserved)],
+                );
+            }
+        }
+    }
+
     fn last_seen(&self, tenant: TenantId, counter: &CounterOf) -> Option<Quantity> {
         let (subject, id) = wire::names_of(counter);
         self.settled.get(&(tenant, hash_of(&subject, &id)))

@@ -230,6 +230,8 @@ impl RedisLedger {
                     .iter()
                     .map(|(place, settled, reserved)| (*place, (*settled, *reserved)))
                     .collect();
+                self.apart
+                    .note_some(event.tenant_id, &hold.limits, &reply.standings);
                 let mut place = 0..;
                 states.update(|_| {
                     let (settled, reserved) = standings.get(&place.next()?)?;

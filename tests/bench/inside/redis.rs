@@ -132,9 +132,9 @@ async fn measure() {
             .lines()
             .find_map(|it| it.strip_prefix("cmdstat_evalsha:"));
         let fields = line.unwrap_or_default().split(',');
-        let found = fields.filter_map(|it| it.strip_prefix(name)?.strip_prefix('='));
+        let mut found = fields.filter_map(|it| it.strip_prefix(name)?.strip_prefix('='));
         found
-            .last()
+            .next()
             .and_then(|it| it.parse().ok())
             .unwrap_or(f64::NAN)
     };

@@ -120,7 +120,13 @@ fn a_person_may_go_back_and_is_told_of_a_wrong_value() {
     screen
         .asks("USAGE_GUARDRAIL_SOFT_LIMIT_MODE")
         .keys(&["Down", "Enter"]);
-    screen.asks("USAGE_GUARDRAIL_CACHE_BACKEND").enter();
+    screen
+        .asks("USAGE_GUARDRAIL_CACHE_BACKEND")
+        .keys(&["Up", "Enter"]);
+    screen.asks("USAGE_GUARDRAIL_REDIS_URL").keys(&["Escape"]);
+    screen
+        .asks("USAGE_GUARDRAIL_CACHE_BACKEND")
+        .keys(&["Down", "Enter"]);
     screen.asks("USAGE_DIMENSIONS").keys(&["messages", "Enter"]);
     screen.asks("USAGE_PLAN_CODES").keys(&["free", "Enter"]);
     screen.asks("USAGE_FREE_MESSAGES_SOFT_LIMIT").enter();

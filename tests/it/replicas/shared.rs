@@ -106,6 +106,7 @@ async fn a_repeat_at_another_replica_gets_the_first_answer_or_is_told_that_it_ru
         .await
         .expect(422, "idempotency_key_reused");
 
+    replicas.gates[0].is_drained().await;
     // One that died with its replica runs again elsewhere, once that has been silent for long enough.
     replicas.upstream.hold();
     let cut_off = {
@@ -132,4 +133,23 @@ async fn a_repeat_at_another_replica_gets_the_first_answer_or_is_told_that_it_ru
     }
     replicas.gates.remove(0);
     replicas.finish(2, &second).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doctor_looks_at_redis() {
+    let mut replicas = Replicas::start(1, "open").await;
+    let finding = async |replicas: &Replicas| {
+        let run = replicas.gates[0].cli(&["doctor"]).await;
+        let body: Value = serde_json::from_str(&run.stdout).unwrap();
+        let items = body["items"].as_array().unwrap();
+        let redis = items.iter().find(|it| it["check"] == "redis").unwrap();
+        redis["severity"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(finding(&replicas).await, "ok");
+    let evicting = ["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"];
+    assert_eq!(replicas.redis.ask(&evicting), "+OK");
+    assert_eq!(finding(&replicas).await, "warning");
+    replicas.redis.kill();
+    replicas.ledger_is("down").await;
+    assert_eq!(finding(&replicas).await, "error");
 }
