@@ -1,11 +1,13 @@
 """A server with a made-up business on it, the pages that it shows, and a browser to look at them."""
 
 import contextlib
+import http.server
 import json
 import os
 import random
 import subprocess
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from datetime import datetime, timedelta, timezone
@@ -46,6 +48,18 @@ PAGES = {
 }
 
 
+class Listener(http.server.BaseHTTPRequestHandler):
+    """Who is told of limits: the chat takes it, the pager is not there any more."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(204 if self.path == "/chat" else 410)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
 class Server:
     """The binary, in a directory of its own; stopped at the end of the `with`."""
 
@@ -55,6 +69,10 @@ class Server:
 
     def __enter__(self):
         self.directory = self.stack.enter_context(tempfile.TemporaryDirectory())
+        listener = self.stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener))
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        self.stack.callback(listener.shutdown)
+        told = f"http://127.0.0.1:{listener.server_port}"
         self.environment = {
             "PATH": os.environ["PATH"],
             "TOLLGATE_DATA_DIR": os.path.join(self.directory, "var"),
@@ -62,6 +80,7 @@ class Server:
             "TOLLGATE_PROVIDER": "simulated",
             "TOLLGATE_ADMIN_TOKEN": TOKEN,
             "ENABLE_USAGE_GUARDRAILS": "true",
+            "USAGE_WEBHOOK_URL": f"{told}/chat,{told}/pager",
         }
         command = [self.binary, "serve"]
         self.process = subprocess.Popen(

@@ -48,7 +48,7 @@ async fn an_operator_sends_again_what_a_viewer_only_sees() {
     let viewer = Browser::of_role(&gate, "viewer").await;
     let page = viewer.page("/admin/outbox").await;
     assert!(
-        page.contains("Nothing is like that") && page.contains("Stripe has sent nothing"),
+        page.contains("Nobody was told anything yet") && page.contains("Stripe has sent nothing"),
         "{page}"
     );
 
