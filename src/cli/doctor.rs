@@ -23,8 +23,9 @@ use crate::{
 /// Looks for faults in everything, and says how to mend each
 ///
 /// Settings, clock, data dir, database, journal, live totals against stored ones, upstream, limits, tenants and keys.
-/// Beside a running server it asks the server; without one it opens the stores. It changes nothing. Exit code 1 if
-/// something is broken, 0 if there are only warnings.
+/// Beside a running server it asks the server; without one it opens the stores. It changes nothing, but that live totals
+/// in Redis which differ from the stored ones are mended. Exit code 1 if something is broken, 0 if there are only
+/// warnings.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: tollgate doctor --output json")]
 pub(super) struct Examine {}
