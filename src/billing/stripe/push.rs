@@ -103,13 +103,14 @@ impl Stripe {
             Ok(meter) => meter,
             Err(error) => return again(None, error),
         };
+        let mut is_in_doubt = entry.doubt_since.is_some();
         if entry
             .doubt_since
             .is_some_and(|since| since.plus(REMEMBERED) <= now)
         {
             match self.settle_doubt(entry, &payload, &meter).await {
                 Ok(Settled::Arrived) => return (Outcome::Sent, PushResult::Duplicate),
-                Ok(Settled::Missing) => {}
+                Ok(Settled::Missing) => is_in_doubt = false,
                 Ok(Settled::Unknown(error)) => {
                     return (Outcome::Uncertain { error }, PushResult::Error);
                 }
@@ -135,11 +136,17 @@ impl Stripe {
         if let Some(canceled) = &payload.cancels {
             match self.cancel(&payload.event_name, canceled).await {
                 Ok(()) => return (Outcome::Sent, PushResult::Ok),
-                // It is too late for that: the same is told as an event of its own.
+                // It is too late for that. Did no attempt before it arrive, the same is told as an event of its own;
+                // where that can't be known, Stripe's sums say so once they have settled.
                 Err(CallError::Refused {
                     status: StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND,
                     ..
-                }) if entry.doubt_since.is_none() => {}
+                }) if !is_in_doubt => {}
+                Err(CallError::Refused {
+                    status: StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND,
+                    message,
+                    ..
+                }) => return again(None, message),
                 Err(error) => return judged(error),
             }
         }

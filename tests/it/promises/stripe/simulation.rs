@@ -123,6 +123,31 @@ async fn play(ops: &[Op]) {
     }
 }
 
+/// Found by the simulation: it was given up, for it was no longer in time and an attempt had failed.
+#[tokio::test]
+async fn a_cancel_that_failed_once_and_then_comes_too_late_is_told_as_an_event() {
+    let used = Op::Use {
+        other: false,
+        quantity: 1,
+        ago: 0,
+    };
+    for fault in [StripeFault::Fails, StripeFault::AppliesAndFails] {
+        for (first, then) in [(32, 98_424), (79_000, 9_000)] {
+            play(&[
+                used,
+                Op::Push,
+                Op::TakeBack,
+                Op::Fault(fault),
+                Op::Pass { seconds: first },
+                Op::Push,
+                Op::Pass { seconds: then },
+                Op::Push,
+            ])
+            .await;
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(24), max_shrink_iters: 60, ..ProptestConfig::default() })]
 
