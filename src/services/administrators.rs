@@ -183,7 +183,8 @@ impl Administrators {
         self.issue(name, role, by).await
     }
 
-    /// Makes the first administrator, unless there is one in the settings or in the store, in use or not.
+    /// Makes the first administrator, unless there is one in the settings or in the store, in use or not. Of servers
+    /// that start at once on one store, one makes it.
     ///
     /// # Errors
     /// `Unavailable`.
@@ -196,8 +197,12 @@ impl Administrators {
             address: None,
             at: now,
         };
-        let issued = self.issue(bootstrap_name(), Role::Owner, &by).await?;
-        Ok(Some(issued.secret))
+        match self.issue(bootstrap_name(), Role::Owner, &by).await {
+            Ok(issued) => Ok(Some(issued.secret)),
+            // Another server has made it since.
+            Err(AdminError::AlreadyExists { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn issue(
@@ -265,6 +270,20 @@ mod tests {
         let set = set.map(|set| SecretString::from(set.to_owned()));
         let administrators = Administrators::new(Arc::new(store), set.as_ref(), now());
         (administrators, directory)
+    }
+
+    #[tokio::test]
+    async fn of_servers_that_start_at_once_on_one_store_one_makes_the_first_administrator() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("t.db")).unwrap();
+        let store: SharedStore = Arc::new(store);
+        let servers: Vec<_> = (0..10)
+            .map(|_| Administrators::new(SharedStore::clone(&store), None, now()))
+            .collect();
+        let started = servers.iter().map(|it| it.ensure_one(now()));
+        let made: Vec<_> = futures_util::future::try_join_all(started).await.unwrap();
+        assert_eq!(made.iter().flatten().count(), 1);
+        assert_eq!(store.list_admin_tokens().await.unwrap().len(), 1);
     }
 
     fn name(text: &str) -> DisplayName {
