@@ -1,5 +1,7 @@
 //! What an operator should know of the servers.
 
+use std::sync::Arc;
+
 use redis::Value;
 use secrecy::SecretString;
 
@@ -32,11 +34,11 @@ impl RedisLedger {
 /// # Errors
 /// Why they can't be asked, as a line for people.
 pub async fn look_at_servers(urls: Vec<SecretString>) -> Result<Servers, String> {
-    Link::new(urls).examine().await
+    Arc::new(Link::new(urls)).examine().await
 }
 
 impl Link {
-    async fn examine(&self) -> Result<Servers, String> {
+    async fn examine(self: &Arc<Self>) -> Result<Servers, String> {
         let told = self.ask(redis::cmd("INFO")).await;
         let told = told.map_err(|fault| fault.to_string())?;
         let mut texts = Vec::new();

@@ -24,7 +24,7 @@ const REBUILD_MOST: Duration = Duration::from_secs(5);
 /// A node that was silent for so long is not waited for.
 const ALIVE_FOR: Duration = Duration::from_secs(3);
 /// A connection that answers nothing for so many beats is made anew.
-const HOPELESS: u32 = 12;
+const HOPELESS: u32 = 4;
 /// What took longer to come says too little of what time it is.
 const EXACT_WITHIN: Duration = Duration::from_millis(40);
 

@@ -14,7 +14,10 @@ use redis::{
     io::AsyncDNSResolver,
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::{
+    sync::{Mutex, mpsc, oneshot},
+    task::JoinHandle,
+};
 use tokio_rustls::TlsConnector;
 
 use super::scripts::{self, Call};
@@ -27,6 +30,8 @@ use crate::{
     },
 };
 
+/// How long making a connection may take: over a long way, with TLS and a password, that is many round trips.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(5);
 /// No request waits longer for a part that is away or slow.
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 /// Calls in one pipeline at most.
@@ -49,7 +54,17 @@ pub(super) enum Fault {
 pub(super) struct Link {
     urls: Vec<SecretString>,
     resolver: Resolver,
-    current: Mutex<Option<Connection>>,
+    current: Mutex<Current>,
+}
+
+/// The connection that calls go over.
+#[derive(Default)]
+enum Current {
+    #[default]
+    None,
+    /// By a task of its own: whoever waits for it gives up before it may be there.
+    Making(JoinHandle<Result<Connection, RedisError>>),
+    Made(Connection),
 }
 
 #[derive(Clone)]
@@ -71,25 +86,48 @@ impl Link {
         self.urls.len() > 1
     }
 
-    async fn connection(&self) -> Result<Connection, RedisError> {
+    async fn connection(self: &Arc<Self>) -> Result<Connection, RedisError> {
         let mut current = self.current.lock().await;
-        if let Some(connection) = &*current {
-            return Ok(connection.clone());
+        if let Current::None = &*current {
+            *current = Current::Making(start_making(Arc::clone(self)));
         }
-        let mut made = if self.is_cluster() {
-            Connection::Cluster(self.connect_cluster().await?)
-        } else {
-            Connection::Single(self.connect_single().await?)
+        let made = match &mut *current {
+            Current::Made(connection) => return Ok(connection.clone()),
+            Current::Making(task) => task.await,
+            Current::None => unreachable!("it is being made"),
         };
-        for load in scripts::load_all() {
-            made.ask(&load).await?; // of a cluster: on every server
-        }
-        Ok(current.insert(made).clone())
+        *current = Current::None;
+        let connection = made.map_err(io::Error::other)??;
+        *current = Current::Made(connection.clone());
+        Ok(connection)
     }
 
-    /// Has the next call connect anew.
+    /// Connects, and makes the scripts known.
+    async fn make(&self) -> Result<Connection, RedisError> {
+        if self.is_cluster() {
+            let mut made = Connection::Cluster(self.connect_cluster().await?);
+            for load in scripts::load_all() {
+                made.ask(&load).await?; // on every server
+            }
+            return Ok(made);
+        }
+        let mut made = Connection::Single(self.connect_single().await?);
+        let mut loads = redis::pipe();
+        for load in scripts::load_all() {
+            loads.add_command(load);
+        }
+        for loaded in made.run(&loads, loads.len()).await? {
+            loaded.extract_error()?;
+        }
+        Ok(made)
+    }
+
+    /// Has the next call connect anew. One that is being made is new.
     pub(super) async fn reset(&self) {
-        *self.current.lock().await = None;
+        let mut current = self.current.lock().await;
+        if let Current::Made(_) = &*current {
+            *current = Current::None;
+        }
     }
 
     /// With the program's own resolver and roots of trust.
@@ -133,7 +171,7 @@ impl Link {
     async fn connect_cluster(&self) -> Result<ClusterConnection, RedisError> {
         let urls = self.urls.iter().map(ExposeSecret::expose_secret);
         ClusterClient::builder(urls)
-            .connection_timeout(PATIENCE)
+            .connection_timeout(4 * PATIENCE)
             .response_timeout(PATIENCE)
             .retries(1)
             .max_retry_wait(50)
@@ -144,7 +182,7 @@ impl Link {
     }
 
     /// Sends calls as one pipeline; all of them must lie in one slot.
-    async fn send(&self, calls: &[Call]) -> Result<Vec<Value>, RedisError> {
+    async fn send(self: &Arc<Self>, calls: &[Call]) -> Result<Vec<Value>, RedisError> {
         let mut pipeline = redis::pipe();
         for call in calls {
             pipeline.add_command(call.by_name().clone());
@@ -153,7 +191,7 @@ impl Link {
         connection.run(&pipeline, calls.len()).await
     }
 
-    async fn send_text(&self, call: &Call) -> Result<Value, RedisError> {
+    async fn send_text(self: &Arc<Self>, call: &Call) -> Result<Value, RedisError> {
         let mut pipeline = redis::pipe();
         pipeline.add_command(call.by_text());
         let mut connection = self.connection().await?;
@@ -162,7 +200,7 @@ impl Link {
     }
 
     /// One command that is no script; for people.
-    pub(super) async fn ask(&self, command: redis::Cmd) -> Result<Value, Fault> {
+    pub(super) async fn ask(self: &Arc<Self>, command: redis::Cmd) -> Result<Value, Fault> {
         let asked = async {
             let mut connection = self.connection().await?;
             connection.ask(&command).await
@@ -204,6 +242,18 @@ fn refused(why: &'static str) -> RedisError {
 )]
 fn drive(driver: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(driver);
+}
+
+/// It ends within [`CONNECTED_WITHIN`].
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it ends by itself soon, and holds nothing but a connection"
+)]
+fn start_making(link: Arc<Link>) -> JoinHandle<Result<Connection, RedisError>> {
+    tokio::spawn(async move {
+        let made = tokio::time::timeout(CONNECTED_WITHIN, link.make()).await;
+        made.unwrap_or_else(|_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+    })
 }
 
 struct ClusterResolver(Resolver);
@@ -296,7 +346,7 @@ pub(super) fn start_lane(
     lane
 }
 
-async fn run(link: &Link, calls: &[Call]) -> Vec<Answer> {
+async fn run(link: &Arc<Link>, calls: &[Call]) -> Vec<Answer> {
     let sent = tokio::time::timeout(PATIENCE, link.send(calls)).await;
     let values = match sent {
         Err(_elapsed) => return vec![Err(Fault::TimedOut); calls.len()],
