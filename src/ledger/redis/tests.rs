@@ -18,6 +18,7 @@ use crate::{
     },
 };
 
+#[expect(dead_code, reason = "tests of replicas use the rest")]
 #[path = "../../../tests/it/support/redis.rs"]
 mod server;
 
@@ -72,7 +73,7 @@ impl RedisCluster {
     fn forget_tenants(&self) {
         let script = "for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL', key) end return 'OK'";
         let tenants = format!("tg:1:{{*}}:{}:*", "?".repeat(32));
-        for server in &self.0 {
+        for server in &self.masters {
             assert_eq!(
                 server.bulk(&["EVAL", script, "0", &tenants]).as_deref(),
                 Some("OK")

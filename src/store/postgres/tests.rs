@@ -2,6 +2,7 @@
 
 #[path = "../../../tests/it/support/postgres.rs"]
 pub(crate) mod server;
+#[expect(dead_code, reason = "tests of replicas use the rest")]
 #[path = "../../../tests/it/support/wire.rs"]
 mod wire;
 

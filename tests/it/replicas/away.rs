@@ -2,55 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use serde_json::json;
 
-use super::Replicas;
-use crate::support::{Calls, Fault, FaultyDisk, How, Tenant, eventually, hard};
+use super::{Replicas, Store, under_load, use_up};
+use crate::support::{Calls, Fault, FaultyDisk, How, RedisServer, Serve, Tenant, eventually, hard};
 
-/// Requests one after the other until told to stop; how many were answered, and the longest wait of any.
-async fn keep_asking(
-    tenant: Tenant,
-    until: tokio_util::sync::CancellationToken,
-) -> (i64, Duration) {
-    let (mut answered, mut longest) = (0, Duration::ZERO);
-    while !until.is_cancelled() {
-        let begun = Instant::now();
-        let answer = tenant.complete(json!({})).await;
-        longest = longest.max(begun.elapsed());
-        match answer.status {
-            200 => answered += 1,
-            429 | 503 => tokio::time::sleep(Duration::from_millis(5)).await,
-            other => panic!("{other}: {}", answer.text),
-        }
-    }
-    (answered, longest)
-}
-
-/// Runs `act` while every replica is asked all the time; how many requests were answered.
-async fn under_load(
-    replicas: &mut Replicas,
-    acme: &Tenant,
-    act: impl AsyncFnOnce(&mut Replicas),
-) -> i64 {
-    let stop = tokio_util::sync::CancellationToken::new();
-    let everywhere = replicas.everywhere(acme);
-    let asking: Vec<_> = everywhere
-        .iter()
-        .cycle()
-        .take(everywhere.len() * 2)
-        .map(|tenant| tokio::spawn(keep_asking(tenant.clone(), stop.clone())))
-        .collect();
-    act(replicas).await;
-    stop.cancel();
-    let asked = join_all(asking).await;
-    asked
-        .into_iter()
-        .map(|it| it.expect("no asker panics").0)
-        .sum()
-}
-
-async fn use_up(acme: &Tenant) -> i64 {
+/// Asks one replica until it does not answer; how many it answered.
+async fn ask_on(acme: &Tenant) -> i64 {
     let mut answered = 0;
     while acme.complete(json!({})).await.status == 200 {
         answered += 1;
@@ -63,7 +21,8 @@ async fn a_limit_is_exact_although_redis_is_emptied_and_restarted_under_load() {
     let mut replicas = Replicas::start(3, "closed").await;
     let acme = replicas.gates[0].tenant("acme");
     let acme = acme.limit("messages", hard(400)).create().await;
-    let answered = under_load(&mut replicas, &acme, async |replicas| {
+    let load = [acme.clone()];
+    let seen = under_load(&mut replicas, &load, async |replicas| {
         for restart in [false, true] {
             while acme.used("messages").await < if restart { 120 } else { 40 } {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -78,7 +37,7 @@ async fn a_limit_is_exact_although_redis_is_emptied_and_restarted_under_load() {
         }
     })
     .await;
-    let answered = answered + use_up(&acme).await;
+    let answered = seen.answered + use_up(&load).await;
     assert_eq!(answered, 400);
     assert_eq!(replicas.upstream.calls(), 400);
     replicas.finish(400, &acme).await;
@@ -155,7 +114,7 @@ async fn open_goes_on_by_what_was_known_and_the_usage_is_merged_on_return() {
         gate.is_drained().await; // the store has it although Redis is away
     }
     // A limit that is spent by what this replica knows alone is refused all the same.
-    let refused = use_up(&everywhere[0]).await;
+    let refused = ask_on(&everywhere[0]).await;
     assert_eq!(refused, 5, "2 known, 3 of its own, 10 at most");
     replicas.redis.revive();
     replicas.ledger_is("ok").await;
@@ -174,7 +133,12 @@ async fn open_goes_on_by_what_was_known_and_the_usage_is_merged_on_return() {
 async fn with_redis_and_the_store_away_the_fail_mode_decides_and_both_may_come_back() {
     for fail_mode in ["open", "closed"] {
         let disk = FaultyDisk::build();
-        let mut replicas = Replicas::start_with(1, fail_mode, |serve| disk.under(serve)).await;
+        let prepare = |_, serve: Serve| {
+            let serve = serve.set("USAGE_GUARDRAIL_FAIL_MODE", fail_mode);
+            disk.under(serve)
+        };
+        let (redis, store) = (RedisServer::start(), Store::sqlite());
+        let mut replicas = Replicas::start_with(redis, store, 1, prepare).await;
         let acme = replicas.gates[0].tenant("acme");
         let acme = acme.limit("messages", hard(5)).create().await;
         acme.complete(json!({})).await.expect_ok();
@@ -188,7 +152,7 @@ async fn with_redis_and_the_store_away_the_fail_mode_decides_and_both_may_come_b
         });
         replicas.redis.kill();
         replicas.ledger_is("down").await;
-        let let_by = use_up(&acme).await;
+        let let_by = ask_on(&acme).await;
         if fail_mode == "open" {
             assert_eq!(let_by, 4, "5 at most, of which 1 was known");
         } else {
@@ -203,7 +167,7 @@ async fn with_redis_and_the_store_away_the_fail_mode_decides_and_both_may_come_b
             (acme.total("messages").await == 1 + let_by).then_some(())
         })
         .await;
-        let answered = use_up(&acme).await;
+        let answered = use_up(std::slice::from_ref(&acme)).await;
         assert_eq!(1 + let_by + answered, 5);
         replicas.finish(5, &acme).await;
     }

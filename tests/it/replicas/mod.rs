@@ -2,67 +2,163 @@
 
 mod away;
 mod exact;
+mod faults;
 mod shared;
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
+use serde_json::json;
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use tollgate::store::{SharedStore, postgres::PostgresStore, sqlite::SqliteStore};
 
-use crate::support::{FakeOpenAi, RedisServer, Serve, Tenant, Tollgate, eventually, usage};
+use crate::support::{
+    Database, FakeOpenAi, PATIENCE, RedisCluster, RedisServer, Serve, Tenant, Tollgate, Wire,
+    eventually, usage,
+};
 
 /// How long what a dead replica held stays held at most.
 const LEASE: Duration = Duration::from_secs(30);
 
+/// What replicas share their totals in.
+trait Shared {
+    /// As the setting takes them.
+    fn urls(&self) -> String;
+}
+
+impl Shared for RedisServer {
+    fn urls(&self) -> String {
+        self.url()
+    }
+}
+
+impl Shared for RedisCluster {
+    fn urls(&self) -> String {
+        self.urls()
+    }
+}
+
+/// A server at the other end of a wire that can be bad.
+struct Wired {
+    wire: Wire,
+    _server: RedisServer,
+}
+
+impl Wired {
+    fn start() -> Self {
+        let server = RedisServer::start();
+        let wire = Wire::to(server.address());
+        Self {
+            wire,
+            _server: server,
+        }
+    }
+}
+
+impl Shared for Wired {
+    fn urls(&self) -> String {
+        format!("redis://{}", self.wire.address)
+    }
+}
+
+/// The system of record that all have.
+enum Store {
+    Postgres(Arc<Database>),
+    /// One file, of which all on this machine may read and write.
+    Sqlite(TempDir),
+}
+
+impl Store {
+    fn postgres() -> Self {
+        Self::Postgres(Arc::new(Database::migrated()))
+    }
+
+    fn sqlite() -> Self {
+        Self::Sqlite(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    fn file(directory: &TempDir) -> PathBuf {
+        directory.path().join("tollgate.db")
+    }
+
+    fn of(&self, serve: Serve) -> Serve {
+        match self {
+            Self::Postgres(database) => serve.on_postgres(database),
+            Self::Sqlite(directory) => {
+                let file = Self::file(directory);
+                serve.set("DATABASE_URL", &format!("sqlite:{}", file.display()))
+            }
+        }
+    }
+
+    async fn open(&self) -> SharedStore {
+        match self {
+            Self::Postgres(database) => {
+                let url = database.url().parse().expect("an address");
+                Arc::new(PostgresStore::open(&url).await.expect("it opens"))
+            }
+            Self::Sqlite(directory) => {
+                Arc::new(SqliteStore::open(&Self::file(directory)).expect("it opens"))
+            }
+        }
+    }
+}
+
 /// Replicas behind which one model answers.
-struct Replicas {
-    redis: RedisServer,
+struct Replicas<R = RedisServer> {
+    redis: R,
     upstream: FakeOpenAi,
     gates: Vec<Tollgate>,
-    store: TempDir,
+    store: Store,
 }
 
 impl Replicas {
     async fn start(count: usize, fail_mode: &str) -> Self {
-        Self::start_with(count, fail_mode, |serve| serve).await
+        Self::on(RedisServer::start(), count, fail_mode).await
+    }
+}
+
+impl<R: Shared> Replicas<R> {
+    /// On Postgres, and on this Redis.
+    async fn on(redis: R, count: usize, fail_mode: &str) -> Self {
+        let prepare = |_, serve: Serve| serve.set("USAGE_GUARDRAIL_FAIL_MODE", fail_mode);
+        Self::start_with(redis, Store::postgres(), count, prepare).await
     }
 
-    /// As [`start`](Self::start), each with its settings made ready by `prepare`.
-    async fn start_with(count: usize, fail_mode: &str, prepare: impl Fn(Serve) -> Serve) -> Self {
+    /// Each with its settings made ready by `prepare`, which is told its number.
+    async fn start_with(
+        redis: R,
+        store: Store,
+        count: usize,
+        prepare: impl Fn(usize, Serve) -> Serve,
+    ) -> Self {
         let upstream = FakeOpenAi::start().await;
         upstream.always(crate::support::Reply::Text {
             text: "hello".to_owned(),
             usage: usage(7, 3),
         });
-        let mut replicas = Self {
-            redis: RedisServer::start(),
-            upstream,
-            gates: Vec::new(),
-            store: tempfile::tempdir().expect("a temporary directory"),
+        let settings = |number| {
+            let serve = Tollgate::serve()
+                .upstream(&upstream)
+                .set("USAGE_GUARDRAIL_CACHE_BACKEND", "redis")
+                .set("USAGE_GUARDRAIL_REDIS_URL", &redis.urls());
+            prepare(number, store.of(serve))
         };
-        for _ in 0..count {
-            let gate = prepare(replicas.settings(fail_mode)).start().await;
+        let gates = join_all((0..count).map(|number| settings(number).start())).await;
+        for gate in &gates {
             gate.is_ready().await;
-            replicas.gates.push(gate);
         }
-        replicas
-    }
-
-    fn database(&self) -> PathBuf {
-        self.store.path().join("tollgate.db")
-    }
-
-    fn settings(&self, fail_mode: &str) -> Serve {
-        let database = self.database();
-        let database = database.to_str().expect("it has a plain name");
-        Tollgate::serve()
-            .upstream(&self.upstream)
-            .set("DATABASE_URL", &format!("sqlite:{database}"))
-            .set("USAGE_GUARDRAIL_CACHE_BACKEND", "redis")
-            .set("USAGE_GUARDRAIL_REDIS_URL", &self.redis.url())
-            .set("USAGE_GUARDRAIL_FAIL_MODE", fail_mode)
+        Self {
+            redis,
+            upstream,
+            gates,
+            store,
+        }
     }
 
     /// The tenant at each replica.
@@ -79,6 +175,14 @@ impl Replicas {
             })
             .await;
         }
+    }
+
+    /// A metric, summed over the replicas.
+    async fn metric(&self, name: &str) -> i64 {
+        join_all(self.gates.iter().map(|gate| gate.metric(name, "")))
+            .await
+            .iter()
+            .sum()
     }
 
     /// Stops all, and checks what must hold: nothing reserved, rollups equal events, every replica's usage is there.
@@ -102,12 +206,91 @@ impl Replicas {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
-        let database = self.database();
         for mut gate in self.gates {
             assert_eq!(gate.terminate().await, 0, "{}", gate.log());
+            assert!(!gate.log().contains("panicked"), "{}", gate.log());
         }
-        let store = tollgate::store::sqlite::SqliteStore::open(&database).expect("it opens");
-        let differences = tollgate::store::usage::UsageStore::check_rollups(&store).await;
+        let differences = self.store.open().await.check_rollups().await;
         assert_eq!(differences.expect("the store reads"), Vec::<String>::new());
     }
+}
+
+/// What somebody saw who asked all the time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    answered: i64,
+    /// Requests that no decision could be made on.
+    undecided: i64,
+    /// The longest wait for an answer of any kind.
+    longest: Duration,
+}
+
+/// Requests one after the other until told to stop.
+async fn keep_asking(tenant: Tenant, until: CancellationToken) -> Seen {
+    let mut seen = Seen::default();
+    while !until.is_cancelled() {
+        let begun = Instant::now();
+        let answer = tenant.complete(json!({})).await;
+        seen.longest = seen.longest.max(begun.elapsed());
+        match (answer.status, answer.code_if_any().as_str()) {
+            (200, _) => seen.answered += 1,
+            (503, "usage_store_unavailable") => seen.undecided += 1,
+            (429, _) => {}
+            (other, _) => panic!("{other}: {}", answer.text),
+        }
+        // Enough to be in the middle of something whenever something happens.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    seen
+}
+
+/// Runs `act` while every replica is asked all the time by two.
+async fn under_load<R: Shared>(
+    replicas: &mut Replicas<R>,
+    tenants: &[Tenant],
+    act: impl AsyncFnOnce(&mut Replicas<R>),
+) -> Seen {
+    let stop = CancellationToken::new();
+    let everywhere = tenants
+        .iter()
+        .flat_map(|tenant| replicas.everywhere(tenant));
+    let asking: Vec<_> = everywhere
+        .flat_map(|tenant| [tenant.clone(), tenant])
+        .map(|tenant| tokio::spawn(keep_asking(tenant, stop.clone())))
+        .collect();
+    act(replicas).await;
+    stop.cancel();
+    let mut all = Seen::default();
+    for asked in join_all(asking).await {
+        let asked = asked.expect("no asker panics");
+        all.answered += asked.answered;
+        all.undecided += asked.undecided;
+        all.longest = all.longest.max(asked.longest);
+    }
+    all
+}
+
+/// Uses what is left at each of them, until the limit itself refuses: what others hold, and what a busy machine could
+/// not decide in time, is waited for. How many were answered.
+async fn use_up(tenants: &[Tenant]) -> i64 {
+    let mut answered = 0;
+    for tenant in tenants {
+        let mut deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = tenant.complete(json!({})).await;
+            match (answer.status, answer.code_if_any().as_str()) {
+                (200, _) => {
+                    answered += 1;
+                    deadline = Instant::now() + PATIENCE;
+                }
+                (429, "usage_limit_exceeded") => break,
+                (429, "usage_limit_reserved") | (503, "usage_store_unavailable") => {
+                    assert!(Instant::now() < deadline, "still {}", answer.text);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                (other, _) => panic!("{other}: {}", answer.text),
+            }
+        }
+    }
+    answered
 }

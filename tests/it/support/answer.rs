@@ -59,6 +59,14 @@ impl Answer {
             .to_owned()
     }
 
+    /// The error's code; empty where it is no error.
+    pub(crate) fn code_if_any(&self) -> String {
+        match self.status {
+            ..400 => String::new(),
+            _ => self.code(),
+        }
+    }
+
     /// The data of each event of a stream.
     pub(crate) fn events(&self) -> Vec<String> {
         self.text

@@ -6,7 +6,6 @@ mod gate;
 pub(crate) mod postgres;
 mod prometheus;
 mod receiver;
-#[expect(dead_code, reason = "unit tests use the rest")]
 mod redis;
 pub(crate) mod stripe;
 mod tenant;
@@ -23,7 +22,7 @@ pub(crate) use self::{
     postgres::{Cluster, Database},
     prometheus::{Prometheus, in_repository, promtool},
     receiver::{Post, Receiver, Says},
-    redis::RedisServer,
+    redis::{RedisCluster, RedisServer},
     tenant::{Tenant, hard, soft},
     upstream::{Ends, FakeOpenAi, Frames, Reply, usage},
     wire::Wire,

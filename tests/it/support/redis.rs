@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -75,6 +75,10 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
     /// The first line of the answer to a command.
     pub(crate) fn ask(&self, command: &[&str]) -> String {
         let answer = self.try_ask(command);
@@ -140,65 +144,111 @@ impl Drop for RedisServer {
     }
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
     let address = listener.local_addr().expect("it is bound");
     address.port()
 }
 
-/// Three masters, each with a third of the slots.
-pub(crate) struct RedisCluster(pub(crate) Vec<RedisServer>);
+/// Three masters, each with a third of the slots; and those that stand by, each ready to take its master's place.
+pub(crate) struct RedisCluster {
+    pub(crate) masters: Vec<RedisServer>,
+    pub(crate) standbys: Vec<RedisServer>,
+}
+
+const SLOTS: [(&str, &str); 3] = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
 
 impl RedisCluster {
     pub(crate) fn start() -> Self {
-        const SLOTS: [(&str, &str); 3] = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
-        let mut buses = Vec::new();
-        let servers: Vec<RedisServer> = SLOTS
-            .iter()
-            .map(|_| {
-                let bus = free_port().to_string();
-                let options = [
-                    ["--cluster-enabled", "yes"],
-                    ["--cluster-port", &bus],
-                    ["--cluster-node-timeout", "2000"],
-                    ["--cluster-config-file", "nodes.conf"],
-                    ["--save", ""],
-                ];
-                let server = RedisServer::with_options(options.as_flattened());
-                buses.push(bus);
-                server
-            })
-            .collect();
-        for (server, (first, last)) in servers.iter().zip(SLOTS) {
+        let nodes = SLOTS.iter().map(|_| Self::start_node());
+        let (masters, buses): (Vec<_>, Vec<_>) = nodes.unzip();
+        for (server, (first, last)) in masters.iter().zip(SLOTS) {
             assert_eq!(
                 server.ask(&["CLUSTER", "ADDSLOTSRANGE", first, last]),
                 "+OK"
             );
         }
-        for (server, bus) in servers.iter().zip(&buses).skip(1) {
-            let port = server.port.to_string();
-            let met = servers[0].ask(&["CLUSTER", "MEET", "127.0.0.1", &port, bus]);
-            assert_eq!(met, "+OK");
+        let cluster = Self {
+            masters,
+            standbys: Vec::new(),
+        };
+        for (server, bus) in cluster.masters.iter().zip(&buses).skip(1) {
+            cluster.meet(server, bus);
         }
-        let deadline = Instant::now() + START_TIME;
-        // Each has to know all three, and that every slot is served.
-        while !servers
-            .iter()
-            .all(|server| server.cluster_knows(SLOTS.len()))
-        {
-            assert!(
-                Instant::now() < deadline,
-                "the cluster does not come together"
-            );
-            std::thread::sleep(Duration::from_millis(20));
+        cluster.comes_together();
+        cluster
+    }
+
+    /// With one that stands by for each master.
+    pub(crate) fn start_with_standbys() -> Self {
+        let mut cluster = Self::start();
+        for _ in SLOTS {
+            let (server, bus) = Self::start_node();
+            cluster.meet(&server, &bus);
+            cluster.standbys.push(server);
         }
-        Self(servers)
+        cluster.comes_together();
+        for (master, standby) in cluster.masters.iter().zip(&cluster.standbys) {
+            let id = master.bulk(&["CLUSTER", "MYID"]).expect("it has an id");
+            assert_eq!(standby.ask(&["CLUSTER", "REPLICATE", &id]), "+OK");
+        }
+        wait_for("those that stand by follow their masters", || {
+            let follows = |server: &RedisServer| server.replication_says("master_link_status:up");
+            cluster.standbys.iter().all(follows)
+        });
+        cluster
+    }
+
+    /// A server, and the port that others of its cluster reach it at.
+    fn start_node() -> (RedisServer, String) {
+        let bus = free_port().to_string();
+        let options = [
+            ["--cluster-enabled", "yes"],
+            ["--cluster-port", &bus],
+            ["--cluster-node-timeout", "2000"],
+            ["--cluster-replica-validity-factor", "0"], // a busy machine is no reason to stay without a master
+            ["--cluster-config-file", "nodes.conf"],
+            ["--repl-diskless-sync-delay", "0"],
+            ["--save", ""],
+        ];
+        (RedisServer::with_options(options.as_flattened()), bus)
+    }
+
+    fn meet(&self, server: &RedisServer, bus: &str) {
+        let port = server.port.to_string();
+        let met = self.masters[0].ask(&["CLUSTER", "MEET", "127.0.0.1", &port, bus]);
+        assert_eq!(met, "+OK");
+    }
+
+    /// Each has to know all the others, and that every slot is served.
+    fn comes_together(&self) {
+        let count = self.masters.len() + self.standbys.len();
+        wait_for("the cluster comes together", || {
+            let mut nodes = self.masters.iter().chain(&self.standbys);
+            nodes.all(|server| server.cluster_knows(count))
+        });
+    }
+
+    /// Ends a master, and waits until the one that stood by for it serves in its place.
+    pub(crate) fn fail_over(&mut self, index: usize) {
+        self.masters[index].kill();
+        wait_for("the one that stood by is the master", || {
+            self.standbys[index].replication_says("role:master")
+        });
     }
 
     /// As the setting takes it.
     pub(crate) fn urls(&self) -> String {
-        let urls: Vec<String> = self.0.iter().map(RedisServer::url).collect();
+        let urls: Vec<String> = self.masters.iter().map(RedisServer::url).collect();
         urls.join(",")
+    }
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + START_TIME;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -210,6 +260,11 @@ impl RedisServer {
         text.contains("cluster_state:ok")
             && text.contains(&format!("cluster_known_nodes:{nodes}"))
             && text.contains("cluster_slots_ok:16384")
+    }
+
+    fn replication_says(&self, what: &str) -> bool {
+        let text = self.bulk(&["INFO", "replication"]);
+        text.is_some_and(|text| text.lines().any(|line| line == what))
     }
 
     /// The answer to a command that answers with a text.

@@ -5,7 +5,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -14,9 +14,19 @@ use std::{
 #[derive(Default)]
 struct Mood {
     delay_ms: AtomicU64,
-    swallows: AtomicBool,
+    /// Takes pieces towards the server, or from it, and passes them to nobody.
+    loses: [AtomicBool; 2],
+    /// So many connections that were made first lose everything.
+    forgotten: AtomicUsize,
     has_ended: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
+}
+
+/// Which way a piece goes; an index into [`Mood::loses`].
+#[derive(Clone, Copy)]
+enum Way {
+    There,
+    Back,
 }
 
 /// Listens on a port of its own; ends when it is dropped.
@@ -49,14 +59,28 @@ impl Wire {
         self.mood.delay_ms.store(delay, Ordering::SeqCst);
     }
 
-    /// Takes everything and passes nothing on, as a firewall that has forgotten a connection does.
+    /// Takes everything and passes nothing on, as a firewall that has forgotten a connection does. A connection that
+    /// has lost something is cut when it is to pass things on again: no network drops bytes out of a stream.
     pub(crate) fn swallow(&self, swallows: bool) {
-        self.mood.swallows.store(swallows, Ordering::SeqCst);
+        for loses in &self.mood.loses {
+            loses.store(swallows, Ordering::SeqCst);
+        }
+    }
+
+    /// Passes on what goes to the server, and loses what it answers: all that is asked is done, and nobody hears of it.
+    pub(crate) fn lose_answers(&self, loses: bool) {
+        self.mood.loses[Way::Back as usize].store(loses, Ordering::SeqCst);
+    }
+
+    /// Nothing comes over the connections there are any more, and nobody is told; new ones are good.
+    pub(crate) fn forget(&self) {
+        let made = self.mood.connections.lock().unwrap().len();
+        self.mood.forgotten.store(made, Ordering::SeqCst);
     }
 
     /// Ends all connections there are.
     pub(crate) fn cut(&self) {
-        for connection in self.mood.connections.lock().unwrap().drain(..) {
+        for connection in &*self.mood.connections.lock().unwrap() {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
@@ -73,16 +97,24 @@ impl Drop for Wire {
 fn connect(mood: &Arc<Mood>, client: TcpStream, server: SocketAddr) -> io::Result<()> {
     let server = TcpStream::connect(server)?;
     let ends = [client, server];
-    for end in &ends {
-        end.set_nodelay(true)?;
-        mood.connections.lock().unwrap().push(end.try_clone()?);
-    }
+    let number = {
+        let mut connections = mood.connections.lock().unwrap();
+        let number = connections.len();
+        for end in &ends {
+            end.set_nodelay(true)?;
+            connections.push(end.try_clone()?);
+        }
+        number
+    };
     let [client, server] = ends;
-    let ways = [(client.try_clone()?, server.try_clone()?), (server, client)];
-    for (from, to) in ways {
+    let ways = [
+        (Way::There, client.try_clone()?, server.try_clone()?),
+        (Way::Back, server, client),
+    ];
+    for (way, from, to) in ways {
         let mood = Arc::clone(mood);
         std::thread::spawn(move || {
-            let _ = pass(&mood, &from, &to);
+            let _ = pass(&mood, number, way, &from, &to);
             let _ = from.shutdown(Shutdown::Both);
             let _ = to.shutdown(Shutdown::Both);
         });
@@ -90,15 +122,29 @@ fn connect(mood: &Arc<Mood>, client: TcpStream, server: SocketAddr) -> io::Resul
     Ok(())
 }
 
-fn pass(mood: &Mood, mut from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
+fn pass(
+    mood: &Mood,
+    number: usize,
+    way: Way,
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+) -> io::Result<()> {
     let mut piece = [0; 65_536];
+    let mut has_lost = false;
     loop {
         let length = from.read(&mut piece)?;
         if length == 0 {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(mood.delay_ms.load(Ordering::SeqCst)));
-        if !mood.swallows.load(Ordering::SeqCst) {
+        if number < mood.forgotten.load(Ordering::SeqCst) {
+            continue;
+        }
+        if mood.loses[way as usize].load(Ordering::SeqCst) {
+            has_lost = true;
+        } else if has_lost {
+            return Ok(());
+        } else {
             to.write_all(&piece[..length])?;
         }
     }
