@@ -93,14 +93,18 @@ impl Bucket {
 
     /// Notes that a call failed: from now on none waits for it.
     pub(super) fn fail(&self, fault: &Fault) {
-        let fault = match fault {
-            Fault::TimedOut => Fault::Away(format!("no answer within {} ms", PATIENCE.as_millis())),
-            other => other.clone(),
-        };
         if !matches!(&**self.state.load(), State::Down(_)) {
-            self.set(State::Down(fault));
+            self.set(State::Down(told(fault)));
             self.lock().was_down = true;
             self.wake.notify_one();
+        }
+    }
+
+    /// The same of the heartbeat, which also finds out why it still is away: that a password is wrong, say.
+    pub(super) fn still_fails(&self, fault: &Fault) {
+        self.fail(fault);
+        if !matches!(fault, Fault::TimedOut) {
+            self.set(State::Down(told(fault)));
         }
     }
 
@@ -110,5 +114,12 @@ impl Bucket {
 
     pub(super) fn note_miss(&self) -> u32 {
         self.misses.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+fn told(fault: &Fault) -> Fault {
+    match fault {
+        Fault::TimedOut => Fault::Away(format!("no answer within {} ms", PATIENCE.as_millis())),
+        other => other.clone(),
     }
 }

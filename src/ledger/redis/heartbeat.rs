@@ -75,7 +75,7 @@ impl RedisLedger {
         let reply = match self.heartbeat(index).await {
             Ok(reply) => reply,
             Err(fault) => {
-                bucket.fail(&fault);
+                bucket.still_fails(&fault);
                 if bucket.note_miss().is_multiple_of(HOPELESS) {
                     self.link.reset().await;
                 }
