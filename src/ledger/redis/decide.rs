@@ -203,24 +203,26 @@ impl RedisLedger {
 
     /// Counts the event of a request in place of what it holds. If Redis does not answer, the drain tells it again.
     pub(super) async fn settle(&self, hold: &mut RedisHold, event: &UsageEvent) -> Settled {
-        let asked = {
+        let (asked, was_own) = {
             // Under this lock a renewal is either in the lane before, or does not know of it any more.
             let mut holds = self.holds.lock();
-            if holds.remove(&hold.open.id).is_some() {
-                self.tally.settled.fetch_add(1, Ordering::Relaxed);
-            }
+            let was_own = holds.remove(&hold.open.id).is_some();
             let count = wire::Count {
                 events: &[Event::of(event, Some(hold.open.id))],
                 limits: &hold.limits,
                 drain: false,
                 only_here: false,
             };
-            self.send(event.tenant_id, Script::Count, &count)
+            (self.send(event.tenant_id, Script::Count, &count), was_own)
         };
         let reply = match asked {
             Ok(asked) => asked.answer().await,
             Err(fault) => Err(fault),
         };
+        // One that outlives its node is nobody's own, and may be settled by several at once.
+        if was_own || reply.as_ref().is_ok_and(|reply| reply.ended > 0) {
+            self.tally.settled.fetch_add(1, Ordering::Relaxed);
+        }
         let mut states = std::mem::take(&mut hold.states);
         let used = &event.quantities;
         match &reply {

@@ -280,6 +280,9 @@ pub(super) struct Reply {
     /// Events that are counted, and that nobody said were about to be written to the store.
     #[serde(default)]
     pub(super) waiting: Vec<String>,
+    /// How many holds the events told of ended.
+    #[serde(default)]
+    pub(super) ended: u64,
     #[serde(default)]
     pub(super) was_open: bool,
     /// Subject, id, feature, start, end, hard limit.

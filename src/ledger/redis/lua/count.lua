@@ -6,10 +6,10 @@ local stop = refused(false)
 if stop then return stop end
 open_tenant()
 
-local judged, absent = {}, {}
+local judged, absent, ended = {}, {}, 0
 for index = 1, #ask.events do
   local id, hold, key, user, at, used = unpack(ask.events[index])
-  if hold ~= '' then end_hold(hold) end
+  if hold ~= '' and end_hold(hold) then ended = ended + 1 end
   local is_draining = redis.call('HEXISTS', ROOT .. 'g', id) == 1
   local is_waiting = not is_draining and redis.call('HEXISTS', ROOT .. 'e', id) == 1
   local is_gone = not is_draining and not is_waiting and was_forgotten(id)
@@ -49,4 +49,6 @@ for index = 1, #ask.limits do
   end
 end
 save_subjects()
-return answer({ status = 'counted', now = now, absent = absent, judged = judged, standings = states })
+return answer({
+  status = 'counted', now = now, absent = absent, judged = judged, standings = states, ended = ended,
+})
