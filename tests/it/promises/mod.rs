@@ -10,7 +10,7 @@ mod exact;
 mod fail_modes;
 mod guarantees;
 mod in_sight;
-mod notices;
+pub(crate) mod notices;
 mod on_postgres;
 mod repeats;
 mod reported;

@@ -39,7 +39,7 @@ fn kind_of(post: &Post) -> String {
 }
 
 /// How often it took each kind of notice about a tenant.
-fn told(receiver: &Receiver, slug: &str) -> BTreeMap<String, usize> {
+pub(crate) fn told(receiver: &Receiver, slug: &str) -> BTreeMap<String, usize> {
     let mut told = BTreeMap::new();
     for post in receiver.taken() {
         if post.json()["data"]["tenant_slug"] == slug {
@@ -49,7 +49,7 @@ fn told(receiver: &Receiver, slug: &str) -> BTreeMap<String, usize> {
     told
 }
 
-async fn is_told(receiver: &Receiver, slug: &str, expected: &[(&str, usize)]) {
+pub(crate) async fn is_told(receiver: &Receiver, slug: &str, expected: &[(&str, usize)]) {
     let expected: BTreeMap<String, usize> = expected
         .iter()
         .map(|(kind, count)| ((*kind).to_owned(), *count))

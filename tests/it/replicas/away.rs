@@ -24,9 +24,11 @@ async fn a_limit_is_exact_although_redis_is_emptied_and_restarted_under_load() {
     let load = [acme.clone()];
     let seen = under_load(&mut replicas, &load, async |replicas| {
         for restart in [false, true] {
-            while acme.used("messages").await < if restart { 120 } else { 40 } {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+            let enough = if restart { 120 } else { 40 };
+            eventually("there is load", || async {
+                (replicas.upstream.calls() > enough).then_some(())
+            })
+            .await;
             if restart {
                 replicas.redis.revive();
             } else {

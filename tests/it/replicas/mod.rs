@@ -1,9 +1,13 @@
 //! Several servers as one: on one Redis and one store, with every promise still true.
 
 mod away;
+mod changes;
+mod clocks;
 mod exact;
 mod faults;
+mod guarded;
 mod shared;
+mod told;
 
 use std::{
     path::PathBuf,
@@ -24,6 +28,9 @@ use crate::support::{
 
 /// How long what a dead replica held stays held at most.
 const LEASE: Duration = Duration::from_secs(30);
+
+/// Between two requests of one who asks all the time for the only tenant there is.
+const PAUSE: Duration = Duration::from_millis(8);
 
 /// What replicas share their totals in.
 trait Shared {
@@ -226,7 +233,7 @@ struct Seen {
 }
 
 /// Requests one after the other until told to stop.
-async fn keep_asking(tenant: Tenant, until: CancellationToken) -> Seen {
+async fn keep_asking(tenant: Tenant, pause: Duration, until: CancellationToken) -> Seen {
     let mut seen = Seen::default();
     while !until.is_cancelled() {
         let begun = Instant::now();
@@ -238,25 +245,26 @@ async fn keep_asking(tenant: Tenant, until: CancellationToken) -> Seen {
             (429, _) => {}
             (other, _) => panic!("{other}: {}", answer.text),
         }
-        // Enough to be in the middle of something whenever something happens.
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        // Often enough to be in the middle of something whenever something happens.
+        tokio::time::sleep(pause).await;
     }
     seen
 }
 
-/// Runs `act` while every replica is asked all the time by two.
+/// Runs `act` while every replica is asked for every tenant all the time, by two.
 async fn under_load<R: Shared>(
     replicas: &mut Replicas<R>,
     tenants: &[Tenant],
     act: impl AsyncFnOnce(&mut Replicas<R>),
 ) -> Seen {
     let stop = CancellationToken::new();
+    let pause = PAUSE * u32::try_from(tenants.len()).expect("some");
     let everywhere = tenants
         .iter()
         .flat_map(|tenant| replicas.everywhere(tenant));
     let asking: Vec<_> = everywhere
         .flat_map(|tenant| [tenant.clone(), tenant])
-        .map(|tenant| tokio::spawn(keep_asking(tenant, stop.clone())))
+        .map(|tenant| tokio::spawn(keep_asking(tenant, pause, stop.clone())))
         .collect();
     act(replicas).await;
     stop.cancel();

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -43,6 +43,19 @@ pub(crate) struct Fault {
     pub(crate) bad: u64,
 }
 
+/// Makes `NAME.so` in a directory, to be preloaded.
+pub(super) fn compile(directory: &Path, name: &str, source: &str) {
+    let file = directory.join(name).with_extension("c");
+    fs::write(&file, source).expect("a temporary file");
+    let compiled = Command::new("cc")
+        .args(["-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-o"])
+        .args([file.with_extension("so"), file])
+        .output()
+        .expect("the tests need a C compiler, cc (make deps)");
+    let errors = String::from_utf8_lossy(&compiled.stderr);
+    assert!(compiled.status.success(), "{errors}");
+}
+
 /// See the file's head. One server at a time may have it.
 pub(crate) struct FaultyDisk {
     directory: tempfile::TempDir,
@@ -52,15 +65,7 @@ pub(crate) struct FaultyDisk {
 impl FaultyDisk {
     pub(crate) fn build() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let source = directory.path().join("faulty_disk.c");
-        fs::write(&source, SOURCE).expect("a temporary file");
-        let compiled = Command::new("cc")
-            .args(["-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-o"])
-            .args([directory.path().join("faulty_disk.so"), source])
-            .output()
-            .expect("the tests need a C compiler, cc (make deps)");
-        let errors = String::from_utf8_lossy(&compiled.stderr);
-        assert!(compiled.status.success(), "{errors}");
+        compile(directory.path(), "faulty_disk", SOURCE);
         let control = File::options()
             .read(true)
             .write(true)

@@ -7,6 +7,7 @@ pub(crate) mod postgres;
 mod prometheus;
 mod receiver;
 mod redis;
+mod shifted_clock;
 pub(crate) mod stripe;
 mod tenant;
 pub(crate) mod torture;
@@ -19,10 +20,11 @@ pub(crate) use self::{
     answer::Answer,
     faulty_disk::{Calls, Fault, FaultyDisk, How},
     gate::{CliRun, Serve, Tollgate},
-    postgres::{Cluster, Database},
+    postgres::{Certificates, Cluster, Database},
     prometheus::{Prometheus, in_repository, promtool},
     receiver::{Post, Receiver, Says},
-    redis::{RedisCluster, RedisServer},
+    redis::{RedisCluster, RedisServer, free_port},
+    shifted_clock::ShiftedClock,
     tenant::{Tenant, hard, soft},
     upstream::{Ends, FakeOpenAi, Frames, Reply, usage},
     wire::Wire,

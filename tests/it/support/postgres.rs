@@ -198,17 +198,11 @@ impl Cluster {
 
     /// Certificates of those whom `ca.pem` makes trusted: for `localhost`, and not for 127.0.0.1.
     fn write_certificates(&self) {
-        let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let authority_key = rcgen::KeyPair::generate().unwrap();
-        let authority = rcgen::CertifiedIssuer::self_signed(authority, authority_key).unwrap();
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &authority).unwrap();
-        fs::write(self.authority(), authority.pem()).unwrap();
-        fs::write(self.data().join("server.crt"), certificate.pem()).unwrap();
+        let certificates = Certificates::for_localhost();
+        fs::write(self.authority(), certificates.authority).unwrap();
+        fs::write(self.data().join("server.crt"), certificates.server).unwrap();
         let name = self.data().join("server.key");
-        fs::write(&name, key.serialize_pem()).unwrap();
+        fs::write(&name, certificates.key).unwrap();
         fs::set_permissions(&name, fs::Permissions::from_mode(0o600)).unwrap();
         if is_root() {
             chown(&name, Some(NOBODY), Some(NOBODY)).unwrap();
@@ -256,6 +250,31 @@ impl Cluster {
 
     fn address(&self, database: &str) -> String {
         format!("postgres://tollgate@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+/// In PEM.
+pub(crate) struct Certificates {
+    /// Who trusts this trusts the server.
+    pub(crate) authority: String,
+    pub(crate) server: String,
+    pub(crate) key: String,
+}
+
+impl Certificates {
+    pub(crate) fn for_localhost() -> Self {
+        let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority_key = rcgen::KeyPair::generate().unwrap();
+        let authority = rcgen::CertifiedIssuer::self_signed(authority, authority_key).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let server = params.signed_by(&key, &authority).unwrap();
+        Self {
+            authority: authority.pem(),
+            server: server.pem(),
+            key: key.serialize_pem(),
+        }
     }
 }
 

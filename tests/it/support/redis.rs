@@ -17,6 +17,7 @@ const START_TIME: Duration = Duration::from_secs(20);
 pub(crate) struct RedisServer {
     port: u16,
     options: Vec<String>,
+    environment: Vec<(String, String)>,
     directory: TempDir,
     child: Option<Child>,
 }
@@ -27,9 +28,14 @@ impl RedisServer {
     }
 
     pub(crate) fn with_options(options: &[&str]) -> Self {
+        Self::with(options, &[])
+    }
+
+    pub(crate) fn with(options: &[&str], environment: &[(String, String)]) -> Self {
         let mut server = Self {
             port: 0,
             options: options.iter().map(|&option| option.to_owned()).collect(),
+            environment: environment.to_vec(),
             directory: tempfile::tempdir().expect("a temporary directory can be made"),
             child: None,
         };
@@ -47,6 +53,7 @@ impl RedisServer {
             .arg("--dir")
             .arg(self.directory.path())
             .args(&self.options)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
