@@ -3,11 +3,12 @@
 use futures_util::StreamExt;
 use serde_json::json;
 
-use crate::support::{FakeOpenAi, Frames, Tollgate};
+use super::serve;
+use crate::support::{FakeOpenAi, Frames};
 
 #[tokio::test]
 async fn a_clean_stop_leaves_everything_in_the_store() {
-    let mut gate = Tollgate::serve().start().await;
+    let mut gate = serve().start().await;
     let acme = gate.tenant("acme").create().await;
     for _ in 0..10 {
         acme.chat("hi").await.expect_ok();
@@ -24,7 +25,7 @@ async fn a_clean_stop_leaves_everything_in_the_store() {
 
 #[tokio::test]
 async fn totals_are_rebuilt_from_the_store_where_they_are_not_kept() {
-    let gate = Tollgate::serve()
+    let gate = serve()
         .set("USAGE_GUARDRAIL_CACHE_BACKEND", "memory")
         .start()
         .await;
@@ -41,7 +42,7 @@ async fn totals_are_rebuilt_from_the_store_where_they_are_not_kept() {
 async fn a_stop_lets_streams_end() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Frames::words(3));
-    let mut gate = Tollgate::serve().upstream(&upstream).start().await;
+    let mut gate = serve().upstream(&upstream).start().await;
     let acme = gate.tenant("acme").create().await;
     let mut stream = acme.open(json!({})).await.bytes_stream();
     upstream.hold();
@@ -60,27 +61,5 @@ async fn a_stop_lets_streams_end() {
     assert_eq!(code, 0, "{}", gate.log());
     let gate = gate.restart().await;
     assert_eq!(acme.at(&gate).used("messages").await, 1);
-    gate.finish().await;
-}
-
-#[tokio::test]
-async fn a_damaged_journal_is_moved_aside_and_totals_come_from_the_store() {
-    let mut gate = Tollgate::serve().start().await;
-    let acme = gate.tenant("acme").create().await;
-    acme.chat("hi").await.expect_ok();
-    assert_eq!(gate.terminate().await, 0);
-    let journal = gate.settings().data_dir().join("cache.redb");
-    std::fs::write(&journal, b"this is no journal").unwrap();
-    let gate = gate.restart().await;
-    assert_eq!(acme.at(&gate).used("messages").await, 1);
-    gate.logged("\"code\":\"journal_damaged\"").await;
-    let moved = std::fs::read_dir(gate.settings().data_dir())
-        .unwrap()
-        .filter_map(Result::ok);
-    assert!(moved.into_iter().any(|file| {
-        file.file_name()
-            .to_string_lossy()
-            .starts_with("cache.redb.damaged-")
-    }));
     gate.finish().await;
 }

@@ -3,7 +3,8 @@
 use futures_util::{StreamExt, future::join_all};
 use serde_json::json;
 
-use crate::support::{Ends, FakeOpenAi, Frames, Reply, Tenant, Tollgate, eventually, hard};
+use super::serve;
+use crate::support::{Ends, FakeOpenAi, Frames, Reply, Tenant, eventually, hard};
 
 /// Reads `frames` frames of a stream, then drops the connection.
 async fn hang_up_after(acme: &Tenant, frames: usize) {
@@ -25,7 +26,7 @@ async fn settled(acme: &Tenant, messages: i64) {
 async fn a_hang_up_is_charged_by_the_providers_own_count_if_it_still_comes() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Frames::words(10));
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate.tenant("acme").create().await;
     for frames in 1..=8 {
         hang_up_after(&acme, frames).await;
@@ -41,7 +42,7 @@ async fn a_hang_up_is_charged_by_the_providers_own_count_if_it_still_comes() {
 async fn a_hang_up_is_charged_by_the_tokenizer_where_no_count_comes() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Frames::hanging(6));
-    let gate = Tollgate::serve()
+    let gate = serve()
         .upstream(&upstream)
         .set("TOLLGATE_DISCONNECT_GRACE_SECONDS", "1")
         .start()
@@ -64,7 +65,7 @@ async fn a_hang_up_before_anything_came_is_free_unless_the_settings_say_otherwis
             usage: None,
             ends: Ends::Hangs,
         });
-        let gate = Tollgate::serve()
+        let gate = serve()
             .upstream(&upstream)
             .set("TOLLGATE_DISCONNECT_GRACE_SECONDS", "0")
             .set("USAGE_CHARGE_ON_ABORT", policy)
@@ -87,7 +88,7 @@ async fn a_hang_up_before_anything_came_is_free_unless_the_settings_say_otherwis
 async fn a_thousand_hang_ups_leave_nothing_reserved() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Frames::words(4));
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate
         .tenant("acme")
         .limit("messages", hard(1_000))
@@ -114,7 +115,7 @@ async fn a_thousand_hang_ups_leave_nothing_reserved() {
 async fn a_whole_answer_whose_client_has_gone_is_read_to_its_end() {
     let upstream = FakeOpenAi::start().await;
     upstream.hold();
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate.tenant("acme").create().await;
     let asking = tokio::spawn({
         let acme = acme.clone();
@@ -134,7 +135,7 @@ async fn a_whole_answer_whose_client_has_gone_is_read_to_its_end() {
 #[tokio::test]
 async fn an_upstream_that_fails_before_any_output_is_free() {
     let upstream = FakeOpenAi::start().await;
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate.tenant("acme").create().await;
     let failing = || {
         Reply::Raw(
@@ -176,7 +177,7 @@ async fn an_upstream_that_fails_before_any_output_is_free() {
 async fn a_stream_that_breaks_off_ends_in_an_error_and_is_charged_what_came() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Frames::breaking_off(3));
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate.tenant("acme").create().await;
     let answer = crate::support::Answer::read(acme.open(json!({})).await).await;
     let last = answer.events().pop().unwrap();
@@ -207,7 +208,7 @@ async fn usage_that_is_not_reported_is_counted_and_marked() {
         text: "one two three".to_owned(),
         usage: json!({ "prompt_tokens": -1, "completion_tokens": "3" }),
     });
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate.tenant("acme").create().await;
     acme.complete(json!({})).await.expect_ok();
     assert_eq!(acme.used("output_tokens").await, 3);
@@ -221,7 +222,7 @@ async fn usage_that_is_not_reported_is_counted_and_marked() {
 #[tokio::test]
 async fn a_reported_zero_is_zero_and_calibration_is_applied() {
     let upstream = FakeOpenAi::start().await;
-    let gate = Tollgate::serve()
+    let gate = serve()
         .upstream(&upstream)
         .set("USAGE_TOKEN_CALIBRATION", "gpt-*:output=1.5")
         .start()

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use futures_util::{StreamExt, future::join_all};
 use serde_json::json;
 
-use crate::support::{Answer, FakeOpenAi, Frames, Reply, Tollgate, eventually, hard, soft};
+use super::serve;
+use crate::support::{Answer, FakeOpenAi, Frames, Reply, eventually, hard, soft};
 
 #[tokio::test]
 async fn the_last_message_is_answered_and_the_next_refused() {
     let upstream = FakeOpenAi::start().await;
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate
         .tenant("acme")
         .limit("messages", hard(1))
@@ -37,7 +38,7 @@ async fn the_last_message_is_answered_and_the_next_refused() {
 #[tokio::test]
 async fn many_at_once_get_exactly_what_the_limit_leaves() {
     let upstream = FakeOpenAi::start().await;
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate
         .tenant("acme")
         .limit("messages", hard(25))
@@ -66,7 +67,7 @@ async fn many_at_once_get_exactly_what_the_limit_leaves() {
 async fn many_streams_at_once_get_exactly_what_the_limit_leaves() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Frames::words(5));
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate
         .tenant("acme")
         .limit("messages", hard(20))
@@ -97,7 +98,7 @@ async fn many_streams_at_once_get_exactly_what_the_limit_leaves() {
 
 #[tokio::test]
 async fn output_tokens_are_never_passed_by_requests_at_once() {
-    let gate = Tollgate::serve().start().await;
+    let gate = serve().start().await;
     let acme = gate
         .tenant("acme")
         .limit("output_tokens", hard(1_000))
@@ -137,7 +138,7 @@ async fn output_tokens_are_never_passed_by_requests_at_once() {
 #[tokio::test]
 async fn limits_of_several_scopes_and_windows_hold_together() {
     let upstream = FakeOpenAi::start().await;
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate
         .tenant("acme")
         .limit("messages", hard(30))
@@ -194,7 +195,7 @@ async fn limits_of_several_scopes_and_windows_hold_together() {
 #[tokio::test]
 async fn what_requests_in_flight_hold_is_another_refusal_than_a_spent_quota() {
     let upstream = FakeOpenAi::start().await;
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate
         .tenant("acme")
         .limit("messages", hard(1))
@@ -226,7 +227,7 @@ async fn what_requests_in_flight_hold_is_another_refusal_than_a_spent_quota() {
 
 #[tokio::test]
 async fn a_soft_limit_warns_from_the_message_after_it() {
-    let gate = Tollgate::serve().start().await;
+    let gate = serve().start().await;
     let acme = gate
         .tenant("acme")
         .limit("messages", soft(2))
@@ -250,7 +251,7 @@ async fn a_soft_limit_warns_from_the_message_after_it() {
 
 #[tokio::test]
 async fn a_soft_limit_blocks_where_the_settings_say_so() {
-    let gate = Tollgate::serve()
+    let gate = serve()
         .set("USAGE_GUARDRAIL_SOFT_LIMIT_MODE", "block")
         .start()
         .await;
@@ -269,7 +270,7 @@ async fn a_soft_limit_blocks_where_the_settings_say_so() {
 async fn a_maximum_that_does_not_fit_is_lowered_and_said() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Reply::text("ok", 5, 40));
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate
         .tenant("acme")
         .limit("output_tokens", hard(100))
@@ -306,7 +307,7 @@ async fn a_maximum_that_does_not_fit_is_lowered_and_said() {
 async fn a_prompt_is_tokenized_only_where_its_bytes_do_not_fit() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Reply::text("ok", 300, 1));
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate
         .tenant("acme")
         .limit("input_tokens", hard(700))
@@ -328,7 +329,7 @@ async fn a_prompt_is_tokenized_only_where_its_bytes_do_not_fit() {
 #[tokio::test]
 async fn observe_mode_refuses_and_lowers_nothing_and_says_what_would_have_been() {
     let upstream = FakeOpenAi::start().await;
-    let gate = Tollgate::serve()
+    let gate = serve()
         .upstream(&upstream)
         .set("USAGE_GUARDRAIL_MODE", "observe")
         .start()
@@ -354,7 +355,7 @@ async fn observe_mode_refuses_and_lowers_nothing_and_says_what_would_have_been()
 
 #[tokio::test]
 async fn with_guardrails_off_chat_works_and_nothing_is_counted() {
-    let gate = Tollgate::serve()
+    let gate = serve()
         .set("ENABLE_USAGE_GUARDRAILS", "false")
         .start()
         .await;
@@ -379,7 +380,7 @@ async fn with_guardrails_off_chat_works_and_nothing_is_counted() {
 async fn a_stream_that_ignores_its_maximum_is_cut_off_at_it() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Frames::words(500));
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate
         .tenant("acme")
         .limit("output_tokens", hard(50))

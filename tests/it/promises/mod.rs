@@ -12,6 +12,7 @@ mod guarantees;
 mod in_sight;
 pub(crate) mod notices;
 mod on_postgres;
+mod one_server;
 mod repeats;
 mod reported;
 mod reservations;
@@ -20,3 +21,10 @@ mod stays_up;
 mod stripe;
 mod time_is_right;
 mod torture;
+
+use crate::support::{Serve, Tollgate};
+
+/// What the promises that hold for replicas too are tried on here; `replicas/promises.rs` tries them on three.
+fn serve() -> Serve {
+    Tollgate::serve()
+}

@@ -4,9 +4,10 @@ use futures_util::{StreamExt as _, future::join_all};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, FakeOpenAi, Frames, Reply, Tenant, Tollgate, eventually};
+use super::serve;
+use crate::support::{Answer, FakeOpenAi, Frames, Reply, Tenant, eventually};
 
-async fn keyed(acme: &Tenant, path: &str, key: &str, body: &Value) -> Answer {
+pub(super) async fn keyed(acme: &Tenant, path: &str, key: &str, body: &Value) -> Answer {
     let request = acme
         .request(Method::POST, path)
         .header("idempotency-key", key);
@@ -22,19 +23,19 @@ fn chat_body() -> Value {
     json!({ "model": "gpt-5.1", "messages": [{ "role": "user", "content": "hi" }] })
 }
 
-fn stream_body() -> Value {
+pub(super) fn stream_body() -> Value {
     let mut body = chat_body();
     body["stream"] = json!(true);
     body
 }
 
-fn is_replayed(answer: &Answer) -> bool {
+pub(super) fn is_replayed(answer: &Answer) -> bool {
     answer.header("idempotent-replayed") == Some("true")
 }
 
 #[tokio::test]
 async fn every_chat_route_replays_its_answer_also_after_a_restart_and_charges_nothing() {
-    let gate = Tollgate::serve().start().await;
+    let gate = serve().start().await;
     let acme = gate.tenant("acme").create().await;
     let routes = [
         ("/api/v1/chat", json!({"message": "hi"})),
@@ -94,7 +95,7 @@ async fn every_chat_route_replays_its_answer_also_after_a_restart_and_charges_no
 async fn of_many_repeats_at_once_one_runs_and_the_others_are_told_to_wait() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Reply::text("hello", 7, 3));
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate.tenant("acme").create().await;
     upstream.hold();
     let body = chat_body();
@@ -127,7 +128,7 @@ async fn of_many_repeats_at_once_one_runs_and_the_others_are_told_to_wait() {
 async fn a_client_that_lost_its_stream_gets_it_whole_and_pays_once() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Frames::words(10));
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate.tenant("acme").create().await;
     let request = acme
         .request(Method::POST, "/v1/chat/completions")
@@ -163,7 +164,7 @@ async fn a_stream_that_can_not_be_read_to_its_end_is_charged_as_far_as_it_came_a
     let upstream = FakeOpenAi::start().await;
     upstream.next(Frames::hanging(3));
     upstream.always(Frames::words(2));
-    let gate = Tollgate::serve()
+    let gate = serve()
         .upstream(&upstream)
         .set("TOLLGATE_DISCONNECT_GRACE_SECONDS", "1")
         .start()
@@ -203,7 +204,7 @@ async fn a_stream_that_can_not_be_read_to_its_end_is_charged_as_far_as_it_came_a
 async fn a_key_belongs_to_its_tenant_route_and_body() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Reply::text("hello", 7, 3));
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate.tenant("acme").create().await;
     let other = gate.tenant("other").create().await;
     keyed(&acme, "/v1/chat/completions", "k", &chat_body())
@@ -234,7 +235,7 @@ async fn a_key_belongs_to_its_tenant_route_and_body() {
 #[tokio::test]
 async fn only_good_answers_are_kept_and_large_ones_are_not_run_again() {
     let upstream = FakeOpenAi::start().await;
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate.tenant("acme").create().await;
     upstream.next(Reply::Raw(500, vec![], "{}".to_owned()));
     upstream.next(Reply::text("hello", 7, 3));
@@ -270,7 +271,7 @@ async fn only_good_answers_are_kept_and_large_ones_are_not_run_again() {
 #[tokio::test]
 async fn a_bad_key_is_refused_before_anything_runs() {
     let upstream = FakeOpenAi::start().await;
-    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let gate = serve().upstream(&upstream).start().await;
     let acme = gate.tenant("acme").create().await;
     for key in ["", "two words", &"k".repeat(256)] {
         keyed(&acme, "/v1/chat/completions", key, &chat_body())
@@ -289,51 +290,5 @@ async fn a_bad_key_is_refused_before_anything_runs() {
     )
     .await
     .expect_ok();
-    gate.finish().await;
-}
-
-/// The answer's file is put back to how it was while the request ran: as if the crash had come between the usage
-/// and the answer.
-#[tokio::test]
-async fn a_run_whose_answer_a_crash_took_runs_again_and_is_charged_once() {
-    let upstream = FakeOpenAi::start().await;
-    upstream.always(Frames::words(2));
-    let mut gate = Tollgate::serve().upstream(&upstream).start().await;
-    let acme = gate.tenant("acme").create().await;
-    let kept = gate.settings().data_dir().join("answers.redb");
-    let body = stream_body();
-    upstream.hold();
-    let asking = keyed(&acme, "/v1/chat/completions", "k", &body);
-    let (first, before) = tokio::join!(asking, async {
-        eventually("the model is asked", || async {
-            (upstream.calls() == 1).then_some(())
-        })
-        .await;
-        let before = std::fs::read(&kept).expect("the file is there");
-        upstream.release();
-        before
-    });
-    first.expect_ok();
-    gate.kill9();
-    std::fs::write(&kept, before).expect("the file can be put back");
-
-    let gate = gate.settings().start().await;
-    let acme = acme.at(&gate);
-    let second = keyed(&acme, "/v1/chat/completions", "k", &body)
-        .await
-        .expect_ok();
-    assert!(!is_replayed(&second));
-    let third = keyed(&acme, "/v1/chat/completions", "k", &body)
-        .await
-        .expect_ok();
-    assert!(is_replayed(&third));
-    assert_eq!(
-        (
-            upstream.calls(),
-            acme.used("messages").await,
-            acme.total("messages").await
-        ),
-        (2, 1, 1)
-    );
     gate.finish().await;
 }

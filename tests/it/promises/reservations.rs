@@ -4,7 +4,8 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Tenant, Tollgate, eventually, hard};
+use super::serve;
+use crate::support::{Answer, Tenant, eventually, hard};
 
 const ROUTE: &str = "/api/v1/usage/reservations";
 
@@ -39,7 +40,7 @@ async fn release(acme: &Tenant, id: &str) -> Answer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_reservations_at_a_small_limit_exactly_the_limit_counts() {
-    let gate = Tollgate::serve().start().await;
+    let gate = serve().start().await;
     let acme = gate
         .tenant("acme")
         .limit("messages", hard(20))
@@ -78,7 +79,7 @@ async fn of_many_reservations_at_a_small_limit_exactly_the_limit_counts() {
 
 #[tokio::test]
 async fn a_reservation_survives_kill_9_until_its_time_is_over() {
-    let gate = Tollgate::serve().start().await;
+    let gate = serve().start().await;
     let acme = gate
         .tenant("acme")
         .limit("messages", hard(3))
@@ -132,7 +133,7 @@ async fn a_reservation_survives_kill_9_until_its_time_is_over() {
 
 #[tokio::test]
 async fn more_than_reserved_is_taken_and_less_is_given_back() {
-    let gate = Tollgate::serve().start().await;
+    let gate = serve().start().await;
     let acme = gate
         .tenant("acme")
         .limit("output_tokens", hard(100))
@@ -172,7 +173,7 @@ async fn more_than_reserved_is_taken_and_less_is_given_back() {
 
 #[tokio::test]
 async fn only_its_own_tenant_can_end_a_reservation_and_only_once() {
-    let gate = Tollgate::serve().start().await;
+    let gate = serve().start().await;
     let acme = gate.tenant("acme").create().await;
     let other = gate.tenant("other").create().await;
     let one = id_of(&reserve(&acme, json!({"messages": 1}), 60).await);
@@ -207,7 +208,7 @@ async fn only_its_own_tenant_can_end_a_reservation_and_only_once() {
 
 #[tokio::test]
 async fn a_bad_reservation_is_told_what_is_wrong_with_it() {
-    let gate = Tollgate::serve().start().await;
+    let gate = serve().start().await;
     let acme = gate.tenant("acme").allowed_models("gpt-*").create().await;
     for (body, status, code, param) in [
         (json!({}), 422, "invalid_request", "quantities"),
@@ -291,10 +292,7 @@ async fn a_bad_reservation_is_told_what_is_wrong_with_it() {
 
 #[tokio::test]
 async fn in_observe_mode_a_reservation_is_held_whatever_the_limit_says() {
-    let gate = Tollgate::serve()
-        .set("USAGE_GUARDRAIL_MODE", "observe")
-        .start()
-        .await;
+    let gate = serve().set("USAGE_GUARDRAIL_MODE", "observe").start().await;
     let acme = gate
         .tenant("acme")
         .limit("messages", hard(1))

@@ -3,7 +3,8 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Tenant, Tollgate, hard};
+use super::serve;
+use crate::support::{Answer, Tenant, hard};
 
 async fn reserve(who: &Tenant, user: Option<&str>) -> Answer {
     let body = json!({ "quantities": { "messages": 1 }, "ttl_seconds": 60, "user": user });
@@ -42,7 +43,7 @@ fn refused_by(answer: Answer, scope: &str, code: &str) {
 
 #[tokio::test]
 async fn a_users_and_a_keys_limits_hold_on_every_way_in_and_after_their_counters_were_dropped() {
-    let gate = Tollgate::serve()
+    let gate = serve()
         .set("USAGE_GUARDRAIL_CACHE_BACKEND", "memory") // a start finds no counter: all come from the rollups
         .start()
         .await;

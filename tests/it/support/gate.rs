@@ -9,10 +9,13 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use serde_json::Value;
 use tollgate::store::{SharedStore, postgres::PostgresStore, sqlite::SqliteStore};
 
-use super::{Answer, Database, FakeOpenAi, PATIENCE, eventually, tenant::TenantBuilder};
+use super::{
+    Answer, Database, FakeOpenAi, PATIENCE, RedisServer, eventually, tenant::TenantBuilder,
+};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tollgate");
 
@@ -25,13 +28,22 @@ pub(crate) struct Serve {
     survives_full_disk: bool,
     /// Where its store is, if not in the data dir; kept until nobody needs it.
     postgres: Option<Arc<Database>>,
+    /// What it shares with others that are started with it.
+    replicas: Option<Arc<SharedByReplicas>>,
 }
 
-/// A running server; killed when dropped.
+/// Redis, and the directories of the servers beside the first.
+struct SharedByReplicas {
+    redis: RedisServer,
+    others: Vec<Arc<tempfile::TempDir>>,
+}
+
+/// A running server; killed when dropped. Or several as one: what is asked of it is asked of each.
 pub(crate) struct Tollgate {
     serve: Serve,
     child: Child,
     pub(crate) base: String,
+    others: Vec<Tollgate>,
     /// The lines of stdout that came before and just after the address.
     log: Arc<Mutex<String>>,
     pub(crate) http: reqwest::Client,
@@ -63,6 +75,7 @@ impl Tollgate {
             directory: Arc::new(directory),
             survives_full_disk: false,
             postgres: None,
+            replicas: None,
         }
     }
 }
@@ -82,6 +95,39 @@ impl Serve {
     pub(crate) fn on_postgres(mut self, database: &Arc<Database>) -> Self {
         self.postgres = Some(Arc::clone(database));
         self.set("DATABASE_URL", &database.url())
+    }
+
+    /// As three replicas on Postgres and Redis, which share out the requests of every tenant.
+    pub(crate) fn as_three(self) -> Self {
+        let others = (1..3).map(|_| tempfile::tempdir().expect("a temporary directory"));
+        let shared = SharedByReplicas {
+            redis: RedisServer::start(),
+            others: others.map(Arc::new).collect(),
+        };
+        let mut serve = self.on_postgres(&Arc::new(Database::migrated()));
+        serve.replicas = Some(Arc::new(shared));
+        serve
+    }
+
+    /// What each of several servers is started with.
+    fn each(&self) -> Vec<Self> {
+        let Some(replicas) = &self.replicas else {
+            return vec![self.clone()];
+        };
+        let mut one = self
+            .clone()
+            .set("USAGE_GUARDRAIL_CACHE_BACKEND", "redis")
+            .set("USAGE_GUARDRAIL_REDIS_URL", &replicas.redis.url())
+            // What a command changed at one holds at all at once; how soon else is tested elsewhere.
+            .set("USAGE_GUARDRAIL_CACHE_TTL_SECONDS", "0");
+        one.variables
+            .entry("USAGE_GUARDRAIL_FAIL_MODE".to_owned())
+            .or_insert_with(|| "closed".to_owned());
+        let others = replicas.others.iter().map(|directory| Self {
+            directory: Arc::clone(directory),
+            ..one.clone()
+        });
+        std::iter::once(one.clone()).chain(others).collect()
     }
 
     /// Has writes that [`Tollgate::take_writes`] forbids fail, as on a full disk, instead of ending the process.
@@ -159,6 +205,15 @@ impl Serve {
     }
 
     pub(crate) async fn start(self) -> Tollgate {
+        let started = join_all(self.each().into_iter().map(Self::start_one)).await;
+        let mut started = started.into_iter();
+        let mut gate = started.next().expect("there is one at least");
+        gate.others = started.collect();
+        gate.serve = self;
+        gate
+    }
+
+    async fn start_one(self) -> Tollgate {
         let gate = self.try_start().await;
         let gate = gate.unwrap_or_else(|ended| panic!("it does not start: {ended:?}"));
         eventually("the server is ready", || async {
@@ -206,6 +261,7 @@ impl Serve {
             base: base.to_owned(),
             serve: self,
             child,
+            others: Vec::new(),
             log,
             http: client(),
         })
@@ -270,8 +326,22 @@ impl Tollgate {
         Answer::read(response).await
     }
 
+    /// Where each of its servers is.
+    pub(crate) fn bases(&self) -> Vec<String> {
+        let others = self.others.iter().map(|it| it.base.clone());
+        std::iter::once(self.base.clone()).chain(others).collect()
+    }
+
     /// The value of a metric: the sum of its samples whose labels contain `labels`.
     pub(crate) async fn metric(&self, name: &str, labels: &str) -> i64 {
+        let mut sum = self.own_metric(name, labels).await;
+        for other in &self.others {
+            sum += other.own_metric(name, labels).await;
+        }
+        sum
+    }
+
+    async fn own_metric(&self, name: &str, labels: &str) -> i64 {
         let text = self.get("/metrics").await.expect_ok().text;
         text.lines()
             .filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(labels))
@@ -290,16 +360,22 @@ impl Tollgate {
     }
 
     pub(crate) fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
+        let mut log = self.log.lock().unwrap().clone();
+        for other in &self.others {
+            log.push_str(&other.log());
+        }
+        log
     }
 
     /// Waits until `/readyz` has nothing to say against any part.
     pub(crate) async fn is_ready(&self) {
-        eventually("it is ready", || async {
-            let ready = self.get("/readyz").await;
-            (ready.status == 200 && ready.json()["status"] == "ready").then_some(())
-        })
-        .await;
+        for one in std::iter::once(self).chain(&self.others) {
+            eventually("it is ready", || async {
+                let ready = one.get("/readyz").await;
+                (ready.status == 200 && ready.json()["status"] == "ready").then_some(())
+            })
+            .await;
+        }
     }
 
     /// Waits until all usage has left the journal.
@@ -340,10 +416,26 @@ impl Tollgate {
     pub(crate) fn kill9(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for other in &mut self.others {
+            other.kill9();
+        }
     }
 
-    /// SIGTERM, and the exit code.
+    /// SIGTERM, and the exit code; of several, the first that is not 0.
     pub(crate) async fn terminate(&mut self) -> i32 {
+        let mut code = 0;
+        for mut other in std::mem::take(&mut self.others) {
+            code = if code == 0 {
+                other.terminate_one().await
+            } else {
+                code
+            };
+        }
+        let first = self.terminate_one().await;
+        if first == 0 { code } else { first }
+    }
+
+    async fn terminate_one(&mut self) -> i32 {
         let id = i32::try_from(self.child.id()).expect("a process id");
         let id = rustix::process::Pid::from_raw(id).expect("a process id");
         rustix::process::kill_process(id, rustix::process::Signal::TERM)

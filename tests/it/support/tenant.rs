@@ -1,10 +1,13 @@
 //! Tenants as test users: made by the command line, asking over HTTP.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
 
 use serde_json::{Value, json};
 
-use super::{Answer, Tollgate};
+use super::{Answer, Tollgate, eventually};
 
 /// A limit, as the command line takes it.
 #[derive(Clone, Debug)]
@@ -45,7 +48,9 @@ pub(crate) struct TenantBuilder<'a> {
 pub(crate) struct Tenant {
     pub(crate) plan: String,
     pub(crate) key: String,
-    pub(crate) base: String,
+    /// Where requests go, one after the other.
+    bases: Arc<[String]>,
+    turn: Arc<AtomicUsize>,
     user: Option<String>,
     http: reqwest::Client,
 }
@@ -108,7 +113,8 @@ impl<'a> TenantBuilder<'a> {
         Tenant {
             plan,
             key,
-            base: gate.base.clone(),
+            bases: gate.bases().into(),
+            turn: Arc::default(),
             user: None,
             http: gate.http.clone(),
         }
@@ -121,7 +127,8 @@ impl Tenant {
         Self {
             plan: String::new(),
             key: key.to_owned(),
-            base: gate.base.clone(),
+            bases: gate.bases().into(),
+            turn: Arc::default(),
             user: None,
             http: gate.http.clone(),
         }
@@ -130,7 +137,7 @@ impl Tenant {
     /// The same tenant at another address, as after a restart.
     pub(crate) fn at(&self, gate: &Tollgate) -> Self {
         Self {
-            base: gate.base.clone(),
+            bases: gate.bases().into(),
             http: gate.http.clone(),
             ..self.clone()
         }
@@ -151,9 +158,11 @@ impl Tenant {
     }
 
     pub(crate) fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let base = &self.bases[turn % self.bases.len()];
         let request = self
             .http
-            .request(method, format!("{}{path}", self.base))
+            .request(method, format!("{base}{path}"))
             .bearer_auth(&self.key);
         match &self.user {
             Some(user) => request.header("x-tollgate-user", user),
@@ -166,10 +175,21 @@ impl Tenant {
     }
 
     pub(crate) async fn try_post(&self, path: &str, body: &Value) -> reqwest::Result<Answer> {
-        let request = self
-            .request(reqwest::Method::POST, path)
-            .body(body.to_string());
-        Answer::try_read(request.send().await?).await
+        loop {
+            let request = self
+                .request(reqwest::Method::POST, path)
+                .body(body.to_string());
+            let answer = Answer::try_read(request.send().await?).await?;
+            if !self.is_undecided(&answer) {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// Whether a busy machine took longer than replicas wait for what they share: nothing was done then.
+    fn is_undecided(&self, answer: &Answer) -> bool {
+        let is_one = self.bases.len() == 1;
+        !is_one && answer.status == 503 && answer.code() == "usage_store_unavailable"
     }
 
     pub(crate) async fn chat(&self, message: &str) -> Answer {
@@ -193,12 +213,13 @@ impl Tenant {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
-        let response = self
-            .request(reqwest::Method::GET, path)
-            .send()
-            .await
-            .expect("an answer");
-        Answer::read(response).await
+        loop {
+            let request = self.request(reqwest::Method::GET, path);
+            let answer = Answer::read(request.send().await.expect("an answer")).await;
+            if !self.is_undecided(&answer) {
+                return answer;
+            }
+        }
     }
 
     /// The item of one feature in `GET /api/v1/usage`.
@@ -223,8 +244,19 @@ impl Tenant {
             .expect("a number")
     }
 
-    /// The total of one feature over all time, from the store.
+    /// The total of one feature over all time, from the store; of several servers, once all have brought theirs there.
     pub(crate) async fn total(&self, feature: &str) -> i64 {
+        if self.bases.len() > 1 {
+            for base in &*self.bases {
+                eventually("its journal is drained", || async {
+                    let metrics = self.http.get(format!("{base}/metrics"));
+                    let text = metrics.send().await.ok()?.text().await.ok()?;
+                    let is_drained = text.lines().any(|line| line == "usage_journal_pending 0");
+                    is_drained.then_some(())
+                })
+                .await;
+            }
+        }
         let query = format!(
             "feature_key={feature}&period_start=2020-01-01T00:00:00Z&period_end=2100-01-01T00:00:00Z"
         );

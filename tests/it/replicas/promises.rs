@@ -1,0 +1,22 @@
+//! The promises of `promises/` once more, on three replicas that share out every tenant's requests.
+
+use crate::support::{Serve, Tollgate};
+
+#[path = "../promises/cost.rs"]
+mod cost;
+#[path = "../promises/durable.rs"]
+mod durable;
+#[path = "../promises/every_run_is_paid_for.rs"]
+mod every_run_is_paid_for;
+#[path = "../promises/exact.rs"]
+mod exact;
+#[path = "../promises/repeats.rs"]
+mod repeats;
+#[path = "../promises/reservations.rs"]
+mod reservations;
+#[path = "../promises/scopes.rs"]
+mod scopes;
+
+fn serve() -> Serve {
+    Tollgate::serve().as_three()
+}
