@@ -67,25 +67,29 @@ async fn replicas_whose_clocks_are_two_minutes_apart_agree_on_when_a_minute_and_
         })
         .await;
     }
-    let seen = under_load(&mut replicas, &[acme.clone()], async |replicas| {
-        eventually("the last minute of the hour is used up", || async {
-            (i64::try_from(replicas.upstream.calls()) == Ok(LIMIT)).then_some(())
-        })
-        .await;
-        for replica in &everywhere {
-            let refused = replica.complete(serde_json::json!({})).await;
-            assert_eq!(refused.status, 429, "{}", refused.text);
-            let refused = refused.json();
-            let end = Timestamp::from_micros(edge).to_string();
-            assert_eq!(refused["error"]["window_end"], end, "{refused}");
-        }
-        eventually("the next hour has begun", || async {
-            (i64::try_from(replicas.upstream.calls()) == Ok(2 * LIMIT)).then_some(())
-        })
-        .await;
-        // Whoever is behind or ahead would let more by.
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    })
+    let seen = under_load(
+        &mut replicas,
+        std::slice::from_ref(&acme),
+        async |replicas| {
+            eventually("the last minute of the hour is used up", || async {
+                (i64::try_from(replicas.upstream.calls()) == Ok(LIMIT)).then_some(())
+            })
+            .await;
+            for replica in &everywhere {
+                let refused = replica.complete(serde_json::json!({})).await;
+                assert_eq!(refused.status, 429, "{}", refused.text);
+                let refused = refused.json();
+                let end = Timestamp::from_micros(edge).to_string();
+                assert_eq!(refused["error"]["window_end"], end, "{refused}");
+            }
+            eventually("the next hour has begun", || async {
+                (i64::try_from(replicas.upstream.calls()) == Ok(2 * LIMIT)).then_some(())
+            })
+            .await;
+            // Whoever is behind or ahead would let more by.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        },
+    )
     .await;
     assert_eq!(seen.answered, 2 * LIMIT);
     let mut windows = Vec::new();
@@ -99,8 +103,7 @@ async fn replicas_whose_clocks_are_two_minutes_apart_agree_on_when_a_minute_and_
             (replica.total("messages").await == 2 * LIMIT).then_some(())
         })
         .await;
-        let [before, at, after] =
-            [edge - HOUR, edge, edge + HOUR].map(|at| Timestamp::from_micros(at));
+        let [before, at, after] = [edge - HOUR, edge, edge + HOUR].map(Timestamp::from_micros);
         assert_eq!(total(replica, before, at).await, LIMIT);
         assert_eq!(total(replica, at, after).await, LIMIT);
     }

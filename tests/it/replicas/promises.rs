@@ -1,5 +1,10 @@
 //! The promises of `promises/` once more, on three replicas that share out every tenant's requests.
 
+#![expect(
+    clippy::duplicate_mod,
+    reason = "the same tests on another server: each file asks the module above it for one"
+)]
+
 use crate::support::{Serve, Tollgate};
 
 #[path = "../promises/cost.rs"]
@@ -18,5 +23,5 @@ mod reservations;
 mod scopes;
 
 fn serve() -> Serve {
-    Tollgate::serve().as_three()
+    Tollgate::serve().on_three_replicas()
 }

@@ -98,7 +98,7 @@ impl Serve {
     }
 
     /// As three replicas on Postgres and Redis, which share out the requests of every tenant.
-    pub(crate) fn as_three(self) -> Self {
+    pub(crate) fn on_three_replicas(self) -> Self {
         let others = (1..3).map(|_| tempfile::tempdir().expect("a temporary directory"));
         let shared = SharedByReplicas {
             redis: RedisServer::start(),
