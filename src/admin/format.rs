@@ -187,6 +187,13 @@ pub(super) fn date(at: Timestamp) -> String {
     text.split('T').next().unwrap_or_default().to_owned()
 }
 
+/// `14:05` of the UTC day.
+pub(super) fn hour(at: Timestamp) -> String {
+    let text = at.to_whole_second().to_string();
+    let time = text.split('T').nth(1).unwrap_or_default();
+    time.get(..5).unwrap_or_default().to_owned()
+}
+
 fn relative(at: Timestamp, now: Timestamp) -> String {
     if at == Timestamp::NEVER {
         return "never".to_owned();

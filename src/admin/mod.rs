@@ -11,6 +11,7 @@ mod chart;
 mod form;
 mod format;
 mod in_flight;
+mod near;
 mod outbox;
 mod overview;
 mod plan;

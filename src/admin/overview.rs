@@ -5,9 +5,10 @@ use axum::{extract::State, response::Response};
 
 use super::{
     assets,
-    chart::{Bar, Chart, Level},
+    chart::{Bar, Chart},
     form::Form,
-    format::{self, amount, percent},
+    format::{self, amount},
+    near::{self, NearRow},
     outbox,
     start::{self, Start},
     view::{self, PageResult, View},
@@ -15,19 +16,18 @@ use super::{
 use crate::{
     app::App,
     config::Guardrails,
-    domain::{feature::FeatureKey, quantity::Quantity, time::Timestamp},
+    domain::{feature::FeatureKey, quantity::Quantity},
     http::{
         error::ApiResult,
         ops::{Ops as _, Part, PartStatus, Parts},
     },
     services::{
         doctor,
-        overview::{Figures, Near, Picture, Sums},
-        usage_view::{UsageItem, UsageStatus},
+        overview::{Figures, Picture, Sums},
     },
 };
 
-/// How many tenants near a limit the page shows.
+/// How many of those near a limit the page shows.
 const SHOWN: usize = 8;
 
 #[derive(Template)]
@@ -48,7 +48,8 @@ struct OverviewPage<'a> {
 /// Figures of a stretch of time, against those of the one before.
 struct Stretch {
     name: &'static str,
-    before: &'static str,
+    /// When it began, and what it is held against.
+    between: String,
     rows: Vec<Figure>,
 }
 
@@ -57,20 +58,6 @@ struct Figure {
     value: String,
     before: String,
     change: Option<String>,
-}
-
-/// A tenant near its limit, as a row.
-pub(super) struct NearRow {
-    pub(super) slug: String,
-    pub(super) name: String,
-    pub(super) feature: String,
-    pub(super) window: &'static str,
-    pub(super) used: String,
-    pub(super) limit: String,
-    pub(super) percent: String,
-    pub(super) status: UsageStatus,
-    pub(super) level: Level,
-    pub(super) resets_at: Option<Timestamp>,
 }
 
 pub(super) struct PartRow {
@@ -142,18 +129,27 @@ async fn overview(app: &App, view: &View) -> PageResult {
         figures: vec![
             stretch(
                 "Today",
-                "yesterday by this hour",
+                format!(
+                    "since 00:00 UTC, against yesterday until {} UTC",
+                    format::hour(figures.yesterday_until)
+                ),
                 &figures.today,
                 &figures.yesterday,
             ),
             stretch(
-                "This month",
-                "last month by this day",
+                "This calendar month",
+                format!(
+                    "since {}, against {} until {} {} UTC",
+                    format::date(figures.month_start),
+                    format::date(figures.last_month_start),
+                    format::date(figures.last_month_until),
+                    format::hour(figures.last_month_until)
+                ),
                 &figures.month,
                 &figures.last_month,
             ),
         ],
-        near: near(app, &picture, SHOWN).await?,
+        near: near::rows(app, &picture, SHOWN).await?,
         picture: &picture,
         parts: PartRow::all(readiness.parts),
         needs: needs(app).await?,
@@ -163,7 +159,7 @@ async fn overview(app: &App, view: &View) -> PageResult {
     view::show(&page)
 }
 
-fn stretch(name: &'static str, before: &'static str, now: &Sums, then: &Sums) -> Stretch {
+fn stretch(name: &'static str, between: String, now: &Sums, then: &Sums) -> Stretch {
     let figure = |name, unit, now: Quantity, then: Quantity| Figure {
         name,
         value: amount(now, unit).to_string(),
@@ -174,7 +170,7 @@ fn stretch(name: &'static str, before: &'static str, now: &Sums, then: &Sums) ->
     let cost = FeatureKey::Cost;
     Stretch {
         name,
-        before,
+        between,
         rows: vec![
             figure(
                 "Requests",
@@ -232,66 +228,6 @@ fn chart(figures: &Figures) -> Chart {
             )
         },
     )
-}
-
-/// The nearest of the picture, as they stand now.
-async fn near(app: &App, picture: &Picture, most: usize) -> ApiResult<Vec<NearRow>> {
-    let mut rows = Vec::new();
-    for near in picture.near.iter().take(most) {
-        let near_enough = near.standing.status != UsageStatus::Ok;
-        if near_enough && let Some(row) = live(app, near).await? {
-            rows.push(row);
-        }
-    }
-    rows.sort_by_key(|(hundredths, _)| std::cmp::Reverse(*hundredths));
-    Ok(rows.into_iter().map(|(_, row)| row).collect())
-}
-
-/// The tenant's nearest limit by the ledger; `None` if the tenant is gone.
-async fn live(app: &App, near: &Near) -> ApiResult<Option<(i64, NearRow)>> {
-    let tenant = crate::domain::tenant::TenantRef::Slug(near.slug.clone());
-    let current = match app.reports.current_of(&tenant).await {
-        Ok(current) => current,
-        Err(crate::services::reports::ReportError::NoTenant(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let items = current
-        .states
-        .iter()
-        .map(|state| UsageItem::of(state, crate::services::usage_view::DEFAULT_WARN_PERCENT));
-    let nearest = items
-        .filter_map(|item| Some((item.percent?.0, item)))
-        .max_by_key(|(hundredths, _)| *hundredths);
-    let Some((hundredths, item)) = nearest else {
-        return Ok(None);
-    };
-    let plan = current.policy.plan.as_deref();
-    let feature = item.feature;
-    let name = plan
-        .and_then(|plan| plan.feature(&feature.feature_key))
-        .map_or_else(
-            || feature.feature_key.default_display_name(),
-            |it| it.display_name.to_string(),
-        );
-    let whole = feature.hard_limit.or(feature.soft_limit);
-    let row = NearRow {
-        slug: near.slug.to_string(),
-        name: current.policy.tenant.name.to_string(),
-        feature: name,
-        window: feature.window.as_str(),
-        used: amount(feature.used, &feature.unit).to_string(),
-        limit: amount(whole.unwrap_or(Quantity::ZERO), &feature.unit).to_string(),
-        percent: percent(item.percent),
-        status: item.status,
-        level: Level::of(
-            feature.used.get(),
-            item.reserved.get(),
-            feature.soft_limit.map(Quantity::get),
-            whole.map(Quantity::get),
-        ),
-        resets_at: item.resets_at,
-    };
-    Ok(Some((hundredths, row)))
 }
 
 async fn needs(app: &App) -> ApiResult<Vec<Need>> {

@@ -13,6 +13,7 @@ use super::{
     chart::{Bar, Chart, Level},
     form::{Fault, Form},
     format::{self, amount, percent, unit_word},
+    near,
     plans::limit_text,
     view::{self, PageResult, View},
 };
@@ -21,7 +22,7 @@ use crate::{
     domain::{
         feature::FeatureKey,
         ids::KeyId,
-        limit::{Limit, Override, Subject},
+        limit::{Limit, Override},
         quantity::Quantity,
         subscription::Subscription,
         tenant::{ApiKey, Tenant, TenantRef},
@@ -246,7 +247,7 @@ impl TenantPage<'_> {
     }
 }
 
-fn display_name(policy: &Policy, feature: &FeatureKey) -> String {
+pub(super) fn display_name(policy: &Policy, feature: &FeatureKey) -> String {
     let planned = policy.plan.as_ref().and_then(|plan| plan.feature(feature));
     planned.map_or_else(
         || feature.default_display_name(),
@@ -265,17 +266,8 @@ async fn parts_near(
     let valid: Vec<KeyId> = valid.map(|key| key.key_id).take(MOST_PARTS).collect();
     let subjects = app.reports.subjects(policy, &valid, MOST_USERS).await?;
     let bars = subjects.iter().take(MOST_PARTS).map(|it| {
-        let who = match &it.subject {
-            Subject::Tenant => None,
-            Subject::Key(id) => {
-                let key = keys.iter().find(|key| key.key_id == *id);
-                Some(key.map_or_else(|| id.to_string(), |key| format!("key {}", key.name)))
-            }
-            Subject::User(user) if user.is_empty() => Some("requests that name no user".to_owned()),
-            Subject::User(user) => Some(format!("user {user}")),
-        };
         let item = UsageItem::of(&it.state, DEFAULT_WARN_PERCENT);
-        bar(policy, who, &item)
+        bar(policy, near::who(&it.subject, keys), &item)
     });
     Ok(bars.collect())
 }

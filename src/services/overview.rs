@@ -15,7 +15,7 @@ use arc_swap::ArcSwapOption;
 use super::{
     AdminError,
     reports::Reports,
-    standings::{Standing, TenantStandings},
+    standings::{PartsNear, Standing, TenantStandings},
     usage_view::UsageStatus,
 };
 use crate::{
@@ -85,9 +85,16 @@ pub struct Figures {
     pub today: Sums,
     /// Yesterday, as far into the day as it is now, to the whole hour.
     pub yesterday: Sums,
+    /// Where that ends.
+    pub yesterday_until: Timestamp,
+    /// When the month began.
+    pub month_start: Timestamp,
     pub month: Sums,
     /// The month before, as far into it as it is now, to the whole hour.
     pub last_month: Sums,
+    pub last_month_start: Timestamp,
+    /// Where what is summed of it ends.
+    pub last_month_until: Timestamp,
     /// The last 48 hours, the present one last.
     pub hours: Vec<HourOfAll>,
 }
@@ -114,6 +121,8 @@ pub struct Picture {
     pub of_status: BTreeMap<UsageStatus, u64>,
     /// The nearest first; at most 500.
     pub near: Vec<Near>,
+    /// Of keys and end users, the nearest first; at most 500.
+    pub parts_near: Vec<PartsNear>,
 }
 
 /// A picture, and what it took.
@@ -198,10 +207,10 @@ impl Overview {
 
         let sums = |start: Timestamp, end: Timestamp| sums_of(&used, &decided, start, end);
         // As far into the stretch before as it is now, but not into the present one.
-        let as_far = |start: Timestamp, before: Timestamp| {
-            let end = before.plus(hour.end().since(start)).min(start);
-            sums(before, end)
-        };
+        let as_far =
+            |start: Timestamp, before: Timestamp| before.plus(hour.end().since(start)).min(start);
+        let yesterday_until = as_far(today, today.minus(DAY));
+        let last_month_until = as_far(month, last_month);
         let hours = (0..48).map(|index| {
             let start = first_hour.plus(HOUR * index);
             let of_hour = sums(start, start.plus(HOUR));
@@ -214,9 +223,13 @@ impl Overview {
         Ok(Figures {
             hours: hours.collect(),
             today: sums(today, hour.end()),
-            yesterday: as_far(today, today.minus(DAY)),
+            yesterday: sums(today.minus(DAY), yesterday_until),
+            yesterday_until,
+            month_start: month,
             month: sums(month, hour.end()),
-            last_month: as_far(month, last_month),
+            last_month: sums(last_month, last_month_until),
+            last_month_start: last_month,
+            last_month_until,
         })
     }
 
@@ -270,7 +283,9 @@ impl Overview {
             let page = self.store.list_tenants(after.as_ref(), PAGE).await?;
             let is_last = page.len() < PAGE;
             after = page.last().map(|tenant| tenant.slug.clone());
-            for tenant in self.reports.standings(page, &plans).await? {
+            let tenants = self.reports.standings(page, &plans).await?;
+            picture.add_parts(self.reports.parts_near(&tenants).await?);
+            for tenant in tenants {
                 picture.add(tenant);
             }
             if is_last {
@@ -320,14 +335,25 @@ impl Picture {
         }
     }
 
+    fn add_parts(&mut self, near: Vec<PartsNear>) {
+        self.parts_near.extend(near);
+        if self.parts_near.len() >= 4 * MOST_NEAR {
+            self.keep_nearest(MOST_NEAR);
+        }
+    }
+
     fn keep_nearest(&mut self, most: usize) {
-        let percent = |near: &Near| near.standing.percent.map_or(0, |percent| percent.0);
+        let percent = |of: &Standing| std::cmp::Reverse(of.percent.map_or(0, |it| it.0));
         self.near.sort_by(|one, other| {
-            percent(other)
-                .cmp(&percent(one))
-                .then_with(|| one.slug.cmp(&other.slug))
+            let by_percent = percent(&one.standing).cmp(&percent(&other.standing));
+            by_percent.then_with(|| one.slug.cmp(&other.slug))
         });
         self.near.truncate(most);
+        self.parts_near.sort_by(|one, other| {
+            let by_percent = percent(&one.standing).cmp(&percent(&other.standing));
+            by_percent.then_with(|| one.tenant.cmp(&other.tenant))
+        });
+        self.parts_near.truncate(most);
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::{
         feature::FeatureKey,
-        limit::{ActiveLimit, Scope},
+        limit::{ActiveLimit, Scope, Subject},
         names::{PlanCode, Slug},
         plan::Plan,
         quantity::Quantity,
@@ -21,7 +21,11 @@ use crate::{
         time::Timestamp,
         window::WindowKind,
     },
-    store::{StoreResult, catalogue::TenantSearch, usage::TenantAsk},
+    store::{
+        StoreResult,
+        catalogue::TenantSearch,
+        usage::{Dimension, HeaviestAsk, TenantAsk},
+    },
 };
 
 /// How many tenants are read at a time.
@@ -30,6 +34,9 @@ const PAGE: usize = 500;
 const MOST_PREVIEWED: usize = 20_000;
 /// How many of those that it would refuse are named.
 const NAMED: usize = 5;
+
+/// How many keys or end users near one limit are known of.
+pub const MOST_PARTS_NEAR: usize = 50;
 
 /// All plans by their code.
 pub type Plans = HashMap<PlanCode, Arc<Plan>>;
@@ -50,6 +57,18 @@ pub struct Standing {
 pub struct TenantStandings {
     pub tenant: Tenant,
     pub standings: Vec<Standing>,
+    /// Limits that count each key or each end user by itself.
+    pub of_each: Vec<ActiveLimit>,
+}
+
+/// Those of a tenant's keys, or of its end users, who are near a limit that counts each of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartsNear {
+    pub tenant: Slug,
+    /// The nearest, by what the store has.
+    pub standing: Standing,
+    /// Who is near it, the nearest first; at most [`MOST_PARTS_NEAR`].
+    pub parts: Vec<Subject>,
 }
 
 impl TenantStandings {
@@ -115,11 +134,9 @@ impl Reports {
             let plan = subscription.and_then(|subscription| plans.get(&subscription.plan_code));
             let policy = Policy::new(tenant, plan.cloned(), grants, resets);
             let limits = self.catalogue.limits(&policy, now).await?;
-            let of_tenant = limits.limits.iter();
-            let limits: Vec<ActiveLimit> = of_tenant
-                .filter(|limit| limit.scope == Scope::Tenant)
-                .cloned()
-                .collect();
+            let all = limits.limits.iter().cloned();
+            let (limits, of_each): (Vec<ActiveLimit>, Vec<ActiveLimit>) =
+                all.partition(|limit| limit.scope == Scope::Tenant);
             asks.push(TenantAsk {
                 tenant: policy.tenant.tenant_id,
                 features: limits
@@ -128,12 +145,13 @@ impl Reports {
                     .collect(),
                 others: None,
             });
-            placed.push((policy.tenant, limits));
+            placed.push((policy.tenant, limits, of_each));
         }
         let sums = self.store.tenant_sums(asks).await?;
         let placed = placed.into_iter().zip(sums);
-        let stand = placed.map(|((tenant, limits), sums)| TenantStandings {
+        let stand = placed.map(|((tenant, limits, of_each), sums)| TenantStandings {
             tenant,
+            of_each,
             standings: limits
                 .into_iter()
                 .zip(sums)
@@ -141,6 +159,54 @@ impl Reports {
                 .collect(),
         });
         Ok(stand.collect())
+    }
+
+    /// Whose keys and end users are near a limit that counts each of them, in the order of `tenants`.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn parts_near(&self, tenants: &[TenantStandings]) -> StoreResult<Vec<PartsNear>> {
+        let (mut limits, mut asks) = (Vec::new(), Vec::new());
+        for it in tenants {
+            for limit in &it.of_each {
+                let by = match limit.scope {
+                    Scope::Tenant => continue,
+                    Scope::Key => Dimension::Key,
+                    Scope::User => Dimension::User,
+                };
+                let Some(at_least) = near_from(limit) else {
+                    continue;
+                };
+                asks.push(HeaviestAsk {
+                    tenant: it.tenant.tenant_id,
+                    feature: limit.feature.clone(),
+                    window: limit.window,
+                    by,
+                    at_least,
+                    most: MOST_PARTS_NEAR,
+                });
+                limits.push((&it.tenant.slug, limit));
+            }
+        }
+        if asks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let heaviest = self.store.heaviest(asks).await?;
+        let found = limits.into_iter().zip(heaviest);
+        let near = found.filter_map(|((slug, limit), used)| {
+            let most = used.first()?.1;
+            let parts = used.into_iter().filter_map(|(who, _)| match limit.scope {
+                Scope::Tenant => None,
+                Scope::Key => who.parse().ok().map(Subject::Key),
+                Scope::User => Some(Subject::User(who.into())),
+            });
+            Some(PartsNear {
+                tenant: slug.clone(),
+                standing: standing(limit.clone(), most),
+                parts: parts.collect(),
+            })
+        });
+        Ok(near.collect())
     }
 
     /// What would become of the plan's tenants, were it `changed`.
@@ -221,6 +287,19 @@ impl PlanPreview {
         });
         &mut self.limits[index]
     }
+}
+
+/// From which use on somebody is near `limit`; `None` if nobody can be.
+fn near_from(limit: &ActiveLimit) -> Option<Quantity> {
+    let of = limit.soft.or(limit.hard)?;
+    limit
+        .hard
+        .or(limit.soft)
+        .filter(|it| *it > Quantity::ZERO)?;
+    // Rounded up: a share that rounds up to the threshold has not reached it.
+    let part = i128::from(of.get()) * i128::from(DEFAULT_WARN_PERCENT);
+    let part = i64::try_from((part + 99).div_euclid(100)).unwrap_or(i64::MAX);
+    Some(Quantity::new(part.max(1)))
 }
 
 fn standing(limit: ActiveLimit, used: Quantity) -> Standing {

@@ -8,6 +8,7 @@ use std::{
 
 use smallvec::SmallVec;
 
+use super::usage::{HeaviestAsk, UsedBy};
 use crate::domain::{
     feature::FeatureKey,
     ids::{KeyId, TenantId},
@@ -18,6 +19,16 @@ use crate::domain::{
 };
 
 const HOUR_MICROS: i64 = 3_600_000_000;
+
+/// Those of `parts` who are asked for, the heaviest first.
+pub(super) fn heaviest_of(parts: BTreeMap<String, i128>, ask: &HeaviestAsk) -> Vec<UsedBy> {
+    let used = parts.into_iter().map(|(who, sum)| (who, quantity_of(sum)));
+    let mut used: Vec<UsedBy> = used.filter(|(_, used)| *used >= ask.at_least).collect();
+    // A stable sort: by name where two used as much.
+    used.sort_by_key(|(_, used)| std::cmp::Reverse(*used));
+    used.truncate(ask.most);
+    used
+}
 
 /// The start of the UTC hour around `micros`, saturating at the ends of time.
 pub(super) fn hour_before(micros: i64) -> i64 {

@@ -97,6 +97,22 @@ pub struct FeatureSum {
     pub window: Window,
 }
 
+/// Who is asked for: the keys, the end users or the models that used most of something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaviestAsk {
+    pub tenant: TenantId,
+    pub feature: FeatureKey,
+    pub window: Window,
+    pub by: Dimension,
+    /// Who used less is left out; 1 or more.
+    pub at_least: Quantity,
+    /// How many there are to be at most.
+    pub most: usize,
+}
+
+/// The key's id, the user or the model, and what it used.
+pub type UsedBy = (String, Quantity);
+
 #[async_trait]
 pub trait UsageStore: Send + Sync {
     /// Adds settled events and their rollups in one transaction, and notes `drained` with them; an event id seen
@@ -133,6 +149,10 @@ pub trait UsageStore: Send + Sync {
     /// Sums for many tenants, in the order asked; of each the asked features in the order asked, then others of
     /// which there is any, by name. All of one instant.
     async fn tenant_sums(&self, asks: Vec<TenantAsk>) -> StoreResult<Vec<Vec<FeatureSum>>>;
+
+    /// Of each ask, in the order asked, those who used most, the heaviest first, then by name; all of one instant.
+    /// Usage that names no user is that of the user `""`, usage without a key or model is nobody's.
+    async fn heaviest(&self, asks: Vec<HeaviestAsk>) -> StoreResult<Vec<Vec<UsedBy>>>;
 
     /// Every feature that `tenant` has any usage of, in order.
     async fn list_used_features(&self, tenant: TenantId) -> StoreResult<Vec<FeatureKey>>;

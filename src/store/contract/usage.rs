@@ -21,7 +21,9 @@ use crate::{
         usage::{Quantities, Source, UsageEvent},
         window::Window,
     },
-    store::usage::{CounterOf, Dimension, FeatureSum, Recorded, Seq, TenantAsk, Total},
+    store::usage::{
+        CounterOf, Dimension, FeatureSum, HeaviestAsk, Recorded, Seq, TenantAsk, Total,
+    },
 };
 
 macro_rules! cases {
@@ -46,6 +48,7 @@ macro_rules! cases {
             a_forgotten_user_is_replaced_and_sums_stay,
             sums_of_many_tenants_come_in_the_order_asked_with_what_else_was_used,
             sums_of_many_tenants_are_those_of_each,
+            those_who_used_most_are_found_for_many_tenants_at_once,
             used_features_are_listed_in_order,
             events_are_listed_newest_first,
             events_of_one_instant_are_paged_without_a_gap,
@@ -577,6 +580,73 @@ pub(crate) async fn sums_of_many_tenants_are_those_of_each(store: &SharedStore) 
         used.sort_by(|one, other| one.feature.cmp(&other.feature));
         assert_eq!(store.tenant_sums(vec![ask]).await, Ok(vec![used]));
     }
+}
+
+pub(crate) async fn those_who_used_most_are_found_for_many_tenants_at_once(store: &SharedStore) {
+    let (acme, other, idle) = (new_tenant_id(), new_tenant_id(), new_tenant_id());
+    let keys = [5, 6].map(|id| KeyId::new(Uuid::from_u128(id)));
+    let by_key = |tenant, key: usize, count, when: &str| UsageEvent {
+        key_id: Some(keys[key]),
+        ..messages(tenant, count, when)
+    };
+    let by_user = |tenant, user: &str, count, when: &str| UsageEvent {
+        user: user.to_owned(),
+        ..messages(tenant, count, when)
+    };
+    record(
+        store,
+        &[
+            by_key(acme, 0, 3, "2026-01-05T10:20:00Z"),
+            by_key(acme, 0, 4, "2026-01-07T00:00:00Z"),
+            by_key(acme, 1, 9, "2026-01-05T12:10:00Z"),
+            by_key(acme, 1, 50, "2026-02-01T00:00:00Z"),
+            by_user(acme, "bob", 6, "2026-01-05T10:40:00Z"),
+            by_user(acme, "eve", 6, "2026-01-05T12:00:00Z"),
+            by_user(acme, "zoe", 5, "2026-01-06T00:00:00Z"),
+            by_user(other, "bob", 11, "2026-01-05T10:40:00Z"),
+        ],
+    )
+    .await;
+    // Cuts an hour at either end.
+    let cut = window("2026-01-05T10:30:00Z", "2026-01-05T12:05:00Z");
+    let ask = |tenant, by, window, at_least, most| HeaviestAsk {
+        tenant,
+        feature: FeatureKey::Messages,
+        window,
+        by,
+        at_least: Quantity::new(at_least),
+        most,
+    };
+    let asks = vec![
+        ask(acme, Dimension::Key, january(), 1, 10),
+        ask(acme, Dimension::User, january(), 6, 10),
+        ask(other, Dimension::User, january(), 1, 10),
+        ask(idle, Dimension::User, january(), 1, 10),
+        ask(acme, Dimension::User, cut, 1, 10),
+        ask(acme, Dimension::Key, cut, 1, 10),
+        ask(acme, Dimension::User, january(), 1, 2),
+    ];
+    let found = store.heaviest(asks).await.unwrap();
+    let found: Vec<Vec<(String, i64)>> = found
+        .into_iter()
+        .map(|used| used.into_iter().map(|(who, it)| (who, it.get())).collect())
+        .collect();
+    let named = |used: &[(&str, i64)]| -> Vec<(String, i64)> {
+        let owned = used.iter().map(|(who, used)| ((*who).to_owned(), *used));
+        owned.collect()
+    };
+    let [first, second] = keys.map(|key| key.to_string());
+    let expected = [
+        named(&[(&second, 9), (&first, 7)]),
+        // Requests that name nobody: 3 + 4 + 9 of the keys.
+        named(&[("", 16), ("bob", 6), ("eve", 6)]),
+        named(&[("bob", 11)]),
+        named(&[]),
+        named(&[("bob", 6), ("eve", 6)]),
+        named(&[]),
+        named(&[("", 16), ("bob", 6)]),
+    ];
+    assert_eq!(found, expected);
 }
 
 pub(crate) async fn used_features_are_listed_in_order(store: &SharedStore) {

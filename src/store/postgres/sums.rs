@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// What a row of `usage_events` has of the feature in column `feature` of `asked`.
-const USED: &str = "CASE asked.feature
+pub(super) const USED: &str = "CASE asked.feature
         WHEN 'messages' THEN messages WHEN 'input_tokens' THEN input_tokens
         WHEN 'output_tokens' THEN output_tokens WHEN 'cost' THEN cost
         ELSE (extra::jsonb ->> asked.feature)::bigint END";

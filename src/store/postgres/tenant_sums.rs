@@ -1,6 +1,6 @@
 //! Sums of many tenants for reports, in a few statements for all of them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use uuid::Uuid;
 
@@ -13,8 +13,8 @@ use super::{
 use crate::{
     domain::{feature::FeatureKey, ids::TenantId},
     store::{
-        rollups::{CutWindow, Facet, quantity_of},
-        usage::{FeatureSum, TenantAsk},
+        rollups::{CutWindow, Facet, Span, heaviest_of, quantity_of},
+        usage::{Dimension, FeatureSum, HeaviestAsk, TenantAsk, UsedBy},
     },
 };
 
@@ -74,6 +74,123 @@ pub(super) async fn of(tx: &Tx, asks: &[TenantAsk]) -> Result<Vec<Vec<FeatureSum
         }
     }
     Ok(found)
+}
+
+/// Who used most of what is asked for, the heaviest first: two statements for all asks.
+pub(super) async fn heaviest(tx: &Tx, asks: &[HeaviestAsk]) -> Result<Vec<Vec<UsedBy>>, Failed> {
+    let horizon = sums::horizon(tx).await?;
+    let (mut hours, mut edges) = (Parts::default(), Parts::default());
+    for (place, ask) in asks.iter().enumerate() {
+        let cut = CutWindow::new(ask.window, horizon);
+        if cut.hours.start < cut.hours.end {
+            hours.add(place, ask, cut.hours);
+        }
+        for edge in cut.edges.iter().flatten() {
+            edges.add(place, ask, *edge);
+        }
+    }
+    let mut found = vec![BTreeMap::new(); asks.len()];
+    if !hours.places.is_empty() {
+        // Steps from value to value through the primary key, so that only the hours asked are read of each.
+        let from_rollups = "
+            SELECT place, found.value, found.sum FROM unnest(
+                $1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::bigint[])
+                AS asked (place, tenant_id, feature, dimension, starts, ends)
+            CROSS JOIN LATERAL (
+                WITH RECURSIVE named (value) AS (
+                    (SELECT value FROM usage_rollups
+                     WHERE tenant_id = asked.tenant_id AND feature_key = asked.feature
+                       AND dimension = asked.dimension ORDER BY value LIMIT 1)
+                    UNION ALL
+                    SELECT (SELECT value FROM usage_rollups
+                            WHERE tenant_id = asked.tenant_id AND feature_key = asked.feature
+                              AND dimension = asked.dimension AND value > named.value
+                            ORDER BY value LIMIT 1)
+                    FROM named WHERE named.value IS NOT NULL
+                )
+                SELECT named.value, used.sum::text AS sum FROM named CROSS JOIN LATERAL (
+                    SELECT sum(quantity) FROM usage_rollups
+                    WHERE tenant_id = asked.tenant_id AND feature_key = asked.feature
+                      AND dimension = asked.dimension AND value = named.value
+                      AND hour >= asked.starts AND hour < asked.ends
+                ) AS used WHERE used.sum IS NOT NULL
+            ) AS found";
+        hours.sum(tx, from_rollups, &mut found).await?;
+    }
+    if !edges.places.is_empty() {
+        let from_events = format!(
+            "SELECT place, found.value, found.sum FROM unnest(
+                $1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::bigint[])
+                AS asked (place, tenant_id, feature, dimension, starts, ends)
+             CROSS JOIN LATERAL (
+                SELECT CASE asked.dimension
+                           WHEN 'key' THEN 'key_' || replace(key_id::text, '-', '')
+                           WHEN 'user' THEN end_user
+                           ELSE model END AS value,
+                       coalesce(sum({used}), 0)::text AS sum
+                FROM usage_events
+                WHERE tenant_id = asked.tenant_id AND admitted_at >= asked.starts AND admitted_at < asked.ends
+                GROUP BY 1
+             ) AS found WHERE found.value IS NOT NULL",
+            used = sums::USED,
+        );
+        edges.sum(tx, &from_events, &mut found).await?;
+    }
+    let found = found.into_iter().zip(asks);
+    Ok(found.map(|(parts, ask)| heaviest_of(parts, ask)).collect())
+}
+
+/// Spans of which the parts are summed, as the columns that the statements take.
+#[derive(Default)]
+struct Parts<'a> {
+    places: Vec<i64>,
+    tenants: Vec<Uuid>,
+    features: Vec<&'a str>,
+    dimensions: Vec<&'static str>,
+    starts: Vec<i64>,
+    ends: Vec<i64>,
+}
+
+impl<'a> Parts<'a> {
+    fn add(&mut self, place: usize, ask: &'a HeaviestAsk, span: Span) {
+        self.places.push(rows::limit(place));
+        self.tenants.push(ask.tenant.uuid());
+        self.features.push(ask.feature.as_str());
+        self.dimensions.push(match ask.by {
+            Dimension::Key => "key",
+            Dimension::User => "user",
+            Dimension::Model => "model",
+        });
+        self.starts.push(span.start);
+        self.ends.push(span.end);
+    }
+
+    /// Adds each sum to the part of its place.
+    async fn sum(
+        &self,
+        tx: &Tx,
+        sql: &str,
+        found: &mut [BTreeMap<String, i128>],
+    ) -> Result<(), Failed> {
+        let values = params![
+            self.places,
+            self.tenants,
+            self.features,
+            self.dimensions,
+            self.starts,
+            self.ends,
+        ];
+        let parts = rows::list(tx, "usage_rollups, usage_events", sql, values, |cells| {
+            let place: i64 = cells.get("place")?;
+            let place = cells.check("place", usize::try_from(place))?;
+            Ok((place, cells.get::<String>("value")?, cells.sum("sum")?))
+        })
+        .await?;
+        for (place, value, sum) in parts {
+            *found[place].entry(value).or_insert(0) += sum;
+        }
+        Ok(())
+    }
 }
 
 /// Every feature that each of the tenants ever used, in order: one step through the primary key each.

@@ -32,8 +32,8 @@ use crate::{
         StoreResult,
         rollups::{ROLLUP_MAX, Rollups},
         usage::{
-            CounterOf, Dimension, FeatureSum, JournalPosition, Recorded, Seq, Tell, TenantAsk,
-            Totals, UsageStore,
+            CounterOf, Dimension, FeatureSum, HeaviestAsk, JournalPosition, Recorded, Seq, Tell,
+            TenantAsk, Totals, UsageStore, UsedBy,
         },
     },
 };
@@ -102,6 +102,14 @@ impl UsageStore for PostgresStore {
         let asks = asks.as_slice();
         self.read_at_leisure("usage.tenant_sums", |tx| async move {
             tenant_sums::of(&tx, asks).await
+        })
+        .await
+    }
+
+    async fn heaviest(&self, asks: Vec<HeaviestAsk>) -> StoreResult<Vec<Vec<UsedBy>>> {
+        let asks = asks.as_slice();
+        self.read_at_leisure("usage.heaviest", |tx| async move {
+            tenant_sums::heaviest(&tx, asks).await
         })
         .await
     }

@@ -193,7 +193,7 @@ fn sum_events(
 }
 
 /// What was used of one feature in a window, by key, user or model; only those named.
-fn sums_by(
+pub(super) fn sums_by(
     tx: &Transaction<'_>,
     tenant: TenantId,
     feature: &FeatureKey,

@@ -10,8 +10,8 @@ use super::{
 use crate::{
     domain::{feature::FeatureKey, ids::TenantId, window::Window},
     store::{
-        rollups::{CutWindow, Facet, Span, quantity_of},
-        usage::{FeatureSum, TenantAsk},
+        rollups::{CutWindow, Facet, Span, heaviest_of, quantity_of},
+        usage::{FeatureSum, HeaviestAsk, TenantAsk, UsedBy},
     },
 };
 
@@ -63,6 +63,20 @@ fn of_tenant(
     }
     found[ask.features.len()..].sort_by(|one, other| one.feature.cmp(&other.feature));
     Ok(found)
+}
+
+/// Who used most of what is asked for, the heaviest first.
+pub(super) fn heaviest(
+    tx: &Transaction<'_>,
+    asks: &[HeaviestAsk],
+) -> Result<Vec<Vec<UsedBy>>, Failed> {
+    let horizon = sums::horizon(tx)?;
+    let of = |ask: &HeaviestAsk| {
+        let cut = CutWindow::new(ask.window, horizon);
+        let parts = sums::sums_by(tx, ask.tenant, &ask.feature, ask.by, &cut)?;
+        Ok(heaviest_of(parts, ask))
+    };
+    asks.iter().map(of).collect()
 }
 
 /// Every feature that the tenant ever used, in order.

@@ -27,8 +27,8 @@ use crate::{
         StoreResult,
         rollups::{ROLLUP_MAX, Rollups},
         usage::{
-            CounterOf, Dimension, FeatureSum, JournalPosition, Recorded, Seq, Tell, TenantAsk,
-            Totals, UsageStore,
+            CounterOf, Dimension, FeatureSum, HeaviestAsk, JournalPosition, Recorded, Seq, Tell,
+            TenantAsk, Totals, UsageStore, UsedBy,
         },
     },
 };
@@ -77,6 +77,11 @@ impl UsageStore for SqliteStore {
 
     async fn tenant_sums(&self, asks: Vec<TenantAsk>) -> StoreResult<Vec<Vec<FeatureSum>>> {
         self.read("usage.tenant_sums", move |tx| tenant_sums::of(tx, &asks))
+            .await
+    }
+
+    async fn heaviest(&self, asks: Vec<HeaviestAsk>) -> StoreResult<Vec<Vec<UsedBy>>> {
+        self.read("usage.heaviest", move |tx| tenant_sums::heaviest(tx, &asks))
             .await
     }
 
