@@ -10,7 +10,7 @@ use super::output::{NOTHING, Output, or_dash};
 use crate::{
     control::{Backend, Input, Typed},
     domain::{price::Rates, quantity::Quantity},
-    services::prices::{PriceObject, Prices},
+    services::prices::{LongPromptObject, PriceObject, Prices},
     store::audit::NewAudit,
 };
 
@@ -85,6 +85,7 @@ fn list(prices: &Prices) -> Output {
         "cached",
         "cache write",
         "output $/M",
+        "dearer above",
         "context",
         "most output",
         "list",
@@ -97,6 +98,7 @@ fn list(prices: &Prices) -> Output {
             dollars(price.cached_input),
             dollars(price.cache_write),
             dollars(price.output),
+            or_dash(price.long_prompt.as_ref().map(|it| it.above_input_tokens)),
             or_dash(price.context_tokens),
             or_dash(price.max_output_tokens),
             or_dash(price.source),
@@ -118,6 +120,7 @@ fn check(model: &str, prices: &Prices, backend: &Backend) -> anyhow::Result<Outp
     let rate = |of: fn(&Rates) -> Option<Quantity>| rates.as_ref().and_then(of);
     let (input, output) = (rate(|it| Some(it.input)), rate(|it| Some(it.output)));
     let (cached, write) = (rate(|it| it.cached_input), rate(|it| it.cache_write));
+    let long = rates.and_then(|rates| rates.long_prompt);
     let json = json!({
         "model": model,
         "price_id": entry.map(|entry| &entry.id),
@@ -127,10 +130,11 @@ fn check(model: &str, prices: &Prices, backend: &Backend) -> anyhow::Result<Outp
         "cached_input": cached,
         "cache_write": write,
         "output": output,
+        "long_prompt": long.map(LongPromptObject::from),
         "context_tokens": bounds.context_tokens,
         "max_output_tokens": bounds.max_output_tokens,
     });
-    let facts = vec![
+    let mut facts = vec![
         ("model", model.to_owned()),
         ("price id", or_dash(entry.map(|entry| &entry.id))),
         ("input $/M", dollars(input)),
@@ -140,6 +144,15 @@ fn check(model: &str, prices: &Prices, backend: &Backend) -> anyhow::Result<Outp
         ("context tokens", bounds.context_tokens.to_string()),
         ("most output tokens", bounds.max_output_tokens.to_string()),
     ];
+    if let Some(long) = long {
+        facts.extend([
+            ("above input tokens", long.above_input_tokens.to_string()),
+            ("… input $/M", dollars(Some(long.input))),
+            ("… cached input $/M", dollars(long.cached_input)),
+            ("… cache write $/M", dollars(long.cache_write)),
+            ("… output $/M", dollars(Some(long.output))),
+        ]);
+    }
     Ok(Output::object(&json, facts))
 }
 

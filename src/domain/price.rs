@@ -18,7 +18,7 @@ const MILLION: i128 = 1_000_000;
 const UNKNOWN_TOKENS: Quantity = Quantity::new(128_000);
 
 /// Micro-dollars per million tokens, each at least zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Rates {
     pub input: Quantity,
     /// Input read from the provider's cache; else `input`.
@@ -27,15 +27,122 @@ pub struct Rates {
     pub cache_write: Option<Quantity>,
     /// Reasoning included.
     pub output: Quantity,
+    /// What a run with a long prompt costs instead.
+    pub long_prompt: Option<LongPrompt>,
+}
+
+/// The rates of a run with more input than this, cached and written input included: of all its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongPrompt {
+    /// At least 1.
+    pub above_input_tokens: Quantity,
+    pub input: Quantity,
+    /// Else this `input`.
+    pub cached_input: Option<Quantity>,
+    /// Else this `input`.
+    pub cache_write: Option<Quantity>,
+    pub output: Quantity,
+}
+
+/// An entry's id is made from this: one without rates for long prompts reads as it did before there were any.
+impl fmt::Debug for Rates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Rates");
+        shown
+            .field("input", &self.input)
+            .field("cached_input", &self.cached_input)
+            .field("cache_write", &self.cache_write)
+            .field("output", &self.output);
+        if let Some(long) = &self.long_prompt {
+            shown.field("long_prompt", long);
+        }
+        shown.finish()
+    }
 }
 
 impl Rates {
     /// What a run costs in micro-dollars, rounded up.
     ///
     /// Cached and written tokens are parts of the input; what a provider reports beyond it counts as that much and no
-    /// more. Splitting a run costs at most 1 micro-dollar more a part.
+    /// more. Splitting a run costs at most 1 micro-dollar more a part, unless its parts have prompts of another length.
     #[must_use]
     pub fn cost(&self, used: &TokenUsage) -> Quantity {
+        let input = used.input_tokens.at_least_zero();
+        match self.long() {
+            Some((above, long)) if input > above => long.cost(used),
+            _ => self.usual().cost(used),
+        }
+    }
+
+    /// The most that a run of up to so many tokens can cost, whatever part of its input is cached.
+    #[must_use]
+    pub fn at_most(&self, input: Quantity, output: Quantity) -> Quantity {
+        match self.long() {
+            Some((above, long)) if input > above => {
+                let short = self.usual().at_most(above, output);
+                short.max(long.at_most(input, output))
+            }
+            _ => self.usual().at_most(input, output),
+        }
+    }
+
+    /// The largest output that, with up to `input`, costs no more than `cost`; `None` if the input alone costs more.
+    #[must_use]
+    pub fn output_within(&self, cost: Quantity, input: Quantity) -> Option<Quantity> {
+        match self.long() {
+            Some((above, long)) if input > above => {
+                let short = self.usual().output_within(cost, above)?;
+                Some(short.min(long.output_within(cost, input)?))
+            }
+            _ => self.usual().output_within(cost, input),
+        }
+    }
+
+    /// The largest input that costs no more than `cost` beside `output`; `None` if the output alone costs more.
+    #[must_use]
+    pub fn input_within(&self, cost: Quantity, output: Quantity) -> Option<Quantity> {
+        let short = self.usual().input_within(cost, output)?;
+        match self.long() {
+            Some((above, long)) if short >= above => {
+                let more = long.input_within(cost, output);
+                Some(more.filter(|input| *input > above).unwrap_or(above))
+            }
+            _ => Some(short),
+        }
+    }
+
+    fn usual(&self) -> Tier {
+        Tier {
+            input: self.input,
+            cached_input: self.cached_input.unwrap_or(self.input),
+            cache_write: self.cache_write.unwrap_or(self.input),
+            output: self.output,
+        }
+    }
+
+    /// From how much input on it does not cost the usual any more, and what instead.
+    fn long(&self) -> Option<(Quantity, Tier)> {
+        let long = self.long_prompt?;
+        let tier = Tier {
+            input: long.input,
+            cached_input: long.cached_input.unwrap_or(long.input),
+            cache_write: long.cache_write.unwrap_or(long.input),
+            output: long.output,
+        };
+        Some((long.above_input_tokens, tier))
+    }
+}
+
+/// The rates of one run.
+struct Tier {
+    input: Quantity,
+    cached_input: Quantity,
+    cache_write: Quantity,
+    output: Quantity,
+}
+
+impl Tier {
+    fn cost(&self, used: &TokenUsage) -> Quantity {
         let input = used.input_tokens.at_least_zero();
         let cached = used.cached_input_tokens.at_least_zero().min(input);
         let written = used
@@ -46,37 +153,28 @@ impl Rates {
         let output = used.output_tokens.at_least_zero();
         rounded_up(
             product(plain, self.input)
-                + product(cached, self.cached_input.unwrap_or(self.input))
-                + product(written, self.cache_write.unwrap_or(self.input))
+                + product(cached, self.cached_input)
+                + product(written, self.cache_write)
                 + product(output, self.output),
         )
     }
 
-    /// The most that a run of up to so many tokens can cost, whatever part of its input is cached.
-    #[must_use]
-    pub fn at_most(&self, input: Quantity, output: Quantity) -> Quantity {
+    fn at_most(&self, input: Quantity, output: Quantity) -> Quantity {
         rounded_up(product(input, self.dearest_input()) + product(output, self.output))
     }
 
-    /// The largest output that, with `input`, costs no more than `cost`; `None` if the input alone costs more.
-    #[must_use]
-    pub fn output_within(&self, cost: Quantity, input: Quantity) -> Option<Quantity> {
+    fn output_within(&self, cost: Quantity, input: Quantity) -> Option<Quantity> {
         let left = i128::from(cost.get()) * MILLION - product(input, self.dearest_input());
         within(left, self.output)
     }
 
-    /// The largest input that costs no more than `cost` beside `output`; `None` if the output alone costs more.
-    #[must_use]
-    pub fn input_within(&self, cost: Quantity, output: Quantity) -> Option<Quantity> {
+    fn input_within(&self, cost: Quantity, output: Quantity) -> Option<Quantity> {
         let left = i128::from(cost.get()) * MILLION - product(output, self.output);
         within(left, self.dearest_input())
     }
 
     fn dearest_input(&self) -> Quantity {
-        [self.cached_input, self.cache_write]
-            .into_iter()
-            .flatten()
-            .fold(self.input, Quantity::max)
+        self.input.max(self.cached_input).max(self.cache_write)
     }
 }
 
@@ -326,6 +424,7 @@ mod tests {
             cached_input: cached.map(Quantity::new),
             cache_write: write.map(Quantity::new),
             output: Quantity::new(output),
+            long_prompt: None,
         }
     }
 
@@ -441,6 +540,66 @@ mod tests {
     }
 
     #[test]
+    fn a_prompt_above_the_threshold_makes_the_whole_run_dearer() {
+        let gemini = Rates {
+            long_prompt: Some(LongPrompt {
+                above_input_tokens: Quantity::new(200_000),
+                input: Quantity::new(2_500_000),
+                cached_input: Some(Quantity::new(250_000)),
+                cache_write: None,
+                output: Quantity::new(15_000_000),
+            }),
+            ..rates(1_250_000, Some(125_000), None, 10_000_000)
+        };
+        for (tokens, micros) in [
+            (used(200_000, 0, 0, 1_000), 260_000),
+            (used(200_001, 0, 0, 1_000), 515_003), // 500,002.5 + 15,000
+            (used(200_001, 200_001, 0, 0), 50_001), // 50,000.25
+        ] {
+            assert_eq!(gemini.cost(&tokens).get(), micros, "{tokens:?}");
+        }
+        let [short, long, output] = [200_000, 200_001, 1_000].map(Quantity::new);
+        assert_eq!(gemini.at_most(short, output).get(), 260_000);
+        assert_eq!(gemini.at_most(long, output).get(), 515_003);
+        // Between what the two cost there is nothing to be had.
+        let between = Quantity::new(400_000);
+        assert_eq!(gemini.input_within(between, output), Some(short));
+        assert_eq!(gemini.output_within(between, long), None);
+        assert_eq!(
+            gemini.output_within(between, short),
+            Some(Quantity::new(15_000))
+        );
+    }
+
+    #[test]
+    fn an_entry_keeps_its_id_in_later_versions() {
+        let said = rates(1_250_000, Some(125_000), None, 10_000_000);
+        let from = "2025-11-13T00:00:00Z".parse().unwrap();
+        let bounds = [400_000, 128_000].map(|it| Some(Quantity::new(it)));
+        let one = |rates| {
+            PriceEntry::new(
+                "gpt-5.1*".to_owned(),
+                from,
+                Some(rates),
+                bounds[0],
+                bounds[1],
+            )
+        };
+        assert_eq!(&*one(said).id, "gpt-5.1*@2025-11-13T00:00:00Z#d2a3f4f0");
+        let dearer = Rates {
+            long_prompt: Some(LongPrompt {
+                above_input_tokens: Quantity::new(200_000),
+                input: said.input,
+                cached_input: None,
+                cache_write: None,
+                output: said.output,
+            }),
+            ..said
+        };
+        assert_ne!(one(dearer).id, one(said).id);
+    }
+
+    #[test]
     fn an_entry_that_was_changed_has_another_id() {
         let one = entry("gpt-5.1*", "2025-11-13T00:00:00Z", 1);
         assert_eq!(one.id, entry("gpt-5.1*", "2025-11-13T00:00:00Z", 1).id);
@@ -470,6 +629,21 @@ mod tests {
             .prop_map(|(input, cached, write, output)| rates(input, cached, write, output))
     }
 
+    /// With rates for long prompts or without; these may be cheaper, too.
+    fn any_tiers() -> impl Strategy<Value = Rates> {
+        let long = (1..3_000_000_i64, any_rates()).prop_map(|(above, rates)| LongPrompt {
+            above_input_tokens: Quantity::new(above),
+            input: rates.input,
+            cached_input: rates.cached_input,
+            cache_write: rates.cache_write,
+            output: rates.output,
+        });
+        (any_rates(), prop::option::of(long)).prop_map(|(rates, long_prompt)| Rates {
+            long_prompt,
+            ..rates
+        })
+    }
+
     proptest! {
         #[test]
         fn splitting_a_run_costs_at_most_one_rounding_more(
@@ -489,7 +663,24 @@ mod tests {
         }
 
         #[test]
-        fn no_run_costs_more_than_its_bound(rates in any_rates(), used in tokens(), spare in 0..1_000_i64) {
+        fn a_run_costs_what_the_rates_for_its_prompt_say_and_nothing_else(
+            rates in any_tiers(), used in tokens(),
+        ) {
+            let alone = match rates.long_prompt {
+                Some(long) if used.input_tokens > long.above_input_tokens => Rates {
+                    input: long.input,
+                    cached_input: long.cached_input,
+                    cache_write: long.cache_write,
+                    output: long.output,
+                    long_prompt: None,
+                },
+                _ => Rates { long_prompt: None, ..rates },
+            };
+            prop_assert_eq!(rates.cost(&used), alone.cost(&used));
+        }
+
+        #[test]
+        fn no_run_costs_more_than_its_bound(rates in any_tiers(), used in tokens(), spare in 0..1_000_i64) {
             let spare = Quantity::new(spare);
             let bound = rates.at_most(used.input_tokens.plus(spare), used.output_tokens.plus(spare));
             prop_assert!(rates.cost(&used) <= bound);
@@ -497,7 +688,7 @@ mod tests {
 
         #[test]
         fn what_fits_into_a_cost_costs_no_more_and_one_token_more_would_not_fit(
-            rates in any_rates(), cost in 0..20_000_000_i64, given in 0..500_000_i64,
+            rates in any_tiers(), cost in 0..20_000_000_i64, given in 0..500_000_i64,
         ) {
             let (cost, given) = (Quantity::new(cost), Quantity::new(given));
             match rates.output_within(cost, given) {

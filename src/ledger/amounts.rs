@@ -370,6 +370,7 @@ mod tests {
             cached_input: Some(Quantity::new(1_250_000)),
             cache_write: None,
             output: Quantity::new(10_000_000),
+            long_prompt: None,
         })
     }
 

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     domain::{
-        price::{PriceEntry, PriceList, PriceSource, Rates},
+        price::{LongPrompt, PriceEntry, PriceList, PriceSource, Rates},
         quantity::Quantity,
         time::Timestamp,
     },
@@ -207,6 +207,8 @@ pub struct PriceObject {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<Quantity>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub long_prompt: Option<LongPromptObject>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub context_tokens: Option<Quantity>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_output_tokens: Option<Quantity>,
@@ -214,6 +216,30 @@ pub struct PriceObject {
     pub price_id: Option<Arc<str>>,
     #[serde(skip_serializing_if = "Option::is_none", rename = "list")]
     pub source: Option<PriceSource>,
+}
+
+/// The rates of a run with more input than `above_input_tokens`.
+#[derive(Clone, Debug, Serialize)]
+pub struct LongPromptObject {
+    pub above_input_tokens: Quantity,
+    pub input: Quantity,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached_input: Option<Quantity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_write: Option<Quantity>,
+    pub output: Quantity,
+}
+
+impl From<LongPrompt> for LongPromptObject {
+    fn from(long: LongPrompt) -> Self {
+        Self {
+            above_input_tokens: long.above_input_tokens,
+            input: long.input,
+            cached_input: long.cached_input,
+            cache_write: long.cache_write,
+            output: long.output,
+        }
+    }
 }
 
 impl PriceObject {
@@ -228,6 +254,7 @@ impl PriceObject {
             cached_input: rates.and_then(|rates| rates.cached_input),
             cache_write: rates.and_then(|rates| rates.cache_write),
             output: rates.map(|rates| rates.output),
+            long_prompt: rates.and_then(|rates| rates.long_prompt).map(Into::into),
             context_tokens: entry.context_tokens,
             max_output_tokens: entry.max_output_tokens,
             price_id: source.map(|_| Arc::clone(&entry.id)),
@@ -286,7 +313,7 @@ impl Reader {
             }
         };
         let known = self.faults.len();
-        let (mut model, mut from) = (None, None);
+        let (mut model, mut from, mut long_prompt) = (None, None, None);
         let [mut input, mut cached, mut write, mut output] = [None; 4];
         let [mut context, mut most] = [None; 2];
         for (name, value) in members {
@@ -298,13 +325,14 @@ impl Reader {
                 "cached_input" => cached = self.number(&at, value, 0, RATE),
                 "cache_write" => write = self.number(&at, value, 0, RATE),
                 "output" => output = self.number(&at, value, 0, RATE),
+                "long_prompt" => long_prompt = self.long_prompt(&at, value),
                 "context_tokens" => context = self.number(&at, value, 1, TOKENS),
                 "max_output_tokens" => most = self.number(&at, value, 1, TOKENS),
                 "source" | "as_of" => {} // for people
                 _ => self.fault(
                     &at,
                     "is not known; an entry has model, effective_from, input, cached_input, cache_write, output, \
-                     context_tokens, max_output_tokens, source, as_of",
+                     long_prompt, context_tokens, max_output_tokens, source, as_of",
                 ),
             }
         }
@@ -320,8 +348,9 @@ impl Reader {
                 cached_input: cached,
                 cache_write: write,
                 output,
+                long_prompt,
             }),
-            (None, None) if cached.is_none() && write.is_none() => None,
+            (None, None) if cached.is_none() && write.is_none() && long_prompt.is_none() => None,
             _ => return self.fault(path, "has a price in part: it needs input and output"),
         };
         let is_same = |there: &PriceEntry| there.model == model && there.effective_from == from;
@@ -330,6 +359,53 @@ impl Reader {
         }
         self.entries
             .push(PriceEntry::new(model, from, rates, context, most));
+    }
+
+    fn long_prompt(&mut self, path: &str, value: &RawValue) -> Option<LongPrompt> {
+        if value.get() == "null" {
+            return None;
+        }
+        let members = match json::members(value.get()) {
+            Ok(members) => members,
+            Err(error) => {
+                self.fault(
+                    path,
+                    format!("is not an object with each key once: {error}"),
+                );
+                return None;
+            }
+        };
+        let known = self.faults.len();
+        let [mut above, mut input, mut cached, mut write, mut output] = [None; 5];
+        for (name, value) in members {
+            let at = format!("{path}.{name}");
+            match name.as_ref() {
+                "above_input_tokens" => above = self.number(&at, value, 1, TOKENS),
+                "input" => input = self.number(&at, value, 0, RATE),
+                "cached_input" => cached = self.number(&at, value, 0, RATE),
+                "cache_write" => write = self.number(&at, value, 0, RATE),
+                "output" => output = self.number(&at, value, 0, RATE),
+                _ => self.fault(
+                    &at,
+                    "is not known; a price for long prompts has above_input_tokens, input, cached_input, cache_write, \
+                     output",
+                ),
+            }
+        }
+        if self.faults.len() > known {
+            return None;
+        }
+        let (Some(above_input_tokens), Some(input), Some(output)) = (above, input, output) else {
+            self.fault(path, "needs above_input_tokens, input and output");
+            return None;
+        };
+        Some(LongPrompt {
+            above_input_tokens,
+            input,
+            cached_input: cached,
+            cache_write: write,
+            output,
+        })
     }
 
     fn model(&mut self, path: &str, value: &RawValue) -> Option<String> {
@@ -456,7 +532,11 @@ mod tests {
             {"model": "c", "input": 1, "output": 1},
             {"model": "d", "effective_from": "2026-01-01", "input": 1},
             {"model": "e", "effective_from": "2026-01-01", "max_output_tokens": 0},
-            7
+            7,
+            {"model": "f", "effective_from": "2026-01-01", "input": 1, "output": 1, "long_prompt": {"above_input_tokens": 0, "above": 1}},
+            {"model": "g", "effective_from": "2026-01-01", "input": 1, "output": 1, "long_prompt": {"above_input_tokens": 9, "input": 1}},
+            {"model": "h", "effective_from": "2026-01-01", "long_prompt": {"above_input_tokens": 9, "input": 1, "output": 1}},
+            {"model": "i", "effective_from": "2026-01-01", "input": 1, "output": 1, "long_prompt": 7}
         ]"#;
         let faults = read(text).unwrap_err();
         let paths: Vec<&str> = faults.iter().map(|fault| fault.path.as_str()).collect();
@@ -471,6 +551,11 @@ mod tests {
             "[5]",
             "[6].max_output_tokens",
             "[7]",
+            "[8].long_prompt.above_input_tokens",
+            "[8].long_prompt.above",
+            "[9].long_prompt",
+            "[10]",
+            "[11].long_prompt",
         ];
         assert_eq!(paths, expected, "{faults:#?}");
         assert!(read("{}").is_err());
@@ -503,6 +588,58 @@ mod tests {
                 price(&prices.list(), "gpt-4o"),
                 Some((2_500_000, 10_000_000))
             );
+        }
+    }
+
+    #[test]
+    fn a_price_for_long_prompts_is_read_and_written_as_it_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let prices = Prices::open(None, dir.path()).unwrap();
+        let text = r#"[{"model": "my-*", "effective_from": "2026-01-01", "input": 1, "output": 8, "long_prompt":
+            {"above_input_tokens": 200000, "input": 2, "cached_input": null, "cache_write": 3, "output": 9}}]"#;
+        prices.import(text).unwrap();
+        let long = LongPrompt {
+            above_input_tokens: Quantity::new(200_000),
+            input: Quantity::new(2),
+            cached_input: None,
+            cache_write: Some(Quantity::new(3)),
+            output: Quantity::new(9),
+        };
+        let again = Prices::open(None, dir.path()).unwrap();
+        for prices in [prices, again] {
+            let entry = prices.find("my-own", NOW.parse().unwrap()).unwrap();
+            assert_eq!(entry.rates.unwrap().long_prompt, Some(long));
+        }
+    }
+
+    #[test]
+    fn surcharges_for_long_prompts_are_in_the_embedded_list() {
+        let list = PriceList::new(EMBEDDED.clone(), vec![]);
+        for (model, above, input, output) in [
+            ("gemini-2.5-pro", 200_000, 2_500_000, 15_000_000),
+            ("gemini-3-pro-preview", 200_000, 4_000_000, 18_000_000),
+            ("gpt-5.4-2026-03-05", 272_000, 5_000_000, 22_500_000),
+            ("gpt-5.5", 272_000, 10_000_000, 45_000_000),
+            ("claude-sonnet-4-5", 200_000, 6_000_000, 22_500_000),
+        ] {
+            let rates = list.find(model, NOW.parse().unwrap()).unwrap().rates;
+            let long = rates.unwrap().long_prompt.unwrap();
+            let found = [long.above_input_tokens, long.input, long.output].map(Quantity::get);
+            assert_eq!(found, [above, input, output], "{model}");
+        }
+        for (entry, _) in list.entries() {
+            let Some(rates) = entry.rates else { continue };
+            let Some(long) = rates.long_prompt else {
+                continue;
+            };
+            let is_dearer = long.input > rates.input && long.output > rates.output;
+            assert!(
+                is_dearer && long.cached_input >= rates.cached_input,
+                "{}",
+                entry.id
+            );
+            let context = entry.context_tokens.unwrap();
+            assert!(long.above_input_tokens < context, "{}", entry.id);
         }
     }
 
