@@ -184,7 +184,7 @@ impl Outbox {
         let mut finished = Vec::with_capacity(leased.len());
         for (leased, outcome) in leased.iter().zip(outcomes) {
             let doubt_since = doubt_since(leased, &outcome, tried_at);
-            let ending = ending(leased, outcome, sender.most_attempts(), now);
+            let ending = ending(leased, outcome, sender.most_attempts(), self.jitter, now);
             let tell = match &ending {
                 Ending::Dead { error } => sender.given_up(leased, error, now).await,
                 Ending::Sent
@@ -236,7 +236,8 @@ pub async fn replay(
     identifier: &str,
     by: &Actor,
 ) -> Result<OutboxObject, AdminError> {
-    match store.replay(identifier, by).await? {
+    // Twice: the clocks of replicas differ.
+    match store.replay(identifier, 2 * LEASE, by).await? {
         Replaying::Replayed(entry) => Ok(entry.into()),
         Replaying::NotEnded(entry) => Err(AdminError::invalid(
             "identifier",

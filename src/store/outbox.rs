@@ -1,5 +1,7 @@
 //! What is to be told to others, from the transaction that brings it about until the other side has it.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 use super::StoreResult;
@@ -223,7 +225,16 @@ pub trait OutboxStore: Send + Sync {
     ) -> StoreResult<Vec<OutboxEntry>>;
 
     /// Makes a dead or uncertain entry pending and due, its attempts counted anew; audited.
-    async fn replay(&self, identifier: &str, by: &Actor) -> StoreResult<Replaying>;
+    ///
+    /// A newer one of its lane may be on its way at this moment: whatever of the lane is to be tried again within
+    /// `longest_lease` may be leased, and the entry is due when the last of those is. Nothing newer is leased from
+    /// here on.
+    async fn replay(
+        &self,
+        identifier: &str,
+        longest_lease: Duration,
+        by: &Actor,
+    ) -> StoreResult<Replaying>;
 
     /// How many entries there are of each kind and status that has any.
     async fn count_outbox(&self) -> StoreResult<Vec<(Kind, Status, u64)>>;

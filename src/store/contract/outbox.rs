@@ -19,6 +19,7 @@ macro_rules! cases {
             what_is_leased_is_nobody_elses_until_its_lease_ends,
             a_kind_waits_for_no_other,
             of_a_lane_only_the_oldest_is_handed_out,
+            what_is_replayed_waits_for_what_of_its_lane_is_being_sent,
             an_attempt_ends_as_it_is_told_and_a_lost_one_changes_nothing,
             what_is_dead_or_uncertain_is_replayed_and_audited,
             entries_are_listed_newest_first_page_by_page,
@@ -29,6 +30,7 @@ macro_rules! cases {
 pub(crate) use cases;
 
 const SECOND: Duration = Duration::from_secs(1);
+const LONGEST_LEASE: Duration = Duration::from_secs(60);
 
 fn noon() -> Timestamp {
     at("2026-01-02T12:00:00Z")
@@ -187,6 +189,65 @@ pub(crate) async fn of_a_lane_only_the_oldest_is_handed_out(store: &SharedStore)
     assert_eq!(names(&lease(store, now, 10).await), ["x2"]);
 }
 
+/// Two calls of one lane are never made at once, not even where a person has the older one sent again.
+pub(crate) async fn what_is_replayed_waits_for_what_of_its_lane_is_being_sent(store: &SharedStore) {
+    let in_lane = |name: &str, lane: &str, later: u32| NewEntry {
+        lane: Some(lane.to_owned()),
+        ..entry(name, noon().plus(later * SECOND))
+    };
+    let of_all = [
+        ("x1", "x", 0),
+        ("x2", "x", 1),
+        ("x3", "x", 2),
+        ("y1", "y", 0),
+    ];
+    let of_all = of_all.map(|(name, lane, later)| in_lane(name, lane, later));
+    store.enqueue(&of_all).await.unwrap();
+    let now = noon().plus(5 * SECOND);
+    let dead = || Ending::Dead {
+        error: "no".to_owned(),
+    };
+    for leased in lease(store, now, 10).await {
+        end(store, &leased, dead(), now).await;
+    }
+    let second = lease(store, now, 10).await;
+    assert_eq!(names(&second), ["x2"]);
+
+    let replay = async |name, at: Timestamp| {
+        let by = by(&at.to_string());
+        match store.replay(name, LONGEST_LEASE, &by).await.unwrap() {
+            Replaying::Replayed(it) => it.next_attempt_at.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    // `x2` is on its way until its lease ends; of the other lane nothing is.
+    let later = now.plus(SECOND);
+    let due = replay("x1", later).await;
+    assert!(due > later && due <= later.plus(LONGEST_LEASE), "{due}");
+    assert_eq!(replay("y1", later).await, later);
+    assert_eq!(names(&lease(store, later, 10).await), ["y1"]);
+    end(store, &second[0], Ending::Sent, later).await;
+    assert_eq!(
+        names(&lease(store, later, 10).await),
+        [""; 0],
+        "none overtakes"
+    );
+    let first = lease(store, due, 10).await;
+    assert_eq!(names(&first), ["x1"]);
+    end(store, &first[0], dead(), due).await;
+
+    // One that is to be tried again after a long pause is not on its way.
+    let third = lease(store, due, 10).await;
+    assert_eq!(names(&third), ["x3"]);
+    let retry = Ending::Retry {
+        at: due.plus(60 * LONGEST_LEASE),
+        error: "busy".to_owned(),
+    };
+    end(store, &third[0], retry, due).await;
+    assert_eq!(replay("x1", due).await, due);
+    assert_eq!(names(&lease(store, due, 10).await), ["x1"]);
+}
+
 pub(crate) async fn an_attempt_ends_as_it_is_told_and_a_lost_one_changes_nothing(
     store: &SharedStore,
 ) {
@@ -240,8 +301,11 @@ pub(crate) async fn what_is_dead_or_uncertain_is_replayed_and_audited(store: &Sh
         ..entry("a", noon())
     };
     store.enqueue(&[of_acme]).await.unwrap();
-    assert_eq!(store.replay("none", &ada()).await, Ok(Replaying::NotFound));
-    let pending = store.replay("a", &ada()).await.unwrap();
+    assert_eq!(
+        store.replay("none", LONGEST_LEASE, &ada()).await,
+        Ok(Replaying::NotFound)
+    );
+    let pending = store.replay("a", LONGEST_LEASE, &ada()).await.unwrap();
     assert!(matches!(pending, Replaying::NotEnded(it) if it.status == Status::Pending));
     for ending in [
         Ending::Dead {
@@ -255,7 +319,7 @@ pub(crate) async fn what_is_dead_or_uncertain_is_replayed_and_audited(store: &Sh
         assert_eq!(leased[0].attempts, 1, "attempts count anew");
         end(store, &leased[0], ending, noon()).await;
         let replayed = store
-            .replay("a", &by("2026-01-02T11:00:00Z"))
+            .replay("a", LONGEST_LEASE, &by("2026-01-02T11:00:00Z"))
             .await
             .unwrap();
         let Replaying::Replayed(it) = replayed else {

@@ -1,5 +1,7 @@
 //! The outbox.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use serde_json::json;
 use uuid::Uuid;
@@ -23,6 +25,9 @@ use crate::{
 };
 
 const TABLE: &str = "outbox";
+
+/// Held by a replay, shared by leases: which entry of a lane is the oldest does not change while one is taken.
+const LOCK: i64 = 0x746f_6c6c_6f75_7462;
 
 #[async_trait]
 impl OutboxStore for PostgresStore {
@@ -85,9 +90,14 @@ impl OutboxStore for PostgresStore {
         .await
     }
 
-    async fn replay(&self, identifier: &str, by: &Actor) -> StoreResult<Replaying> {
+    async fn replay(
+        &self,
+        identifier: &str,
+        longest_lease: Duration,
+        by: &Actor,
+    ) -> StoreResult<Replaying> {
         self.change("outbox.replay", |tx| async move {
-            replay(&tx, identifier, by).await
+            replay(&tx, identifier, longest_lease, by).await
         })
         .await
     }
@@ -190,6 +200,7 @@ async fn is_due(tx: &Tx, asked: Lease) -> Result<bool, Failed> {
 
 /// What another replica is taking at the moment is passed over.
 async fn lease(tx: &Tx, asked: Lease) -> Result<Vec<Leased>, Failed> {
+    rows::exists(tx, "SELECT pg_advisory_xact_lock_shared($1)", params![LOCK]).await?;
     let mut leased = rows::list(
         tx,
         TABLE,
@@ -296,7 +307,14 @@ async fn end(tx: &Tx, finished: &Finished, now: Timestamp) -> Result<bool, Faile
     Ok(changed > 0)
 }
 
-async fn replay(tx: &Tx, identifier: &str, by: &Actor) -> Result<Replaying, Failed> {
+async fn replay(
+    tx: &Tx,
+    identifier: &str,
+    longest_lease: Duration,
+    by: &Actor,
+) -> Result<Replaying, Failed> {
+    // A lease that has begun is seen below, and one that begins later sees this.
+    rows::exists(tx, "SELECT pg_advisory_xact_lock($1)", params![LOCK]).await?;
     let find = async || {
         rows::find(
             tx,
@@ -324,9 +342,16 @@ async fn replay(tx: &Tx, identifier: &str, by: &Actor) -> Result<Replaying, Fail
     .await?;
     rows::run(
         tx,
-        "UPDATE outbox SET status = 'pending', attempts = 0, next_attempt_at = $2, finished_at = NULL
+        "UPDATE outbox SET status = 'pending', attempts = 0, finished_at = NULL, next_attempt_at = greatest($2, (
+             SELECT max(other.next_attempt_at) FROM outbox AS other
+             WHERE other.kind = outbox.kind AND other.lane = outbox.lane AND other.status = 'pending'
+               AND other.next_attempt_at <= $3))
          WHERE identifier = $1",
-        params![identifier, by.at.micros()],
+        params![
+            identifier,
+            by.at.micros(),
+            by.at.plus(longest_lease).micros()
+        ],
     ).await?;
     Ok(find()
         .await?

@@ -1,5 +1,7 @@
 //! The outbox.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use rusqlite::{Transaction, params};
 use serde_json::json;
@@ -81,10 +83,17 @@ impl OutboxStore for SqliteStore {
         .await
     }
 
-    async fn replay(&self, identifier: &str, by: &Actor) -> StoreResult<Replaying> {
+    async fn replay(
+        &self,
+        identifier: &str,
+        longest_lease: Duration,
+        by: &Actor,
+    ) -> StoreResult<Replaying> {
         let (identifier, by) = (identifier.to_owned(), by.clone());
-        self.write("outbox.replay", move |tx| replay(tx, &identifier, &by))
-            .await
+        self.write("outbox.replay", move |tx| {
+            replay(tx, &identifier, longest_lease, &by)
+        })
+        .await
     }
 
     async fn count_outbox(&self) -> StoreResult<Vec<(Kind, Status, u64)>> {
@@ -263,7 +272,12 @@ fn finish(tx: &Transaction<'_>, finished: &Finished, now: Timestamp) -> Result<(
     Ok(())
 }
 
-fn replay(tx: &Transaction<'_>, identifier: &str, by: &Actor) -> Result<Replaying, Failed> {
+fn replay(
+    tx: &Transaction<'_>,
+    identifier: &str,
+    longest_lease: Duration,
+    by: &Actor,
+) -> Result<Replaying, Failed> {
     let find = || {
         rows::find(
             tx,
@@ -290,9 +304,16 @@ fn replay(tx: &Transaction<'_>, identifier: &str, by: &Actor) -> Result<Replayin
     .note(tx, by)?;
     rows::run(
         tx,
-        "UPDATE outbox SET status = 'pending', attempts = 0, next_attempt_at = ?2, finished_at = NULL
+        "UPDATE outbox SET status = 'pending', attempts = 0, finished_at = NULL, next_attempt_at = max(?2, coalesce((
+             SELECT max(other.next_attempt_at) FROM outbox AS other
+             WHERE other.kind = outbox.kind AND other.lane = outbox.lane AND other.status = 'pending'
+               AND other.next_attempt_at <= ?3), ?2))
          WHERE identifier = ?1",
-        params![identifier, by.at.micros()],
+        params![
+            identifier,
+            by.at.micros(),
+            by.at.plus(longest_lease).micros()
+        ],
     )?;
     Ok(find()?.map_or(Replaying::NotFound, Replaying::Replayed))
 }
