@@ -169,6 +169,7 @@ impl App {
             store: Arc::clone(&store),
             clock: clock.clone(),
             metrics: Arc::clone(&metrics),
+            jitter: crate::services::outbox::jittered,
         };
         let Outgoing {
             notices,

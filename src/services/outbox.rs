@@ -152,6 +152,8 @@ pub struct Outbox {
     pub store: SharedStore,
     pub clock: Clock,
     pub metrics: Arc<Metrics>,
+    /// Draws a pause from up to this: [`jittered`].
+    pub jitter: fn(Duration) -> Duration,
 }
 
 impl Outbox {
@@ -248,7 +250,13 @@ pub async fn replay(
     }
 }
 
-fn ending(leased: &Leased, outcome: Outcome, most_attempts: u32, now: Timestamp) -> Ending {
+fn ending(
+    leased: &Leased,
+    outcome: Outcome,
+    most_attempts: u32,
+    jitter: fn(Duration) -> Duration,
+    now: Timestamp,
+) -> Ending {
     match outcome {
         Outcome::Sent => Ending::Sent,
         Outcome::Forget => Ending::Forgotten,
@@ -261,7 +269,7 @@ fn ending(leased: &Leased, outcome: Outcome, most_attempts: u32, now: Timestamp)
             error: format!("given up after {} attempts: {error}", leased.attempts),
         },
         Outcome::Retry { after, error } | Outcome::Unclear { after, error } => Ending::Retry {
-            at: now.plus(after.unwrap_or_else(|| jittered(longest_pause(leased.attempts)))),
+            at: now.plus(after.unwrap_or_else(|| jitter(longest_pause(leased.attempts)))),
             error,
         },
     }
@@ -285,7 +293,8 @@ fn longest_pause(attempts: u32) -> Duration {
 }
 
 /// Anything up to `longest`: what failed together does not come back together.
-fn jittered(longest: Duration) -> Duration {
+#[must_use]
+pub fn jittered(longest: Duration) -> Duration {
     let micros = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
     Duration::from_micros(rand::random_range(0..=micros))
 }
@@ -347,14 +356,14 @@ mod tests {
             _ => None,
         };
         assert_eq!(
-            at(ending(&leased(1), retry(Some(wish)), 3, now)),
+            at(ending(&leased(1), retry(Some(wish)), 3, jittered, now)),
             Some(now.plus(wish))
         );
         assert!(
-            at(ending(&leased(2), retry(None), 3, now))
+            at(ending(&leased(2), retry(None), 3, jittered, now))
                 .is_some_and(|it| it <= now.plus(2 * FIRST_PAUSE))
         );
-        let dead = ending(&leased(3), retry(Some(wish)), 3, now);
+        let dead = ending(&leased(3), retry(Some(wish)), 3, jittered, now);
         assert_eq!(
             dead,
             Ending::Dead {

@@ -5,5 +5,6 @@ mod push;
 mod reconcile;
 pub(crate) mod served;
 mod simulation;
+mod torture;
 mod webhooks;
 mod world;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tollgate::{domain::feature::FeatureKey, store::stripe::Which};
 
-use super::world::{World, at, cases};
+use super::world::{World, at};
 use crate::support::stripe::StripeFault;
 
 #[derive(Clone, Copy, Debug)]
-enum Op {
+pub(super) enum Op {
     /// Of tenant `acme` or `other`, so many seconds ago.
     Use {
         other: bool,
@@ -48,7 +48,7 @@ fn fault() -> impl Strategy<Value = StripeFault> {
     ]
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub(super) fn op() -> impl Strategy<Value = Op> {
     let passing = prop_oneof![5 => 1_u64..90, 2 => 600_u64..7200, 1 => 80_000_u64..100_000];
     prop_oneof![
         6 => (any::<bool>(), 1_i64..50, 0_u64..200).prop_map(|(other, quantity, ago)| Op::Use { other, quantity, ago }),
@@ -64,7 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-async fn play(ops: &[Op]) {
+pub(super) async fn play(ops: &[Op]) {
     let world = World::start().await;
     world.tenant("other", "pro", Some("cus_other")).await;
     let mut last = None;
@@ -145,15 +145,5 @@ async fn a_cancel_that_failed_once_and_then_comes_too_late_is_told_as_an_event()
             ])
             .await;
         }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(24), max_shrink_iters: 60, ..ProptestConfig::default() })]
-
-    #[test]
-    fn stripe_has_what_was_used(ops in proptest::collection::vec(op(), 1..40)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(play(&ops));
     }
 }

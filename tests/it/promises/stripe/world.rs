@@ -22,7 +22,7 @@ use tollgate::{
     },
     services::{
         ManualRecord, UsageOperations as _,
-        outbox::Progress,
+        outbox::{Outbox, Progress},
         plans::{Change, FeatureChange, NewPlan, Plans},
         reporting::Correction,
         tenants::{NewTenant, SubscriptionChange, Tenants},
@@ -46,12 +46,6 @@ pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// How many histories a property is tried with: `PROPTEST_CASES`, else `usually`.
-pub(super) fn cases(usually: u32) -> u32 {
-    let asked = std::env::var("PROPTEST_CASES").ok();
-    asked.and_then(|it| it.parse().ok()).unwrap_or(usually)
-}
 
 pub(super) fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
@@ -310,10 +304,11 @@ impl World {
     /// Sends what is due, until nothing is or nothing can be.
     pub(super) async fn send(&self) {
         let sender = MeterSender(Arc::clone(self.inner()));
-        while matches!(
-            self.app.outbox.step(&sender).await,
-            Ok(Progress::Moved { .. })
-        ) {}
+        let outbox = Outbox {
+            jitter: super::torture::pause,
+            ..self.app.outbox.clone()
+        };
+        while matches!(outbox.step(&sender).await, Ok(Progress::Moved { .. })) {}
     }
 
     pub(super) async fn push(&self) -> Pushed {
