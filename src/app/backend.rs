@@ -28,6 +28,9 @@ use crate::{
     },
 };
 
+/// How many tenants are read at a time where all are shown.
+const PAGE: usize = 500;
+
 impl App {
     /// The parts that commands need.
     #[must_use]
@@ -76,8 +79,16 @@ impl UsageOperations for Parts {
                 &self.reports.current_of(tenant).await?
             ))),
             None => {
-                let all = self.reports.current_of_all().await?;
-                Ok(json!({ "items": all.iter().map(UsageBody::of).collect::<Vec<_>>() }))
+                // Of one page at a time more is in memory than what is answered.
+                let (mut items, mut after) = (Vec::new(), None);
+                loop {
+                    let page = self.reports.current_page(after.as_ref(), PAGE).await?;
+                    items.extend(page.tenants.iter().map(|it| json!(UsageBody::of(it))));
+                    after = page.last;
+                    if after.is_none() {
+                        return Ok(json!({ "items": items }));
+                    }
+                }
             }
         }
     }

@@ -23,9 +23,6 @@ use crate::{
     },
 };
 
-/// How many tenants are read at a time where all are shown.
-const PAGE: usize = 500;
-
 /// Why usage can't be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
@@ -98,23 +95,6 @@ impl Reports {
     pub async fn current_of(&self, tenant: &TenantRef) -> Result<CurrentUsage, ReportError> {
         let policy = self.policy(tenant).await?;
         self.current(policy, None, None).await
-    }
-
-    /// The same of every tenant, by slug.
-    ///
-    /// # Errors
-    /// As [`current`](Self::current).
-    pub async fn current_of_all(&self) -> Result<Vec<CurrentUsage>, ReportError> {
-        let mut all = Vec::new();
-        let mut after: Option<Slug> = None;
-        loop {
-            let page = self.current_page(after.as_ref(), PAGE).await?;
-            all.extend(page.tenants);
-            after = page.last;
-            if after.is_none() {
-                return Ok(all);
-            }
-        }
     }
 
     /// The same of at most `most` tenants behind the slug `after`.
