@@ -210,11 +210,15 @@ def chromium():
         "--hide-scrollbars",
     ):
         options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    # The browser leaves directories behind where temporary files go: they go away with this one.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        environment = os.environ | {"TMPDIR": directory}
+        service = webdriver.ChromeService("/usr/bin/chromedriver", env=environment)
+        driver = webdriver.Chrome(options=options, service=service)
+        try:
+            yield driver
+        finally:
+            driver.quit()
 
 
 def look(driver, width, height, scheme):

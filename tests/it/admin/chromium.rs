@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     io::{BufRead as _, BufReader, Write as _},
     net::TcpStream,
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -24,7 +25,7 @@ pub(super) struct Chromium {
     base: String,
     pub(super) client: Client,
     _driver: Driver,
-    _profile: tempfile::TempDir,
+    _directory: tempfile::TempDir,
 }
 
 /// A process of chromedriver, which ends the browsers that it started.
@@ -34,11 +35,13 @@ struct Driver {
 }
 
 impl Driver {
-    fn start() -> Self {
+    /// It and its browsers keep what is temporary in `directory`.
+    fn start(directory: &Path) -> Self {
         let missing =
             "chromedriver does not start; chromium and chromium-driver come with `make deps`";
         let mut child = Command::new("chromedriver")
             .arg("--port=0")
+            .env("TMPDIR", directory)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -111,8 +114,9 @@ pub(super) struct Screen {
 impl Chromium {
     /// Nobody is signed in; the pages are those of `gate`.
     pub(super) async fn start(gate: &Tollgate) -> Self {
-        let driver = Driver::start();
-        let profile = tempfile::tempdir().expect("a temporary directory");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let driver = Driver::start(directory.path());
+        let profile = directory.path().join("profile");
         let arguments = [
             "--headless=new",
             "--no-sandbox",
@@ -125,7 +129,7 @@ impl Chromium {
             "--disable-component-update",
             "--disable-sync",
             "--window-size=1280,900",
-            &format!("--user-data-dir={}", profile.path().display()),
+            &format!("--user-data-dir={}", profile.display()),
         ];
         let capabilities = json!({
             "browserName": "chrome",
@@ -143,7 +147,7 @@ impl Chromium {
             base: gate.base.clone(),
             client,
             _driver: driver,
-            _profile: profile,
+            _directory: directory,
         }
     }
 
