@@ -2,7 +2,10 @@
 //!
 //! The ledger knows it to the request, but only of who is active; asking it for all tenants would have it load them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     AdminError,
@@ -13,6 +16,7 @@ use super::{
 use crate::{
     domain::{
         feature::FeatureKey,
+        ids::KeyId,
         limit::{ActiveLimit, Scope, Subject},
         names::{PlanCode, Slug},
         plan::Plan,
@@ -24,7 +28,7 @@ use crate::{
     store::{
         StoreResult,
         catalogue::TenantSearch,
-        usage::{Dimension, HeaviestAsk, TenantAsk},
+        usage::{Dimension, HeaviestAsk, TenantAsk, UsedBy},
     },
 };
 
@@ -83,9 +87,10 @@ impl TenantStandings {
 /// What a change to a plan would do to one of its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitPreview {
+    pub scope: Scope,
     pub feature: FeatureKey,
     pub window: WindowKind,
-    /// Of whom the next request would be refused.
+    /// Of how many tenants the next request would be refused; those of one of their keys or users, if it counts each.
     pub over: usize,
     /// Of whom it is refused already.
     pub over_now: usize,
@@ -99,7 +104,7 @@ pub struct PlanPreview {
     /// Tenants on the plan, as far as they were looked at.
     pub tenants: usize,
     pub is_complete: bool,
-    /// Limits of scope tenant that would refuse somebody, or refuse somebody now.
+    /// Limits that would refuse somebody, or refuse somebody now.
     pub limits: Vec<LimitPreview>,
 }
 
@@ -161,7 +166,8 @@ impl Reports {
         Ok(stand.collect())
     }
 
-    /// Whose keys and end users are near a limit that counts each of them, in the order of `tenants`.
+    /// Whose keys and end users are near a limit that counts each of them, in the order of `tenants`. Keys that can't
+    /// be used any more are left out.
     ///
     /// # Errors
     /// `Unavailable`.
@@ -185,28 +191,50 @@ impl Reports {
                     at_least,
                     most: MOST_PARTS_NEAR,
                 });
-                limits.push((&it.tenant.slug, limit));
+                limits.push((&it.tenant, limit));
             }
         }
         if asks.is_empty() {
             return Ok(Vec::new());
         }
         let heaviest = self.store.heaviest(asks).await?;
-        let found = limits.into_iter().zip(heaviest);
-        let near = found.filter_map(|((slug, limit), used)| {
-            let most = used.first()?.1;
-            let parts = used.into_iter().filter_map(|(who, _)| match limit.scope {
-                Scope::Tenant => None,
-                Scope::Key => who.parse().ok().map(Subject::Key),
-                Scope::User => Some(Subject::User(who.into())),
+        let mut near = Vec::new();
+        for ((tenant, limit), used) in limits.into_iter().zip(heaviest) {
+            let used = self.in_use(tenant, limit.scope, used).await?;
+            let Some((_, most)) = used.first() else {
+                continue;
+            };
+            near.push(PartsNear {
+                tenant: tenant.slug.clone(),
+                standing: standing(limit.clone(), *most),
+                parts: used.into_iter().map(|(subject, _)| subject).collect(),
             });
-            Some(PartsNear {
-                tenant: slug.clone(),
-                standing: standing(limit.clone(), most),
-                parts: parts.collect(),
-            })
+        }
+        Ok(near)
+    }
+
+    /// Those of the tenant's keys that can be used, or its end users.
+    async fn in_use(
+        &self,
+        tenant: &Tenant,
+        scope: Scope,
+        used: Vec<UsedBy>,
+    ) -> StoreResult<Vec<(Subject, Quantity)>> {
+        if scope != Scope::Key || used.is_empty() {
+            let users = used.into_iter();
+            return Ok(users
+                .map(|(user, used)| (Subject::User(user.into()), used))
+                .collect());
+        }
+        let now = self.clock.now();
+        let mut keys = self.store.list_keys(tenant.tenant_id).await?;
+        keys.retain(|key| key.is_valid_at(now));
+        let valid = used.into_iter().filter_map(|(id, used)| {
+            let id: KeyId = id.parse().ok()?;
+            let is_valid = keys.iter().any(|key| key.key_id == id);
+            is_valid.then_some((Subject::Key(id), used))
         });
-        Ok(near.collect())
+        Ok(valid.collect())
     }
 
     /// What would become of the plan's tenants, were it `changed`.
@@ -240,9 +268,9 @@ impl Reports {
             preview.tenants += page.len();
             let before = self.standings(page.clone(), &now).await?;
             let later = self.standings(page, &then).await?;
-            for (before, later) in before.iter().zip(&later) {
-                preview.note(before, later);
-            }
+            let was = over(&before, &self.parts_near(&before).await?);
+            let will = over(&later, &self.parts_near(&later).await?);
+            preview.note(&was, &will);
             if is_last {
                 break;
             }
@@ -256,27 +284,27 @@ impl Reports {
 }
 
 impl PlanPreview {
-    fn note(&mut self, before: &TenantStandings, later: &TenantStandings) {
-        let is_over = |standing: &&Standing| standing.status == UsageStatus::HardLimitExceeded;
-        let key = |standing: &Standing| (standing.limit.feature.clone(), standing.limit.kind);
-        let was: Vec<_> = before.standings.iter().filter(is_over).map(key).collect();
-        let will: Vec<_> = later.standings.iter().filter(is_over).map(key).collect();
-        for place in &was {
+    fn note(&mut self, was: &[(Slug, Place)], will: &[(Slug, Place)]) {
+        for (_, place) in was {
             self.limit(place).over_now += 1;
         }
-        for place in &will {
-            let limit = self.limit(place);
+        let known: HashSet<&(Slug, Place)> = was.iter().collect();
+        for it in will {
+            let limit = self.limit(&it.1);
             limit.over += 1;
-            if !was.contains(place) && limit.named.len() < NAMED {
-                limit.named.push(later.tenant.slug.clone());
+            if !known.contains(it) && limit.named.len() < NAMED {
+                limit.named.push(it.0.clone());
             }
         }
     }
 
-    fn limit(&mut self, (feature, window): &(FeatureKey, WindowKind)) -> &mut LimitPreview {
-        let is_it = |it: &LimitPreview| it.feature == *feature && it.window == *window;
+    fn limit(&mut self, (scope, feature, window): &Place) -> &mut LimitPreview {
+        let is_it = |it: &LimitPreview| {
+            it.scope == *scope && it.feature == *feature && it.window == *window
+        };
         let index = self.limits.iter().position(is_it).unwrap_or_else(|| {
             self.limits.push(LimitPreview {
+                scope: *scope,
                 feature: feature.clone(),
                 window: *window,
                 over: 0,
@@ -287,6 +315,27 @@ impl PlanPreview {
         });
         &mut self.limits[index]
     }
+}
+
+/// Which limit of a plan.
+type Place = (Scope, FeatureKey, WindowKind);
+
+/// Whose next request a limit would refuse, be it that of one of its keys or users.
+fn over(tenants: &[TenantStandings], parts: &[PartsNear]) -> Vec<(Slug, Place)> {
+    let of_tenants = tenants.iter().flat_map(|it| {
+        let of_each = it.standings.iter();
+        of_each.map(|standing| (&it.tenant.slug, standing))
+    });
+    let of_parts = parts.iter().map(|it| (&it.tenant, &it.standing));
+    let is_over =
+        |(_, standing): &(&Slug, &Standing)| standing.status == UsageStatus::HardLimitExceeded;
+    let over = of_tenants.chain(of_parts).filter(is_over);
+    let placed = over.map(|(slug, standing)| {
+        let limit = &standing.limit;
+        let place = (limit.scope, limit.feature.clone(), limit.kind);
+        (slug.clone(), place)
+    });
+    placed.collect()
 }
 
 /// From which use on somebody is near `limit`; `None` if nobody can be.

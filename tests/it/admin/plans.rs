@@ -230,6 +230,21 @@ async fn a_preview_says_whom_a_change_would_refuse_and_changes_nothing() {
         "{}",
         harmless.text
     );
+
+    // Of a limit that counts each user: whose users would be over it.
+    let each = ["--scope", "user", "--window", "day", "--hard", "100"];
+    let set = ["plan", "feature", "set", "starter", "messages"];
+    gate.cli_json(&[&set[..], &each].concat()).await;
+    let form = [("do", "preview"), ("limit messages user day hard", "3")];
+    let answer = browser.post(STARTER, &form).await;
+    assert!(
+        answer
+            .text
+            .contains("1 of 3 tenants would have a user over its limit of messages per day")
+            && answer.text.contains(">three</a>"),
+        "{}",
+        answer.text
+    );
     gate.finish().await;
 }
 
