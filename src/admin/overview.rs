@@ -25,6 +25,7 @@ use crate::{
         doctor,
         overview::{Figures, Picture, Sums},
     },
+    store::outbox::{Kind, OutboxFilter, Status},
 };
 
 /// How many of those near a limit the page shows.
@@ -40,6 +41,8 @@ struct OverviewPage<'a> {
     picture: &'a Picture,
     near: Vec<NearRow>,
     parts: [PartRow; 4],
+    /// `None` where Stripe is not told of anything.
+    stripe: Option<StripeRow>,
     needs: Vec<Need>,
     journal_pending: u64,
     in_flight: u64,
@@ -83,6 +86,15 @@ impl PartRow {
             PartStatus::Down => ("bad", "down"),
         }
     }
+}
+
+/// How telling Stripe goes.
+struct StripeRow {
+    colour: &'static str,
+    word: &'static str,
+    pending: u64,
+    /// What Stripe, or the way to it, said last to one that is to be sent again.
+    error: Option<String>,
 }
 
 /// Something that somebody should look at.
@@ -152,6 +164,7 @@ async fn overview(app: &App, view: &View) -> PageResult {
         near: near::rows(app, &picture, SHOWN).await?,
         picture: &picture,
         parts: PartRow::all(readiness.parts),
+        stripe: stripe(app).await?,
         needs: needs(app).await?,
         journal_pending: app.recorder.journal().pending(),
         in_flight: app.recorder.ledger().in_flight().held,
@@ -228,6 +241,34 @@ fn chart(figures: &Figures) -> Chart {
             )
         },
     )
+}
+
+async fn stripe(app: &App) -> ApiResult<Option<StripeRow>> {
+    /// How many that are to be sent are looked at for what went wrong.
+    const LOOKED_AT: usize = 20;
+    let Some(stripe) = &app.stripe else {
+        return Ok(None);
+    };
+    let status = stripe.status().await?;
+    let filter = OutboxFilter {
+        kind: Some(Kind::StripeMeterEvent),
+        status: Some(Status::Pending),
+        tenant: None,
+    };
+    let pending = app.store.list_outbox(&filter, None, LOOKED_AT).await?;
+    let error = pending.into_iter().find_map(|entry| entry.last_error);
+    let is_given_up = status.dead.get() > 0 || status.uncertain.get() > 0;
+    let (colour, word) = match (is_given_up, &error) {
+        (true, _) => ("bad", "not told of everything"),
+        (false, Some(_)) => ("warn", "tried again"),
+        (false, None) => ("good", "works"),
+    };
+    Ok(Some(StripeRow {
+        colour,
+        word,
+        pending: u64::try_from(status.pending.get()).unwrap_or(0),
+        error,
+    }))
 }
 
 async fn needs(app: &App) -> ApiResult<Vec<Need>> {

@@ -78,6 +78,7 @@ async fn an_operator_sends_again_what_a_viewer_only_sees() {
     assert!(page.contains("1 given up, 0 uncertain"), "{page}");
     let page = owner.page("/admin").await;
     assert!(page.contains("1 entry of the outbox given up"), "{page}");
+    assert!(page.contains("not told of everything"), "{page}");
 
     let operator = Browser::of_role(&gate, "operator").await;
     stripe.add_customer("cus_acme");
@@ -89,6 +90,13 @@ async fn an_operator_sends_again_what_a_viewer_only_sees() {
     .await;
     let page = operator.submit("/admin/outbox", &form).await;
     assert!(page.contains("It had been sent by then"), "{page}");
+    let page = operator.page("/admin").await;
+    let health = page.split("<th scope=\"row\">Stripe</th>").nth(1).unwrap();
+    let health = health.split("</tr>").next().unwrap();
+    assert!(
+        health.contains("works") && health.contains("to be sent"),
+        "{health}"
+    );
 
     let object = json!({"id": "sub_1", "customer": "cus_ghost", "status": "active"});
     let now = tollgate::clock::Clock::System.now().seconds();
