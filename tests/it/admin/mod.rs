@@ -7,6 +7,7 @@ mod first_steps;
 mod in_browser;
 mod in_flight;
 mod outbox;
+mod overview;
 mod plans;
 mod sign_in;
 mod tenants;
