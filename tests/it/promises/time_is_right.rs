@@ -1,7 +1,13 @@
 //! Windows are half-open and in UTC, and roll over by themselves. The program runs inside the test, on a clock that the
 //! test moves.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use http_body_util::BodyExt;
@@ -10,7 +16,7 @@ use serde_json::{Value, json};
 use tollgate::{
     app::App,
     clock::{Clock, ManualClock},
-    config::{Config, sources::Sources},
+    config::Config,
     domain::{
         administrator::Actor, feature::FeatureKey, limit::Scope, quantity::Quantity,
         time::Timestamp, window::WindowKind,
@@ -19,47 +25,55 @@ use tollgate::{
     services::{
         keys::{Keys, NewKey},
         plans::{Change, FeatureChange, NewPlan, Plans},
+        recorder::Progress,
         tenants::{NewGrant, NewTenant, SubscriptionChange, Tenants},
     },
+    store::SharedStore,
 };
 use tower::ServiceExt;
 
-struct Inside {
-    app: App,
-    router: Router,
-    clock: Arc<ManualClock>,
+use super::Ground;
+
+/// The program, or several that share what they count, in the test's process; they take turns.
+pub(super) struct Inside {
+    nodes: Vec<(App, Router)>,
+    turn: AtomicUsize,
+    pub(super) clock: Arc<ManualClock>,
     key: String,
-    directory: Arc<tempfile::TempDir>,
+    ground: Ground,
 }
 
-fn at(text: &str) -> Timestamp {
+pub(super) fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-async fn open(directory: Arc<tempfile::TempDir>, clock: Arc<ManualClock>, key: String) -> Inside {
-    let sources = Sources::none()
-        .with_flag("TOLLGATE_DATA_DIR", directory.path().display().to_string())
-        .with_flag("ENABLE_USAGE_GUARDRAILS", "true".to_owned())
-        .with_flag("TOLLGATE_PROVIDER", "simulated".to_owned());
-    let config = Config::load(&sources).unwrap().config;
-    let app = App::open(config, Clock::Manual(Arc::clone(&clock)))
-        .await
-        .unwrap();
+async fn open(ground: Ground, clock: Arc<ManualClock>, key: String) -> Inside {
+    let mut nodes = Vec::new();
+    for sources in ground.sources() {
+        let sources = sources
+            .with_flag("ENABLE_USAGE_GUARDRAILS", "true".to_owned())
+            .with_flag("TOLLGATE_PROVIDER", "simulated".to_owned());
+        let config = Config::load(&sources).unwrap().config;
+        let app = App::open(config, Clock::Manual(Arc::clone(&clock)))
+            .await
+            .unwrap();
+        let router = router::build(&app);
+        nodes.push((app, router));
+    }
     Inside {
-        router: router::build(&app),
-        app,
+        nodes,
+        turn: AtomicUsize::new(0),
         clock,
         key,
-        directory,
+        ground,
     }
 }
 
 impl Inside {
     /// A tenant whose plan has these hard limits of messages per window, from `now` on.
-    async fn start(now: &str, limits: &[(WindowKind, i64)]) -> Self {
-        let directory = Arc::new(tempfile::tempdir().unwrap());
-        let mut inside = open(directory, ManualClock::at(at(now)), String::new()).await;
-        let (store, by) = (inside.app.store.clone(), inside.actor());
+    pub(super) async fn start(now: &str, limits: &[(WindowKind, i64)]) -> Self {
+        let mut inside = open(Ground::new(), ManualClock::at(at(now)), String::new()).await;
+        let (store, by) = (inside.store(), inside.actor());
         let plans = Plans::new(store.clone());
         let plan = NewPlan {
             code: "timed".parse().unwrap(),
@@ -109,7 +123,24 @@ impl Inside {
         inside
     }
 
-    fn actor(&self) -> Actor {
+    pub(super) fn store(&self) -> SharedStore {
+        self.nodes[0].0.store.clone()
+    }
+
+    /// All see what was changed.
+    pub(super) async fn poll(&self) {
+        for (app, _) in &self.nodes {
+            app.catalogue.poll().await.unwrap();
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        for (app, _) in &self.nodes {
+            app.close().await;
+        }
+    }
+
+    pub(super) fn actor(&self) -> Actor {
         Actor {
             name: "test".to_owned(),
             address: None,
@@ -117,37 +148,49 @@ impl Inside {
         }
     }
 
+    /// Several know of each other's usage once it is in the store; one knows its own at once.
+    async fn is_known_to_all(&self) {
+        if self.nodes.len() == 1 {
+            return;
+        }
+        for (app, _) in &self.nodes {
+            while app.recorder.step().await.unwrap() != Progress::Idle {}
+        }
+    }
+
     /// The program stops and starts again on what it left.
     async fn restart(self) -> Self {
-        self.app.close().await;
+        self.close().await;
         let Self {
-            app,
-            router,
+            nodes,
             clock,
             key,
-            directory,
+            ground,
+            ..
         } = self;
-        drop((app, router));
-        open(directory, clock, key).await
+        drop(nodes);
+        open(ground, clock, key).await
     }
 
     async fn chat(&self) -> (u16, Value) {
         self.post("/api/v1/chat", json!({ "message": "hi" })).await
     }
 
-    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+    pub(super) async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         let request = http::Request::post(path)
             .header("authorization", format!("Bearer {}", self.key))
             .body(Body::from(body.to_string()))
             .unwrap();
-        let response = self.router.clone().oneshot(request).await.unwrap();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let (_, router) = &self.nodes[turn % self.nodes.len()];
+        let response = router.clone().oneshot(request).await.unwrap();
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, serde_json::from_slice(&body).unwrap())
     }
 
     /// How many of `tries` chats are answered.
-    async fn answered(&self, tries: usize) -> usize {
+    pub(super) async fn answered(&self, tries: usize) -> usize {
         let mut answered = 0;
         for _ in 0..tries {
             answered += usize::from(self.chat().await.0 == 200);
@@ -156,7 +199,7 @@ impl Inside {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minute_ends_before_the_next_begins_and_nothing_leaks_into_it() {
     let inside = Inside::start("2026-11-24T14:40:00Z", &[(WindowKind::Minute, 3)]).await;
     inside.clock.set(at("2026-11-24T14:40:59.999999Z"));
@@ -173,10 +216,10 @@ async fn a_minute_ends_before_the_next_begins_and_nothing_leaks_into_it() {
         3,
         "the end belongs to the next minute"
     );
-    inside.app.close().await;
+    inside.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_period_of_the_31st_rolls_over_by_itself_with_and_without_a_restart() {
     let mut inside = Inside::start("2027-01-31T09:00:00Z", &[(WindowKind::Period, 2)]).await;
     for (now, end) in [
@@ -198,10 +241,10 @@ async fn a_period_of_the_31st_rolls_over_by_itself_with_and_without_a_restart() 
             "{now}: a restart forgets nothing"
         );
     }
-    inside.app.close().await;
+    inside.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn windows_of_every_kind_hold_together_and_each_resets_alone() {
     let limits = [
         (WindowKind::Hour, 2),
@@ -224,10 +267,10 @@ async fn windows_of_every_kind_hold_together_and_each_resets_alone() {
         (status, &refused["error"]["window"]),
         (429, &json!("lifetime"))
     );
-    inside.app.close().await;
+    inside.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn usage_belongs_to_the_window_its_request_was_admitted_in() {
     let inside = Inside::start("2026-11-24T14:40:59.9Z", &[(WindowKind::Minute, 1)]).await;
     let (_, first) = inside.chat().await;
@@ -241,10 +284,10 @@ async fn usage_belongs_to_the_window_its_request_was_admitted_in() {
         (status, &second["guardrail"]["features"][0]["used"]),
         (200, &json!(1))
     );
-    inside.app.close().await;
+    inside.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_left_of_a_grant_carries_over_and_what_was_burned_does_not() {
     let inside = Inside::start("2027-01-01T00:00:00Z", &[(WindowKind::Period, 2)]).await;
     let grant = NewGrant {
@@ -253,79 +296,42 @@ async fn what_is_left_of_a_grant_carries_over_and_what_was_burned_does_not() {
         reason: "test".to_owned(),
         expires_at: Some(at("2027-12-31T00:00:00Z")),
     };
-    let tenants = Tenants::new(inside.app.store.clone());
+    let tenants = Tenants::new(inside.store());
     tenants
         .add_grant(&"acme".parse().unwrap(), grant, &inside.actor())
         .await
         .unwrap();
-    inside.app.catalogue.poll().await.unwrap();
+    inside.poll().await;
     inside.clock.advance(Duration::from_secs(1));
     for _ in 0..5 {
         assert_eq!(inside.chat().await.0, 200);
     }
+    inside.is_known_to_all().await;
     inside.clock.set(at("2027-02-01T00:00:00Z"));
     assert_eq!(
         inside.answered(10).await,
         4,
         "two of the plan, and the two that are left of the grant"
     );
+    inside.is_known_to_all().await;
     inside.clock.set(at("2027-03-01T00:00:00Z"));
     assert_eq!(inside.answered(10).await, 2, "the grant is used up");
-    inside.app.close().await;
+    inside.close().await;
 }
 
-#[tokio::test]
-async fn what_settles_after_its_window_burns_the_grant_at_once() {
-    let inside = Inside::start("2027-01-31T23:59:00Z", &[(WindowKind::Month, 2)]).await;
-    let grant = NewGrant {
-        feature: FeatureKey::Messages,
-        quantity: Quantity::new(5),
-        reason: "test".to_owned(),
-        expires_at: Some(at("2027-12-31T00:00:00Z")),
-    };
-    let tenants = Tenants::new(inside.app.store.clone());
-    tenants
-        .add_grant(&"acme".parse().unwrap(), grant, &inside.actor())
-        .await
-        .unwrap();
-    inside.app.catalogue.poll().await.unwrap();
-    inside.clock.set(at("2027-01-31T23:59:59Z"));
-    let ask = json!({"quantities": {"messages": 6}, "ttl_seconds": 600});
-    let (status, held) = inside.post("/api/v1/usage/reservations", ask).await;
-    assert_eq!(status, 201, "{held}");
-
-    inside.clock.set(at("2027-02-01T00:00:00Z"));
-    assert_eq!(
-        inside.answered(1).await,
-        1,
-        "the limit counts the grant whole, as nothing has burned it yet"
-    );
-    let id = held["reservation_id"].as_str().unwrap();
-    let path = format!("/api/v1/usage/reservations/{id}/settle");
-    let used = json!({"quantities": {"messages": 6}, "idempotency_key": "once"});
-    let (status, settled) = inside.post(&path, used).await;
-    assert_eq!(status, 200, "{settled}");
-    assert_eq!(
-        inside.answered(10).await,
-        2,
-        "two of the plan and the one that is left of the grant, but for the one answered before"
-    );
-    inside.app.close().await;
-}
-
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_past_due_runs_for_seven_days() {
     let inside = Inside::start("2027-01-01T00:00:00Z", &[(WindowKind::Period, 100)]).await;
     let change = SubscriptionChange {
         status: tollgate::services::tenants::StatusChange::Set("past_due".parse().unwrap()),
         ..SubscriptionChange::default()
     };
-    let tenants = Tenants::new(inside.app.store.clone());
+    let tenants = Tenants::new(inside.store());
     tenants
         .subscribe(&"acme".parse().unwrap(), &change, &inside.actor())
         .await
         .unwrap();
-    inside.app.catalogue.poll().await.unwrap();
+    inside.poll().await;
     inside.clock.set(at("2027-01-07T23:59:59Z"));
     assert_eq!(inside.chat().await.0, 200);
     inside.clock.set(at("2027-01-08T00:00:00Z"));
@@ -334,5 +340,5 @@ async fn a_subscription_past_due_runs_for_seven_days() {
         (status, &refused["error"]["code"]),
         (402, &json!("subscription_inactive"))
     );
-    inside.app.close().await;
+    inside.close().await;
 }

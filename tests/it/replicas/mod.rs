@@ -6,6 +6,7 @@ mod clocks;
 mod exact;
 mod faults;
 mod guarded;
+mod killed;
 mod promises;
 mod shared;
 mod told;

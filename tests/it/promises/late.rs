@@ -1,0 +1,48 @@
+//! What settles after its window has ended: on one server, whose own usage it knows before the store has it.
+
+use serde_json::json;
+use tollgate::{
+    domain::{feature::FeatureKey, quantity::Quantity, window::WindowKind},
+    services::tenants::{NewGrant, Tenants},
+};
+
+use super::time_is_right::{Inside, at};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_settles_after_its_window_burns_the_grant_at_once() {
+    let inside = Inside::start("2027-01-31T23:59:00Z", &[(WindowKind::Month, 2)]).await;
+    let grant = NewGrant {
+        feature: FeatureKey::Messages,
+        quantity: Quantity::new(5),
+        reason: "test".to_owned(),
+        expires_at: Some(at("2027-12-31T00:00:00Z")),
+    };
+    let tenants = Tenants::new(inside.store());
+    tenants
+        .add_grant(&"acme".parse().unwrap(), grant, &inside.actor())
+        .await
+        .unwrap();
+    inside.poll().await;
+    inside.clock.set(at("2027-01-31T23:59:59Z"));
+    let ask = json!({"quantities": {"messages": 6}, "ttl_seconds": 600});
+    let (status, held) = inside.post("/api/v1/usage/reservations", ask).await;
+    assert_eq!(status, 201, "{held}");
+
+    inside.clock.set(at("2027-02-01T00:00:00Z"));
+    assert_eq!(
+        inside.answered(1).await,
+        1,
+        "the limit counts the grant whole, as nothing has burned it yet"
+    );
+    let id = held["reservation_id"].as_str().unwrap();
+    let path = format!("/api/v1/usage/reservations/{id}/settle");
+    let used = json!({"quantities": {"messages": 6}, "idempotency_key": "once"});
+    let (status, settled) = inside.post(&path, used).await;
+    assert_eq!(status, 200, "{settled}");
+    assert_eq!(
+        inside.answered(10).await,
+        2,
+        "two of the plan and the one that is left of the grant, but for the one answered before"
+    );
+    inside.close().await;
+}
