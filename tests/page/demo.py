@@ -124,7 +124,7 @@ def seed(server):
     cli("plan", "create", "team", "--name", "Team")
     for feature, soft, hard, scope, window in [
         ("messages", 9_000, 10_000, "tenant", "period"),
-        ("messages", 40, 50, "user", "day"),
+        ("messages", 60, 80, "user", "day"),
         ("messages", 2_500, 3_000, "key", "week"),
         ("input_tokens", 14_000_000, 16_000_000, "tenant", "period"),
         ("output_tokens", 4_000_000, 5_000_000, "tenant", "period"),
@@ -147,7 +147,7 @@ def seed(server):
     for slug, most in [("grove-foods", 60), ("delta-freight", 20)]:
         for _ in range(most):
             server.post(keys[slug][0], "/api/v1/chat", {"message": "How do I reset my password?"})
-    for user, most in [("nadia", 46), ("omar", 41)]:
+    for user, most in [("nadia", 75), ("omar", 52)]:
         for _ in range(most):
             server.post(keys["ember-games"][0], "/api/v1/chat", {"message": "Which quest is next?", "user": user})
     for slug, tokens in [("ember-games", 4_000), ("fjord-analytics", 32_000), ("fjord-analytics", 8_000), ("cedar-clinic", 1_500)]:
