@@ -92,22 +92,26 @@ async fn a_stripe_that_never_answers_holds_up_no_chat() {
                 })
                 .await;
             }
-            for _ in 0..40 {
+            for _ in 0..60 {
                 let begun = Instant::now();
                 acme.chat("hi").await.expect_ok();
                 times.push(begun.elapsed());
             }
         }
     }
-    let median = |times: &mut Vec<Duration>| {
+    // What else the machine does comes and goes, and is in the upper half of the times: medians were seen to differ
+    // twofold by it. Whatever waited for Stripe would wait in all of them, or as long as Stripe is waited for.
+    let quartile = |times: &mut Vec<Duration>| {
         times.sort();
-        times[times.len() / 2].as_secs_f64()
+        times[times.len() / 4].as_secs_f64()
     };
-    let ratio = median(&mut down) / median(&mut up);
+    let ratio = quartile(&mut down) / quartile(&mut up);
     eprintln!("a chat takes {ratio:.2} times as long while Stripe hangs");
     assert!(ratio < 2.0, "{ratio}");
+    let longest = down[down.len() - 1];
+    assert!(longest < Duration::from_secs(10), "{longest:?}");
     gate.is_drained().await;
-    assert_eq!(acme.total("messages").await, 163);
+    assert_eq!(acme.total("messages").await, 243);
     stripe.always(None);
     gate.finish().await;
 }
