@@ -7,6 +7,7 @@
 //! Nothing here knows of limits, plans or the store. What an event says never reaches a log or an error: those
 //! name seqs and paths.
 
+mod company;
 mod file;
 mod frozen;
 mod row;
@@ -208,6 +209,7 @@ impl Journal {
             _place: place,
         }))
         .map_err(|_| JournalError::Closed)?;
+        shared.company.came();
         answer.await.unwrap_or(Err(JournalError::Closed))
     }
 

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{
     JournalError, JournalStatus,
+    company::Company,
     file::{JournalFile, OpenFault},
     tables::{self, Position, TableFault},
 };
@@ -21,6 +22,7 @@ pub(super) struct Shared {
     database: RwLock<Option<Database>>,
     progress: Mutex<Progress>,
     availability: Mutex<Availability>,
+    pub(super) company: Company,
     /// Told of each commit of events.
     pub(super) written: Notify,
 }
@@ -82,6 +84,7 @@ impl Shared {
             database: RwLock::new(Some(database)),
             progress: Mutex::new(progress),
             availability: Mutex::new(Availability::Open),
+            company: Company::new(),
             written: Notify::new(),
         };
         Ok((shared, id))

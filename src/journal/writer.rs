@@ -23,13 +23,6 @@ use super::{
 };
 use crate::{domain::ids::TenantId, store::usage::Seq};
 
-/// Commits begin at least this far apart: what arrives meanwhile shares the next one.
-const COMMIT_INTERVAL: Duration = Duration::from_micros(250);
-/// A commit that this many events shared …
-const COMPANY: usize = 4;
-/// … is followed by a pause this long: those who have just been answered come back at about the same time. Without it
-/// the first of them would be written alone, and all others wait until it is.
-const GATHER: Duration = Duration::from_micros(100);
 /// A row stays well below a large allocation in redb, which takes pages by powers of two.
 const MAX_ROW_BYTES: usize = 1 << 20;
 /// The pause after the first failed attempt to reopen; it doubles up to [`MAX_PAUSE`].
@@ -83,8 +76,8 @@ pub(super) struct Writer {
     file: JournalFile,
     queue: Receiver<Job>,
     shared: Arc<Shared>,
-    /// When the next commit may begin.
-    next_commit: Option<Instant>,
+    /// How many events the last commit had.
+    shared_last: usize,
 }
 
 impl Writer {
@@ -99,7 +92,7 @@ impl Writer {
             file,
             queue,
             shared,
-            next_commit: None,
+            shared_last: 0,
         }
     }
 
@@ -109,6 +102,7 @@ impl Writer {
         thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || {
+                self.shared.company.wake_this_thread();
                 self.run();
                 drop(alarm);
             })
@@ -120,7 +114,7 @@ impl Writer {
             let Ok(first) = self.queue.recv() else {
                 break None;
             };
-            self.wait_for_company();
+            self.shared.company.wait_for(self.shared_last);
             let (batch, mut next) = self.gather(first);
             if !batch.is_empty()
                 && let Err((detail, bytes)) = self.commit(batch)
@@ -140,16 +134,6 @@ impl Writer {
         self.shared.close_database();
         if let Some(reply) = closed {
             let _ = reply.send(());
-        }
-    }
-
-    /// Lets come together what shares a commit; one that comes alone waits for nothing.
-    fn wait_for_company(&self) {
-        let left = self
-            .next_commit
-            .map(|at| at.saturating_duration_since(Instant::now()));
-        if let Some(left) = left.filter(|left| !left.is_zero()) {
-            thread::sleep(left);
         }
     }
 
@@ -173,6 +157,7 @@ impl Writer {
                 .then(|| self.queue.try_recv().ok())
                 .flatten();
         }
+        self.shared.company.taken(batch.appends.len());
         (batch, Next::GoOn)
     }
 
@@ -188,12 +173,8 @@ impl Writer {
         for _attempt in 0..2 {
             match self.write(&batch) {
                 Ok(()) => {
-                    let had_company = COMPANY <= batch.appends.len();
+                    self.shared_last = batch.appends.len();
                     self.publish(batch);
-                    if had_company {
-                        let gathered = Instant::now() + GATHER;
-                        self.next_commit = self.next_commit.max(Some(gathered));
-                    }
                     return Ok(());
                 }
                 Err(fault) => detail = fault.to_string(),
@@ -210,8 +191,7 @@ impl Writer {
         Ok(())
     }
 
-    fn write(&mut self, batch: &Batch) -> Result<(), TableFault> {
-        self.next_commit = Some(Instant::now() + COMMIT_INTERVAL);
+    fn write(&self, batch: &Batch) -> Result<(), TableFault> {
         let last = self.shared.progress().last;
         let row = (!batch.appends.is_empty()).then(|| {
             let events = batch.appends.iter().map(|append| append.event.as_slice());
@@ -315,7 +295,10 @@ impl Writer {
         let begin = Instant::now();
         while let Some(left) = pause.checked_sub(begin.elapsed()) {
             match self.queue.recv_timeout(left) {
-                Ok(Job::Append(append)) => refuse(append.reply, detail),
+                Ok(Job::Append(append)) => {
+                    self.shared.company.taken(1);
+                    refuse(append.reply, detail);
+                }
                 Ok(Job::MarkDrained(mark)) => refuse(mark.reply, detail),
                 Ok(Job::Close(reply)) => return Next::Close(Some(reply)),
                 Err(RecvTimeoutError::Timeout) => {}
