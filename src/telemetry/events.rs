@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::metrics::Metrics;
+use super::{lines::OF_ONE_OF_MANY, metrics::Metrics};
 use crate::{
     domain::{
         ids::TenantId,
@@ -156,6 +156,7 @@ impl Decided<'_> {
     fn log_exceeded(&self, violation: &Violation) {
         let limit = &violation.limit;
         tracing::error!(
+            name: OF_ONE_OF_MANY,
             code = "usage_limit_exceeded",
             tenant_id = %self.tenant_id,
             plan_code = self.plan_code,
@@ -179,6 +180,7 @@ impl Decided<'_> {
     fn log_reserved(&self, violation: &Violation) {
         let limit = &violation.limit;
         tracing::warn!(
+            name: OF_ONE_OF_MANY,
             code = "usage_limit_reserved",
             tenant_id = %self.tenant_id,
             plan_code = self.plan_code,
@@ -201,6 +203,7 @@ impl Decided<'_> {
     fn log_soft(&self, state: &LimitState<&ActiveLimit>) {
         let limit = &state.limit;
         tracing::warn!(
+            name: OF_ONE_OF_MANY,
             code = "usage_soft_limit_exceeded",
             tenant_id = %self.tenant_id,
             plan_code = self.plan_code,

@@ -17,7 +17,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use super::trace;
+use super::{lines::Lines, trace};
 use crate::clock::Clock;
 
 /// How a line looks.
@@ -43,8 +43,8 @@ pub enum LogError {
 /// [`LogError`] for a filter that can't be read, or where logs were started before.
 pub fn init(format: Format, filter: &str) -> Result<(), LogError> {
     match format {
-        Format::Json => json(filter, io::stderr)?.try_init(),
-        Format::Pretty => pretty(filter, io::stderr)?.try_init(),
+        Format::Json => json(filter, Lines::to(io::stderr()))?.try_init(),
+        Format::Pretty => pretty(filter, Lines::to(io::stderr()))?.try_init(),
     }
     .map_err(|_| LogError::AlreadySet)
 }
