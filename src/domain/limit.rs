@@ -171,16 +171,22 @@ impl ActiveLimit {
     /// The limit's name in `RateLimit` headers: `messages` for the tenant's period, `messages.user.day` and so on else.
     #[must_use]
     pub fn policy_name(&self) -> String {
-        let mut name = self.feature.as_str().to_owned();
+        let mut name = String::new();
+        self.push_policy_name(&mut name);
+        name
+    }
+
+    /// Appends [`policy_name`](Self::policy_name).
+    pub fn push_policy_name(&self, to: &mut String) {
+        to.push_str(self.feature.as_str());
         if self.scope != Scope::Tenant {
-            name.push('.');
-            name.push_str(self.scope.as_str());
+            to.push('.');
+            to.push_str(self.scope.as_str());
         }
         if self.kind != WindowKind::Period || self.scope != Scope::Tenant {
-            name.push('.');
-            name.push_str(self.kind.as_str());
+            to.push('.');
+            to.push_str(self.kind.as_str());
         }
-        name
     }
 }
 

@@ -73,20 +73,24 @@ pub fn seconds_to_reset(window: Window, now: Timestamp) -> Option<i64> {
 /// `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11): lists of quoted strings, hard
 /// limits only.
 fn add_rate_limits(headers: &mut HeaderMap, states: &LimitStates, resets: Resets, now: Timestamp) {
-    let mut policies = String::new();
-    let mut limits = String::new();
+    let room = states.iter().count() * 40; // a name, and two numbers with their letters
+    let mut policies = String::with_capacity(room);
+    let mut limits = String::with_capacity(room);
     for state in states.iter() {
         let (Some(hard), Some(remaining)) = (state.limit.hard, state.remaining()) else {
             continue;
         };
-        let name = state.limit.policy_name();
-        let separator = if policies.is_empty() { "" } else { ", " };
+        let separator = if policies.is_empty() { "\"" } else { ", \"" };
         // Names are feature keys, scopes and windows: nothing in them needs an escape (RFC 9651 §3.3.3).
-        let _ = write!(policies, "{separator}\"{name}\";q={hard}");
+        policies.push_str(separator);
+        state.limit.push_policy_name(&mut policies);
+        let _ = write!(policies, "\";q={hard}");
         if let Some(length) = state.limit.window.length_seconds() {
             let _ = write!(policies, ";w={length}");
         }
-        let _ = write!(limits, "{separator}\"{name}\";r={remaining}");
+        limits.push_str(separator);
+        state.limit.push_policy_name(&mut limits);
+        let _ = write!(limits, "\";r={remaining}");
         let reset = seconds_to_reset(state.limit.window, now);
         if let Some(seconds) = reset.filter(|_| resets == Resets::Told) {
             let _ = write!(limits, ";t={seconds}");

@@ -3,19 +3,22 @@
 use http::{HeaderMap, HeaderName, header};
 
 /// Those of one connection (RFC 9110 §7.6.1), and what frames a body.
-const HOP_BY_HOP: [&str; 11] = [
-    "connection",
-    "content-length",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-];
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "content-length"
+            | "host"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 /// A client's headers, without those that are the connection's, tollgate's or the tenant's secrets.
 pub(super) fn for_upstream(headers: &HeaderMap) -> HeaderMap {
@@ -33,7 +36,7 @@ pub(super) fn for_upstream(headers: &HeaderMap) -> HeaderMap {
                 | "trailer"
                 | "content-type"
         ) || text.starts_with("x-tollgate-");
-        if !is_ours && !HOP_BY_HOP.contains(&text) && !named.contains(name) {
+        if !is_ours && !is_hop_by_hop(text) && !named.contains(name) {
             kept.append(name.clone(), value.clone());
         }
     }
@@ -47,7 +50,7 @@ pub(super) fn for_client(headers: &mut HeaderMap) {
         .keys()
         .filter(|name| {
             let text = name.as_str();
-            HOP_BY_HOP.contains(&text)
+            is_hop_by_hop(text)
                 || named.contains(name)
                 || matches!(
                     text,
