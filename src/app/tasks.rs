@@ -18,9 +18,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::telemetry::trace;
 
-/// Spawns, counts and ends tasks.
+/// Spawns, counts and ends tasks; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Tasks {
+pub struct Tasks(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     tracker: TaskTracker,
     stop: CancellationToken,
     detached: Arc<Semaphore>,
@@ -30,11 +33,11 @@ impl Tasks {
     /// At most `max_detached` streams are read on after their client has gone.
     #[must_use]
     pub fn new(max_detached: usize) -> Self {
-        Self {
+        Self(Arc::new(Parts {
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
             detached: Arc::new(Semaphore::new(max_detached.min(Semaphore::MAX_PERMITS))),
-        }
+        }))
     }
 
     /// Runs `task` to its end, whatever becomes of the caller.
@@ -43,7 +46,7 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.tracker.spawn(trace::carried(task))
+        self.0.tracker.spawn(trace::carried(task))
     }
 
     /// Runs what `begin` makes to its end: by whoever waits for it, and in a task of its own once nobody does, which
@@ -63,24 +66,24 @@ impl Tasks {
     /// A place among the readers of streams whose client has gone; `None` if all are taken.
     #[must_use]
     pub fn detach(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.detached).try_acquire_owned().ok()
+        Arc::clone(&self.0.detached).try_acquire_owned().ok()
     }
 
     /// Cancelled when the server begins to stop.
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {
-        self.stop.clone()
+        self.0.stop.clone()
     }
 
     /// Waits until every task has ended; none may be spawned after this by those that wait.
     pub async fn finish(&self) {
-        self.tracker.close();
-        self.tracker.wait().await;
+        self.0.tracker.close();
+        self.0.tracker.wait().await;
     }
 
     #[must_use]
     pub fn tracker(&self) -> &TaskTracker {
-        &self.tracker
+        &self.0.tracker
     }
 }
 

@@ -24,6 +24,36 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Who sends a request with these headers.
+    ///
+    /// # Errors
+    /// [`ApiError::InvalidApiKey`] without a valid key; that it can't be looked up.
+    pub async fn of(
+        app: &App,
+        headers: &HeaderMap,
+        request_id: Arc<str>,
+    ) -> Result<Self, ApiError> {
+        let secret = bearer(headers).ok_or(ApiError::InvalidApiKey)?;
+        // Nothing else was ever given out: no hash, and no look into the store.
+        if !secrets::has_form(SecretKind::TenantKey, secret) {
+            return Err(ApiError::InvalidApiKey);
+        }
+        let key = app
+            .catalogue
+            .key(secrets::hash(secret))
+            .await?
+            .ok_or(ApiError::InvalidApiKey)?;
+        if !key.is_valid_at(app.clock.now()) {
+            return Err(ApiError::InvalidApiKey);
+        }
+        let user = key.user.as_deref().unwrap_or("").into();
+        Ok(Self {
+            key,
+            user,
+            request_id,
+        })
+    }
+
     /// Whom the guard counts for.
     #[must_use]
     pub fn guarded(&self) -> guard::Caller {
@@ -82,28 +112,8 @@ impl FromRequestParts<App> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let secret = bearer(&parts.headers).ok_or(ApiError::InvalidApiKey)?;
-        // Nothing else was ever given out: no hash, and no look into the store.
-        if !secrets::has_form(SecretKind::TenantKey, secret) {
-            return Err(ApiError::InvalidApiKey);
-        }
-        let key = app
-            .catalogue
-            .key(secrets::hash(secret))
-            .await?
-            .ok_or(ApiError::InvalidApiKey)?;
-        if !key.is_valid_at(app.clock.now()) {
-            return Err(ApiError::InvalidApiKey);
-        }
-        let request_id = parts
-            .extensions
-            .get::<RequestId>()
-            .map_or_else(|| "".into(), |id| Arc::clone(&id.0));
-        let user = key.user.as_deref().unwrap_or("").into();
-        Ok(Self {
-            key,
-            user,
-            request_id,
-        })
+        let id = RequestId::from_extensions(&parts.extensions);
+        let id = id.map_or_else(|| "".into(), |id| Arc::clone(&id.0));
+        Self::of(app, &parts.headers, id).await
     }
 }

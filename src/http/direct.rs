@@ -17,7 +17,9 @@ use tower::Service;
 
 use super::{
     layers::{Surroundings, surrounded},
-    openai, router,
+    openai,
+    request_id::RequestId,
+    router,
 };
 use crate::app::App;
 
@@ -57,7 +59,8 @@ impl Service<Request<Incoming>> for Routes {
         let (app, surroundings) = (self.app.clone(), Arc::clone(&self.surroundings));
         Box::pin(async move {
             let request = request.map(Body::new);
-            let answer = |request| openai::answer(app, endpoint, request);
+            let answer =
+                |request, id: &RequestId| openai::answer(app, endpoint, request, id.clone());
             Ok(surrounded(&surroundings, openai::route(endpoint), request, answer).await)
         })
     }
@@ -69,6 +72,16 @@ mod tests {
 
     use super::*;
     use crate::provider::Endpoint;
+
+    /// A future is moved and made room for with each request, so what is rare on its way must not be in it.
+    #[test]
+    fn what_answers_a_request_is_small() {
+        fn room_of<F: Future>(_: impl FnOnce(App, Endpoint, Request, RequestId) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = room_of(openai::answer);
+        assert!(size <= 4096, "{size} bytes");
+    }
 
     #[test]
     fn what_goes_past_the_router_is_a_route_that_the_router_has() {

@@ -1,7 +1,7 @@
 //! What happens around every request: its id, its place among those in flight, errors written, panics caught, and
 //! the metrics of it all. One function, so that a request pays for one layer.
 
-use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Instant};
+use std::{any::Any, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
     body::Body,
@@ -56,29 +56,32 @@ pub async fn surround(
 ) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
-    surrounded(&surroundings, route, request, |request| next.run(request)).await
+    let answer = |mut request: Request, id: &RequestId| {
+        request.extensions_mut().insert(id.clone());
+        next.run(request)
+    };
+    surrounded(&surroundings, route, request, answer).await
 }
 
-/// Has `answer` answer a request to `route`, and finishes what it answers.
+/// Has `answer` answer a request to `route` by its id, and finishes what it answers.
 pub async fn surrounded<F>(
     surroundings: &Surroundings,
     route: &str,
-    mut request: Request,
-    answer: impl FnOnce(Request) -> F,
+    request: Request,
+    answer: impl FnOnce(Request, &RequestId) -> F,
 ) -> Response
 where
     F: Future<Output = Response>,
 {
     let began = Instant::now();
     let id = RequestId::of(request.headers());
-    request.extensions_mut().insert(id.clone());
     let method = request.method().clone();
     let dialect = Dialect::of_path(request.uri().path());
     let trace = Trace::of(request.headers());
 
     let (response, place) = match enter(&surroundings.in_flight, request.uri().path()) {
         Ok(place) => {
-            let answered = run(answer(request), &id);
+            let answered = run(answer(request, &id), &id);
             (trace::within(trace.clone(), answered).await, place)
         }
         Err(overloaded) => (overloaded.into_response(), None),
@@ -109,25 +112,27 @@ fn enter(in_flight: &InFlight, path: &str) -> Result<Option<Place>, ApiError> {
 }
 
 /// A panic is a fault of one request: it is answered 500, and the connection lives on.
-async fn run(answer: impl Future<Output = Response>, id: &RequestId) -> Response {
-    match AssertUnwindSafe(answer).catch_unwind().await {
-        Ok(response) => response,
-        Err(panic) => {
-            // The text only: a panic's message is the program's own, but its payload could be anything.
-            let message = panic
-                .downcast_ref::<&str>()
-                .copied()
-                .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-                .unwrap_or("");
-            tracing::error!(
-                code = "internal_error",
-                request_id = &*id.0,
-                message,
-                "a request panicked"
-            );
-            ApiError::Internal.into_response()
-        }
-    }
+///
+/// Not an `async fn`: one that awaits what it was given has room for it twice.
+fn run(answer: impl Future<Output = Response>, id: &RequestId) -> impl Future<Output = Response> {
+    let caught = AssertUnwindSafe(answer).catch_unwind();
+    caught.map(|answered| answered.unwrap_or_else(|panic| panicked(&*panic, id)))
+}
+
+fn panicked(panic: &(dyn Any + Send), id: &RequestId) -> Response {
+    // The text only: a panic's message is the program's own, but its payload could be anything.
+    let message = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("");
+    tracing::error!(
+        code = "internal_error",
+        request_id = &*id.0,
+        message,
+        "a request panicked"
+    );
+    ApiError::Internal.into_response()
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ const MOST_CONNECTIONS: u32 = 32_768;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The other end's address, in the extensions of every request.
+/// The other end's address, in the extensions of every request that does not go to the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub SocketAddr);
 

@@ -55,6 +55,9 @@ use crate::{
 };
 
 /// Where the totals are kept.
+///
+/// What asks Redis is boxed: a call on the network costs more than a box, and a request that has no need of Redis
+/// would have room for it.
 #[derive(Clone)]
 pub enum Ledger {
     /// In this process: one node, exact by a short lock a tenant.
@@ -236,7 +239,7 @@ impl Ledger {
     pub async fn reserve(&self, ask: &LedgerAsk<'_>) -> Result<Reserved, LedgerError> {
         match self {
             Self::Local(local) => local.reserve(ask).await,
-            Self::Redis(redis) => redis.reserve(ask).await,
+            Self::Redis(redis) => Box::pin(redis.reserve(ask)).await,
         }
     }
 
@@ -293,7 +296,7 @@ impl Ledger {
     pub async fn record(&self, seq: Seq, event: &UsageEvent) -> Settled {
         match self {
             Self::Local(local) => local.record(seq, event),
-            Self::Redis(redis) => redis.record(event).await,
+            Self::Redis(redis) => Box::pin(redis.record(event)).await,
         }
     }
 
@@ -312,7 +315,7 @@ impl Ledger {
     ) -> Result<Vec<LimitState>, LedgerError> {
         match self {
             Self::Local(local) => local.states(tenant, key, user, limits, now).await,
-            Self::Redis(redis) => redis.states(tenant, key, user, limits, now).await,
+            Self::Redis(redis) => Box::pin(redis.states(tenant, key, user, limits, now)).await,
         }
     }
 

@@ -142,7 +142,8 @@ impl Pool {
 
     /// A connection that no request was sent on before.
     pub(super) async fn connect(self: &Arc<Self>) -> Result<Lease, ProviderError> {
-        let connection = match self.connector.connect().await? {
+        // Boxed: few requests connect, and all would have room for what a handshake takes.
+        let connection = match Box::pin(self.connector.connect()).await? {
             Connection::Http1 { sender, received } => Leased::Http1 { sender, received },
             Connection::Http2(sender) => {
                 let shared = Shared {

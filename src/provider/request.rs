@@ -268,7 +268,7 @@ impl RequestLook {
     pub fn body(
         &self,
         lowered_to: Option<Quantity>,
-        default_field: &str,
+        default_field: impl FnOnce() -> &'static str,
         usage_chunk: UsageChunk,
     ) -> Bytes {
         let mut splices: Vec<Splice> = Vec::new();
@@ -291,9 +291,10 @@ impl RequestLook {
                     .iter()
                     .position(|&byte| byte == b'{')
                     .map_or(0, |brace| brace + 1);
+                let field = default_field();
                 splices.push(Splice {
                     span: at..at,
-                    text: format!("\"{default_field}\":{text},"),
+                    text: format!("\"{field}\":{text},"),
                 });
             }
         }

@@ -135,10 +135,12 @@ impl Admitted {
         let keyed = self.caller.keyed.clone();
         let keyed = keyed.filter(|_| used.ending == Ending::Whole);
         if let Some(keyed) = keyed.as_ref().filter(|keyed| keyed.is_rerun)
-            && guard
-                .recorder
-                .has_event(self.caller.tenant_id, keyed.event_id)
-                .await
+            && Box::pin(
+                guard
+                    .recorder
+                    .has_event(self.caller.tenant_id, keyed.event_id),
+            )
+            .await
         {
             settlement.states = std::mem::take(&mut self.states);
             return Ok(settlement); // recorded by the run before the crash; this one's hold is given back

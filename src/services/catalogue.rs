@@ -331,7 +331,7 @@ impl Catalogue {
             return Ok(active);
         }
         let late = policy.burning.late.load(Ordering::SeqCst);
-        let active = Arc::new(self.place_limits(policy, now).await?);
+        let active = Arc::new(Box::pin(self.place_limits(policy, now)).await?);
         policy.active.store(Some(Arc::clone(&active)));
         if policy.burning.late.load(Ordering::SeqCst) != late {
             policy.active.store(None); // it came while the sums were read, and may not be in them

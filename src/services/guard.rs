@@ -289,7 +289,8 @@ impl Guard {
                 &error.to_string(),
             ),
             Err(ReserveError::Ledger(error)) => {
-                self.decide_apart(&asked, &policy, standing, &error).await
+                // Boxed, as all that is rare on this way: each request would have room for it.
+                Box::pin(self.decide_apart(&asked, &policy, standing, &error)).await
             }
         }
     }

@@ -169,7 +169,8 @@ impl Run {
             Some(usage) => (usage, false),
             None => {
                 let (count_input, meter) = (self.estimate_input, Arc::new(self.meter));
-                let estimated = tokens::aside(move || estimate(&count_input, &meter)).await;
+                let counting = tokens::aside(move || estimate(&count_input, &meter));
+                let estimated = Box::pin(counting).await; // few providers report nothing
                 (estimated, true)
             }
         };

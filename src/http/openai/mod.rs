@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    extract::{FromRequestParts as _, Request, State},
+    extract::{Request, State},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -34,6 +34,7 @@ use crate::{
             answers::{OpenAiAnswer, OpenAiRequest, StreamEvent},
             errors,
         },
+        request_id::RequestId,
     },
     provider::{
         Endpoint, Forward, Patience, ProviderError, UpstreamBody, answer,
@@ -164,12 +165,12 @@ pub fn route(endpoint: Endpoint) -> &'static str {
 }
 
 /// Answers a request that passes through to the model, as its route does.
-pub async fn answer(app: App, endpoint: Endpoint, request: Request) -> Response {
-    let (mut parts, body) = request.into_parts();
+pub async fn answer(app: App, endpoint: Endpoint, request: Request, id: RequestId) -> Response {
+    let (http::request::Parts { headers, .. }, body) = request.into_parts();
     let answered = async {
-        let caller = Caller::from_request_parts(&mut parts, &app).await?;
-        let body = read_body(&parts.headers, body, app.config.max_body_bytes).await?;
-        pass(app, caller, endpoint, &parts.headers, body).await
+        let caller = Caller::of(&app, &headers, id.0).await?;
+        let body = read_body(&headers, body, app.config.max_body_bytes).await?;
+        pass(app, caller, endpoint, &headers, body).await
     };
     answered.await.into_response()
 }
@@ -198,7 +199,8 @@ async fn pass(
     }
     let (runner, sent) = (app.clone(), headers.clone());
     let run = |caller| async move { admit_and_run(runner, &caller, &sent, look).await };
-    once(&app, &caller, headers, route(endpoint), &body, run).await
+    // Boxed as few requests have a key, and all would have room for what it takes.
+    Box::pin(once(&app, &caller, headers, route(endpoint), &body, run)).await
 }
 
 async fn admit_and_run(
@@ -252,7 +254,7 @@ async fn prepare(
         StreamUsage::Request if app.guard.is_on() => UsageChunk::Ask,
         StreamUsage::Request | StreamUsage::Omit => UsageChunk::LeaveAsIs,
     };
-    let default_field = maximum_field(endpoint, app);
+    let default_field = || maximum_field(endpoint, app);
     let timeout = app.config.upstream_timeout;
     let forward = Forward {
         endpoint,

@@ -5,6 +5,7 @@ use std::{
 };
 
 use axum::body::Body;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use http::{Request, Response, StatusCode, Version};
 use hyper::{
     body::Incoming,
@@ -111,6 +112,8 @@ impl<R: Routes> Connection<R> {
         tokio::pin!(connection);
         let look = tokio::time::sleep_until(first_look(&self.activity));
         tokio::pin!(look);
+        // Looking at the token takes locks: the set does so only when the token has something to tell.
+        let mut told = FuturesUnordered::from_iter([self.stopping.cancelled()]);
         let mut forced_at: Option<Instant> = None;
         loop {
             tokio::select! {
@@ -121,9 +124,11 @@ impl<R: Routes> Connection<R> {
                     }
                     return;
                 }
-                () = self.stopping.cancelled(), if forced_at.is_none() => {
-                    connection.as_mut().begin_close();
-                    forced_at = Some(Instant::now() + self.stop_time);
+                Some(()) = told.next() => {
+                    if forced_at.is_none() {
+                        connection.as_mut().begin_close();
+                        forced_at = Some(Instant::now() + self.stop_time);
+                    }
                 }
                 () = look.as_mut() => match self.activity.verdict() {
                     _ if forced_at.is_some_and(|at| at <= Instant::now()) => return,
@@ -237,8 +242,10 @@ impl<R: Routes> hyper::service::Service<Request<Incoming>> for Handler<R> {
             let refused = status_only(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
             return Box::pin(std::future::ready(Ok(guarded(refused, guard))));
         }
-        request.extensions_mut().insert(Peer(self.peer));
         let passes_through = passes_through(request.uri().path());
+        if !passes_through {
+            request.extensions_mut().insert(Peer(self.peer));
+        }
         let answer = self.routes.clone().call(request);
         if passes_through {
             return Box::pin(async move { answer.await.map(|answer| guarded(answer, guard)) });

@@ -78,7 +78,11 @@ fn a_maximum_is_lowered_in_the_field_that_is_there() {
     let lowered = |body: &str| {
         String::from_utf8(
             chat(body)
-                .body(Some(Quantity::new(7)), "max_tokens", UsageChunk::LeaveAsIs)
+                .body(
+                    Some(Quantity::new(7)),
+                    || "max_tokens",
+                    UsageChunk::LeaveAsIs,
+                )
                 .to_vec(),
         )
         .unwrap()
@@ -108,7 +112,7 @@ fn a_stream_is_asked_for_its_usage_by_a_splice() {
     let asked = |body: &str| {
         let look = chat(body);
         (
-            String::from_utf8(look.body(None, "max_tokens", UsageChunk::Ask).to_vec()).unwrap(),
+            String::from_utf8(look.body(None, || "max_tokens", UsageChunk::Ask).to_vec()).unwrap(),
             look.wants_usage_chunk,
         )
     };
