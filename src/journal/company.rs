@@ -15,7 +15,7 @@ use std::{
 
 /// A commit that this many events shared says that more are to come.
 const FEW: usize = 2;
-/// They are not waited for longer than this.
+/// They are not waited for longer than this after it.
 const PATIENCE: Duration = Duration::from_micros(500);
 const NOBODY: isize = isize::MAX;
 
@@ -60,14 +60,14 @@ impl Company {
         self.waiting.fetch_sub(signed(count), Ordering::SeqCst);
     }
 
-    /// Waits until as many events are in the queue as shared the last commit, but not long; after a commit that few
-    /// shared not at all. Called by the thread that is woken.
-    pub(super) fn wait_for(&self, shared_last: usize) {
+    /// Waits until as many events are in the queue as shared the last commit, which ended at `ended`, but not long;
+    /// after a commit that few shared not at all. Called by the thread that is woken.
+    pub(super) fn wait_for(&self, shared_last: usize, ended: Instant) {
         if shared_last < FEW {
             return;
         }
         let wanted = signed(shared_last);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = ended + PATIENCE;
         // Told before it is looked at: whoever makes the number full from now on sees that it is wanted.
         self.wanted.store(wanted, Ordering::SeqCst);
         while self.waiting.load(Ordering::SeqCst) < wanted {
@@ -101,7 +101,7 @@ mod tests {
                 company.wake_this_thread();
                 begin.send(()).unwrap();
                 let from = Instant::now();
-                company.wait_for(shared_last);
+                company.wait_for(shared_last, from);
                 from.elapsed()
             }
         });
@@ -113,8 +113,8 @@ mod tests {
     #[test]
     fn nobody_is_waited_for_after_a_commit_of_one() {
         let company = Company::new();
-        company.wait_for(0);
-        company.wait_for(1);
+        company.wait_for(0, Instant::now());
+        company.wait_for(1, Instant::now());
         assert_eq!(company.wanted.load(Ordering::SeqCst), NOBODY);
     }
 
@@ -127,6 +127,19 @@ mod tests {
     fn the_last_of_those_who_are_waited_for_ends_the_wait() {
         // A lost wake-up would leave it to the patience; one round of many says whether it is ever needed.
         let shortest = (0..200).map(|_| waits(8, 8)).min();
+        assert!(shortest < Some(PATIENCE), "{shortest:?}");
+    }
+
+    #[test]
+    fn who_shared_a_commit_long_ago_is_not_waited_for() {
+        let (company, ended) = (Company::new(), Instant::now());
+        company.wait_for(8, ended); // nobody comes
+        let waits = (0..200).map(|_| {
+            let from = Instant::now();
+            company.wait_for(8, ended);
+            from.elapsed()
+        });
+        let shortest = waits.min();
         assert!(shortest < Some(PATIENCE), "{shortest:?}");
     }
 

@@ -76,8 +76,8 @@ pub(super) struct Writer {
     file: JournalFile,
     queue: Receiver<Job>,
     shared: Arc<Shared>,
-    /// How many events the last commit had.
-    shared_last: usize,
+    /// How many events the last commit had, and when it ended.
+    last: (usize, Instant),
 }
 
 impl Writer {
@@ -92,7 +92,7 @@ impl Writer {
             file,
             queue,
             shared,
-            shared_last: 0,
+            last: (0, Instant::now()),
         }
     }
 
@@ -114,7 +114,8 @@ impl Writer {
             let Ok(first) = self.queue.recv() else {
                 break None;
             };
-            self.shared.company.wait_for(self.shared_last);
+            let (shared_by, ended) = self.last;
+            self.shared.company.wait_for(shared_by, ended);
             let (batch, mut next) = self.gather(first);
             if !batch.is_empty()
                 && let Err((detail, bytes)) = self.commit(batch)
@@ -173,8 +174,9 @@ impl Writer {
         for _attempt in 0..2 {
             match self.write(&batch) {
                 Ok(()) => {
-                    self.shared_last = batch.appends.len();
+                    let shared_by = batch.appends.len();
                     self.publish(batch);
+                    self.last = (shared_by, Instant::now());
                     return Ok(());
                 }
                 Err(fault) => detail = fault.to_string(),
