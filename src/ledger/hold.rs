@@ -87,7 +87,7 @@ impl Hold {
     pub async fn settle(self, seq: Seq, event: &UsageEvent) -> Settled {
         match self {
             Self::Local(hold) => hold.settle(seq, &event.quantities),
-            Self::Redis(hold) => Box::pin(hold.settle(event)).await,
+            Self::Redis(hold) => Box::pin(hold.settle(seq, event)).await,
         }
     }
 }

@@ -296,7 +296,7 @@ impl Ledger {
     pub async fn record(&self, seq: Seq, event: &UsageEvent) -> Settled {
         match self {
             Self::Local(local) => local.record(seq, event),
-            Self::Redis(redis) => Box::pin(redis.record(event)).await,
+            Self::Redis(redis) => Box::pin(redis.record(seq, event)).await,
         }
     }
 

@@ -27,7 +27,7 @@ use crate::{
         local::overshoot,
         subjects::Who,
     },
-    store::usage::CounterOf,
+    store::usage::{CounterOf, Seq},
 };
 
 /// After so many amounts that were lowered to what was left, and were gone when they were asked for, the least that
@@ -202,7 +202,15 @@ impl RedisLedger {
     }
 
     /// Counts the event of a request in place of what it holds. If Redis does not answer, the drain tells it again.
-    pub(super) async fn settle(&self, hold: &mut RedisHold, event: &UsageEvent) -> Settled {
+    ///
+    /// A drain may have done with the event before this: it is durable, and its request has only just been woken. Then
+    /// it counts already and is known no more, so that here only the hold ends.
+    pub(super) async fn settle(
+        &self,
+        hold: &mut RedisHold,
+        seq: Seq,
+        event: &UsageEvent,
+    ) -> Settled {
         let (asked, was_own) = {
             // Under this lock a renewal is either in the lane before, or does not know of it any more.
             let mut holds = self.holds.lock();
@@ -211,7 +219,7 @@ impl RedisLedger {
                 events: &[Event::of(event, Some(hold.open.id))],
                 limits: &hold.limits,
                 drain: false,
-                only_here: false,
+                only_here: self.is_forgotten(seq),
             };
             (self.send(event.tenant_id, Script::Count, &count), was_own)
         };
@@ -265,14 +273,22 @@ impl RedisLedger {
         Settled { states, overshoot }
     }
 
-    pub(in crate::ledger) async fn record(&self, event: &UsageEvent) -> Settled {
-        let count = wire::Count {
-            events: &[Event::of(event, None)],
-            limits: &[],
-            drain: false,
-            only_here: false,
+    pub(in crate::ledger) async fn record(&self, seq: Seq, event: &UsageEvent) -> Settled {
+        let asked = {
+            let _in_order = self.holds.lock(); // as in `settle`
+            let count = wire::Count {
+                events: &[Event::of(event, None)],
+                limits: &[],
+                drain: false,
+                only_here: self.is_forgotten(seq),
+            };
+            self.send(event.tenant_id, Script::Count, &count)
         };
-        match self.ask(event.tenant_id, Script::Count, &count).await {
+        let told = match asked {
+            Ok(asked) => asked.answer().await,
+            Err(fault) => Err(fault),
+        };
+        match told {
             Ok(reply) => Settled {
                 states: LimitStates::default(),
                 overshoot: judged(&event.quantities, &reply),

@@ -1,6 +1,9 @@
 //! What the ledger is told while events move from this node's journal to the store.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::Ordering,
+};
 
 use futures_util::{StreamExt as _, stream};
 
@@ -42,6 +45,12 @@ impl RedisLedger {
         lock(&self.dark).writing.extend(failed);
     }
 
+    /// Whether a drain has done with this event, which counts then. To be asked under the lock of the holds, and what
+    /// is sent by the answer to be sent under it.
+    pub(super) fn is_forgotten(&self, seq: Seq) -> bool {
+        seq.0 <= self.forgotten.load(Ordering::SeqCst)
+    }
+
     /// Takes note that the store has them.
     pub(in crate::ledger) async fn recorded(&self) {
         let written = {
@@ -60,11 +69,17 @@ impl RedisLedger {
 
     /// Takes note that the journal has forgotten them.
     pub(in crate::ledger) async fn forget(&self, events: &[(Seq, UsageEvent)]) {
+        if let Some((last, _)) = events.last() {
+            // Whoever looked before this has its call in the lane already, before those that follow.
+            let _in_order = self.holds.lock();
+            self.forgotten.fetch_max(last.0, Ordering::SeqCst);
+        }
         let mut by_tenant = std::mem::take(&mut lock(&self.dark).unforgotten);
         for (_, event) in events {
             let ids = by_tenant.entry(event.tenant_id).or_default();
             ids.push(event.event_id.to_string());
         }
+        let _nobody_tells = self.telling.write().await;
         let calls = by_tenant.into_iter().map(|(tenant, ids)| async move {
             let forget = Forget { events: &ids };
             match self.ask(tenant, Script::Forget, &forget).await {
@@ -137,6 +152,7 @@ impl RedisLedger {
         if told.absent.is_empty() {
             return Ok(());
         }
+        let _telling = self.telling.read().await;
         let ids: Vec<EventId> = told
             .absent
             .iter()

@@ -20,6 +20,7 @@ use crate::{
         usage::{Quantities, UsageEvent},
     },
     ledger::{HoldInfo, Settled},
+    store::usage::Seq,
 };
 
 /// What one request of this node holds.
@@ -115,10 +116,10 @@ impl RedisHold {
         self.open.is_detached.store(true, Ordering::Relaxed);
     }
 
-    pub(in crate::ledger) async fn settle(mut self, event: &UsageEvent) -> Settled {
+    pub(in crate::ledger) async fn settle(mut self, seq: Seq, event: &UsageEvent) -> Settled {
         self.is_ended = true;
         match self.ledger.upgrade() {
-            Some(ledger) => ledger.settle(&mut self, event).await,
+            Some(ledger) => ledger.settle(&mut self, seq, event).await,
             None => Settled::default(),
         }
     }

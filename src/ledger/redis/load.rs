@@ -189,6 +189,7 @@ impl RedisLedger {
             let (_, stored) = stored.map_err(|error| Fault::Away(error.to_string()))?;
             let events: Vec<String> = stored.iter().map(ToString::to_string).collect();
             let forget = wire::Forget { events: &events };
+            let _nobody_tells = self.telling.write().await;
             self.ask(tenant, Script::Forget, &forget).await?;
         }
         peek = wire::Peek {

@@ -208,7 +208,11 @@ impl<R: Shared> Replicas<R> {
                 (tenant.total("messages").await == messages).then_some(())
             })
             .await;
-            assert_eq!(tenant.used("messages").await, messages);
+            // A replica that had no answer from Redis while it wrote to the store makes up for it afterwards.
+            eventually("live totals are what the store says", || async {
+                (tenant.used("messages").await == messages).then_some(())
+            })
+            .await;
             // What a dead replica held is back within its lease.
             while tenant.reserved("messages").await > 0 {
                 assert!(finishing.elapsed() < LEASE + Duration::from_secs(2));
