@@ -159,8 +159,8 @@ pub struct RedisLedger {
     apart: Apart,
     /// Holds that ended while their bucket was away.
     unreleased: Unreleased,
-    /// The last event that a drain has done with.
-    forgotten: AtomicU64,
+    /// The last event that a drain has told of.
+    told: AtomicU64,
     /// Held by whoever tells of events after a look into the store, and alone by whoever forgets some: one that was
     /// recorded and forgotten between look and telling would be counted twice.
     telling: tokio::sync::RwLock<()>,
@@ -212,7 +212,7 @@ impl RedisLedger {
             loads: Loads::default(),
             apart: Apart::new(),
             unreleased,
-            forgotten: AtomicU64::new(0),
+            told: AtomicU64::new(0),
             telling: tokio::sync::RwLock::default(),
             dark: Mutex::default(),
             tally: Tally::default(),

@@ -203,8 +203,8 @@ impl RedisLedger {
 
     /// Counts the event of a request in place of what it holds. If Redis does not answer, the drain tells it again.
     ///
-    /// A drain may have done with the event before this: it is durable, and its request has only just been woken. Then
-    /// it counts already and is known no more, so that here only the hold ends.
+    /// A drain may have told of the event before this: it is durable, and its request has only just been woken. Then it
+    /// counts already, and is perhaps known no more, so that here only the hold ends.
     pub(super) async fn settle(
         &self,
         hold: &mut RedisHold,
@@ -219,7 +219,7 @@ impl RedisLedger {
                 events: &[Event::of(event, Some(hold.open.id))],
                 limits: &hold.limits,
                 drain: false,
-                only_here: self.is_forgotten(seq),
+                only_here: self.is_told(seq),
             };
             (self.send(event.tenant_id, Script::Count, &count), was_own)
         };
@@ -280,7 +280,7 @@ impl RedisLedger {
                 events: &[Event::of(event, None)],
                 limits: &[],
                 drain: false,
-                only_here: self.is_forgotten(seq),
+                only_here: self.is_told(seq),
             };
             self.send(event.tenant_id, Script::Count, &count)
         };

@@ -42,13 +42,25 @@ impl RedisLedger {
         lock(&self.dark).writing.clear();
         let failed = self.tell_events(events.iter().map(|(_, event)| event), true);
         let failed = failed.await;
+        if failed.is_empty() {
+            self.note_told(events);
+        }
         lock(&self.dark).writing.extend(failed);
     }
 
-    /// Whether a drain has done with this event, which counts then. To be asked under the lock of the holds, and what
-    /// is sent by the answer to be sent under it.
-    pub(super) fn is_forgotten(&self, seq: Seq) -> bool {
-        seq.0 <= self.forgotten.load(Ordering::SeqCst)
+    /// From here on Redis needs no more of these events than the end of their holds.
+    fn note_told(&self, events: &[(Seq, UsageEvent)]) {
+        if let Some((last, _)) = events.last() {
+            // Whoever looked before this has its call in the lane already, before those that follow.
+            let _in_order = self.holds.lock();
+            self.told.fetch_max(last.0, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a drain has told of this event. To be asked under the lock of the holds, and what is sent by the answer
+    /// to be sent under it.
+    pub(super) fn is_told(&self, seq: Seq) -> bool {
+        seq.0 <= self.told.load(Ordering::SeqCst)
     }
 
     /// Takes note that the store has them.
@@ -69,11 +81,7 @@ impl RedisLedger {
 
     /// Takes note that the journal has forgotten them.
     pub(in crate::ledger) async fn forget(&self, events: &[(Seq, UsageEvent)]) {
-        if let Some((last, _)) = events.last() {
-            // Whoever looked before this has its call in the lane already, before those that follow.
-            let _in_order = self.holds.lock();
-            self.forgotten.fetch_max(last.0, Ordering::SeqCst);
-        }
+        self.note_told(events); // where not all could be told: those tenants have begun anew, or will
         let mut by_tenant = std::mem::take(&mut lock(&self.dark).unforgotten);
         for (_, event) in events {
             let ids = by_tenant.entry(event.tenant_id).or_default();

@@ -313,6 +313,46 @@ async fn a_counter_read_at_any_point_of_a_drain_is_right() {
     }
 }
 
+/// An event is durable before its request is woken: on a busy machine the drain may be done with it by then, and other
+/// nodes begin anew at any moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_settles_at_any_point_of_its_drain_counts_once() {
+    const POINTS: usize = 5;
+    const NEVER: usize = POINTS;
+    let nodes = Nodes::start(2).await;
+    let ask = ask(vec![messages(900)]);
+    for (anew_at, settled_at) in (0..=NEVER).flat_map(|anew| (0..POINTS).map(move |at| (anew, at)))
+    {
+        let mut hold = Some(ask.hold(&nodes.ledgers[0]).await);
+        let event = ask.event(quantities(Messages, 1));
+        let seq = nodes.base.append(event.clone());
+        let batch = nodes.base.between(nodes.base.stored(), seq);
+        for point in 0..POINTS {
+            match point {
+                1 => nodes.ledgers[0].announce(&batch).await,
+                2 => nodes.base.store_upto(seq),
+                3 => drop(nodes.ledgers[0].drained(&batch).await),
+                4 => nodes.ledgers[0].forgotten(&batch).await,
+                _ => {}
+            }
+            if point == anew_at {
+                nodes.redis[1].begin_anew(tenant(1)).await.unwrap();
+            }
+            if point == settled_at
+                && let Some(hold) = hold.take()
+            {
+                hold.settle(seq, &event).await;
+            }
+        }
+        let used = i64::try_from(seq.0).unwrap();
+        assert_eq!(
+            ask.totals(&nodes.ledgers[0]).await,
+            [(used, 0)],
+            "anew at {anew_at}, settled at {settled_at}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_emptied_server_is_told_again_and_decides_nothing_meanwhile() {
     let nodes = Nodes::start(3).await;
