@@ -60,6 +60,18 @@ pub enum Dimension {
     Model,
 }
 
+impl Dimension {
+    /// As rollups name it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Key => "key",
+            Self::User => "user",
+            Self::Model => "model",
+        }
+    }
+}
+
 /// A sum of settled usage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Total {

@@ -267,11 +267,7 @@ async fn rollups_by(
     by: Dimension,
     hours: Span,
 ) -> Result<Vec<(String, i128)>, Failed> {
-    let dimension = match by {
-        Dimension::Key => "key",
-        Dimension::User => "user",
-        Dimension::Model => "model",
-    };
+    let dimension = by.as_str();
     rows::list(
         tx,
         "usage_rollups",

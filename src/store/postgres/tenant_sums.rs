@@ -14,7 +14,7 @@ use crate::{
     domain::{feature::FeatureKey, ids::TenantId},
     store::{
         rollups::{CutWindow, Facet, Span, heaviest_of, quantity_of},
-        usage::{Dimension, FeatureSum, HeaviestAsk, TenantAsk, UsedBy},
+        usage::{FeatureSum, HeaviestAsk, TenantAsk, UsedBy},
     },
 };
 
@@ -156,11 +156,7 @@ impl<'a> Parts<'a> {
         self.places.push(rows::limit(place));
         self.tenants.push(ask.tenant.uuid());
         self.features.push(ask.feature.as_str());
-        self.dimensions.push(match ask.by {
-            Dimension::Key => "key",
-            Dimension::User => "user",
-            Dimension::Model => "model",
-        });
+        self.dimensions.push(ask.by.as_str());
         self.starts.push(span.start);
         self.ends.push(span.end);
     }
