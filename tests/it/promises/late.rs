@@ -1,28 +1,14 @@
 //! What settles after its window has ended: on one server, whose own usage it knows before the store has it.
 
 use serde_json::json;
-use tollgate::{
-    domain::{feature::FeatureKey, quantity::Quantity, window::WindowKind},
-    services::tenants::{NewGrant, Tenants},
-};
+use tollgate::domain::window::WindowKind;
 
 use super::time_is_right::{Inside, at};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_settles_after_its_window_burns_the_grant_at_once() {
     let inside = Inside::start("2027-01-31T23:59:00Z", &[(WindowKind::Month, 2)]).await;
-    let grant = NewGrant {
-        feature: FeatureKey::Messages,
-        quantity: Quantity::new(5),
-        reason: "test".to_owned(),
-        expires_at: Some(at("2027-12-31T00:00:00Z")),
-    };
-    let tenants = Tenants::new(inside.store());
-    tenants
-        .add_grant(&"acme".parse().unwrap(), grant, &inside.actor())
-        .await
-        .unwrap();
-    inside.poll().await;
+    inside.grant(5).await;
     inside.clock.set(at("2027-01-31T23:59:59Z"));
     let ask = json!({"quantities": {"messages": 6}, "ttl_seconds": 600});
     let (status, held) = inside.post("/api/v1/usage/reservations", ask).await;

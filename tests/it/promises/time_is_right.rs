@@ -127,6 +127,20 @@ impl Inside {
         self.nodes[0].0.store.clone()
     }
 
+    /// Grants the tenant messages for a year.
+    pub(super) async fn grant(&self, messages: i64) {
+        let grant = NewGrant {
+            feature: FeatureKey::Messages,
+            quantity: Quantity::new(messages),
+            reason: "test".to_owned(),
+            expires_at: Some(at("2027-12-31T00:00:00Z")),
+        };
+        let tenants = Tenants::new(self.store());
+        let (acme, actor) = ("acme".parse().unwrap(), self.actor());
+        tenants.add_grant(&acme, grant, &actor).await.unwrap();
+        self.poll().await;
+    }
+
     /// All see what was changed.
     pub(super) async fn poll(&self) {
         for (app, _) in &self.nodes {
@@ -290,18 +304,7 @@ async fn usage_belongs_to_the_window_its_request_was_admitted_in() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_left_of_a_grant_carries_over_and_what_was_burned_does_not() {
     let inside = Inside::start("2027-01-01T00:00:00Z", &[(WindowKind::Period, 2)]).await;
-    let grant = NewGrant {
-        feature: FeatureKey::Messages,
-        quantity: Quantity::new(5),
-        reason: "test".to_owned(),
-        expires_at: Some(at("2027-12-31T00:00:00Z")),
-    };
-    let tenants = Tenants::new(inside.store());
-    tenants
-        .add_grant(&"acme".parse().unwrap(), grant, &inside.actor())
-        .await
-        .unwrap();
-    inside.poll().await;
+    inside.grant(5).await;
     inside.clock.advance(Duration::from_secs(1));
     for _ in 0..5 {
         assert_eq!(inside.chat().await.0, 200);
