@@ -4,6 +4,8 @@
 
 use std::cmp::Reverse;
 
+use futures_util::future::try_join_all;
+
 use super::{
     chart::Level,
     format::{amount, percent},
@@ -49,19 +51,20 @@ pub(super) struct NearRow {
 
 /// The `most` nearest of the picture, as they stand now.
 pub(super) async fn rows(app: &App, picture: &Picture, most: usize) -> ApiResult<Vec<NearRow>> {
-    let mut rows = Vec::new();
-    for near in picture.near.iter().take(most) {
-        if near.standing.status != UsageStatus::Ok {
-            rows.extend(tenant(app, near).await?);
-        }
-    }
-    let tenants = rows.len();
-    for near in &picture.parts_near {
-        if rows.len() - tenants == most {
+    let near = picture.near.iter().take(most);
+    let near = near.filter(|near| near.standing.status != UsageStatus::Ok);
+    let mut rows = try_join_all(near.map(|near| tenant(app, near))).await?;
+    // Asked together: each is a few reads of the store, one after another. Some may not be near any more.
+    let mut found = 0;
+    for near in picture.parts_near.chunks(most.max(1)) {
+        let parts = try_join_all(near.iter().map(|near| part(app, near))).await?;
+        found += parts.iter().flatten().count();
+        rows.extend(parts);
+        if found >= most {
             break;
         }
-        rows.extend(part(app, near).await?);
     }
+    let mut rows: Vec<_> = rows.into_iter().flatten().collect();
     rows.sort_by_key(|(hundredths, _)| Reverse(*hundredths));
     rows.truncate(most);
     Ok(rows.into_iter().map(|(_, row)| row).collect())

@@ -129,11 +129,18 @@ pub(super) async fn change(
 }
 
 async fn overview(app: &App, view: &View) -> PageResult {
-    let (figures, picture) = (
-        app.overview.figures().await?,
-        app.overview.picture(&app.tasks).await?,
-    );
-    let readiness = app.readiness().await;
+    let overview = async {
+        let picture = app.overview.picture(&app.tasks).await?;
+        let near = near::rows(app, &picture, SHOWN).await?;
+        Ok((picture, near))
+    };
+    let (figures, (picture, near), stripe, needs, readiness) = tokio::try_join!(
+        async { Ok(app.overview.figures().await?) },
+        overview,
+        stripe(app),
+        needs(app),
+        async { Ok(app.readiness().await) },
+    )?;
     let page = OverviewPage {
         view,
         has_refusals: figures.hours.iter().any(|hour| hour.refused > 0),
@@ -161,11 +168,11 @@ async fn overview(app: &App, view: &View) -> PageResult {
                 &figures.last_month,
             ),
         ],
-        near: near::rows(app, &picture, SHOWN).await?,
+        near,
         picture: &picture,
         parts: PartRow::all(readiness.parts),
-        stripe: stripe(app).await?,
-        needs: needs(app).await?,
+        stripe,
+        needs,
         journal_pending: app.recorder.journal().pending(),
         in_flight: app.recorder.ledger().in_flight().held,
     };

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     domain::{
         feature::FeatureKey,
-        ids::KeyId,
+        ids::{KeyId, TenantId},
         limit::{ActiveLimit, Scope, Subject},
         names::{PlanCode, Slug},
         plan::Plan,
@@ -130,11 +130,13 @@ impl Reports {
         plans: &Plans,
     ) -> StoreResult<Vec<TenantStandings>> {
         let now = self.clock.now();
-        let ids = tenants.iter().map(|tenant| tenant.tenant_id).collect();
-        let grants = self.store.list_grants_of(ids).await?;
+        let ids: Vec<TenantId> = tenants.iter().map(|tenant| tenant.tenant_id).collect();
+        let (grants, resets) = tokio::try_join!(
+            self.store.list_grants_of(ids.clone()),
+            self.store.list_resets_of(ids)
+        )?;
         let (mut placed, mut asks) = (Vec::new(), Vec::new());
-        for (tenant, grants) in tenants.into_iter().zip(grants) {
-            let resets = self.store.list_resets(tenant.tenant_id).await?;
+        for ((tenant, grants), resets) in tenants.into_iter().zip(grants).zip(resets) {
             let subscription = tenant.subscription.as_ref();
             let plan = subscription.and_then(|subscription| plans.get(&subscription.plan_code));
             let policy = Policy::new(tenant, plan.cloned(), grants, resets);
@@ -198,9 +200,17 @@ impl Reports {
             return Ok(Vec::new());
         }
         let heaviest = self.store.heaviest(asks).await?;
+        let found = limits.into_iter().zip(heaviest);
+        let found: Vec<_> = found.filter(|(_, used)| !used.is_empty()).collect();
+        let of_keys = found
+            .iter()
+            .filter(|((_, limit), _)| limit.scope == Scope::Key);
+        let keys = self
+            .keys_in_use(of_keys.map(|((tenant, _), _)| tenant.tenant_id).collect())
+            .await?;
         let mut near = Vec::new();
-        for ((tenant, limit), used) in limits.into_iter().zip(heaviest) {
-            let used = self.in_use(tenant, limit.scope, used).await?;
+        for ((tenant, limit), used) in found {
+            let used = in_use(limit.scope, used, &keys);
             let Some((_, most)) = used.first() else {
                 continue;
             };
@@ -213,28 +223,18 @@ impl Reports {
         Ok(near)
     }
 
-    /// Those of the tenant's keys that can be used, or its end users.
-    async fn in_use(
-        &self,
-        tenant: &Tenant,
-        scope: Scope,
-        used: Vec<UsedBy>,
-    ) -> StoreResult<Vec<(Subject, Quantity)>> {
-        if scope != Scope::Key || used.is_empty() {
-            let users = used.into_iter();
-            return Ok(users
-                .map(|(user, used)| (Subject::User(user.into()), used))
-                .collect());
-        }
+    /// Those keys of `tenants` that can be used.
+    async fn keys_in_use(&self, tenants: Vec<TenantId>) -> StoreResult<HashSet<KeyId>> {
         let now = self.clock.now();
-        let mut keys = self.store.list_keys(tenant.tenant_id).await?;
-        keys.retain(|key| key.is_valid_at(now));
-        let valid = used.into_iter().filter_map(|(id, used)| {
-            let id: KeyId = id.parse().ok()?;
-            let is_valid = keys.iter().any(|key| key.key_id == id);
-            is_valid.then_some((Subject::Key(id), used))
-        });
-        Ok(valid.collect())
+        let keys = match tenants.is_empty() {
+            true => Vec::new(),
+            false => self.store.list_keys_of(tenants).await?,
+        };
+        let valid = keys
+            .into_iter()
+            .flatten()
+            .filter(|key| key.is_valid_at(now));
+        Ok(valid.map(|key| key.key_id).collect())
     }
 
     /// What would become of the plan's tenants, were it `changed`.
@@ -315,6 +315,20 @@ impl PlanPreview {
         });
         &mut self.limits[index]
     }
+}
+
+/// Whose use counts against a limit of `scope`: end users, or those of the keys that are among `keys`.
+fn in_use(scope: Scope, used: Vec<UsedBy>, keys: &HashSet<KeyId>) -> Vec<(Subject, Quantity)> {
+    let subject = |id: String| match scope {
+        Scope::Key => {
+            let key = id.parse().ok().filter(|key| keys.contains(key));
+            key.map(Subject::Key)
+        }
+        Scope::Tenant | Scope::User => Some(Subject::User(id.into())),
+    };
+    let used = used.into_iter();
+    used.filter_map(|(id, used)| Some((subject(id)?, used)))
+        .collect()
 }
 
 /// Which limit of a plan.

@@ -182,8 +182,8 @@ pub trait CatalogueStore: Send + Sync {
     /// # Errors
     /// `NotFound` for the tenant; `AlreadyExists` for one of the same instant.
     async fn add_reset(&self, tenant: TenantId, reset: &Reset, by: &Actor) -> StoreResult<()>;
-    /// All resets of a tenant, the oldest first.
-    async fn list_resets(&self, tenant: TenantId) -> StoreResult<Vec<Reset>>;
+    /// All resets of several tenants, in the order asked, of each the oldest first.
+    async fn list_resets_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Reset>>>;
 
     /// What changed after `version`, up to now; `Everything` if the feed no longer reaches back that far.
     /// Call with 0 and ignore what changed to learn the present version.

@@ -40,6 +40,8 @@ pub trait KeyStore: Send + Sync {
     async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey>;
     /// A tenant's keys, oldest first.
     async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>>;
+    /// The keys of several tenants, in the order asked, each as [`list_keys`](Self::list_keys) gives them.
+    async fn list_keys_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<ApiKey>>>;
     /// Replaces name and expiry; with `expected`, only if that is still the version ([`versions`](super::versions)).
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use crate::{
         limit::{Override, Scope},
         plan::{AllowedModels, Plan},
         quantity::Quantity,
+        reset::Reset,
         subscription::{Period, Subscription, SubscriptionStatus},
         tenant::{Tenant, TenantRef},
         window::WindowKind,
@@ -51,6 +52,7 @@ macro_rules! cases {
             tenants_are_counted_without_deleted_ones,
             grants_are_listed_oldest_first,
             grants_of_several_tenants_come_in_the_order_asked,
+            resets_of_several_tenants_come_in_the_order_asked,
             revoking_a_grant_again_changes_nothing,
             the_change_feed_names_what_every_write_changed,
             a_write_that_fails_is_not_in_the_change_feed,
@@ -563,6 +565,33 @@ pub(crate) async fn grants_of_several_tenants_come_in_the_order_asked(store: &Sh
         ])
     );
     assert_eq!(store.list_grants_of(vec![]).await, Ok(vec![]));
+}
+
+pub(crate) async fn resets_of_several_tenants_come_in_the_order_asked(store: &SharedStore) {
+    let [one, two, three] = [
+        stored_tenant(store, "one").await.tenant_id,
+        stored_tenant(store, "two").await.tenant_id,
+        stored_tenant(store, "three").await.tenant_id,
+    ];
+    let reset = |time: &str| Reset {
+        feature: FeatureKey::Messages,
+        at: at(time),
+        reason: "agreed".to_owned(),
+    };
+    let (older, newer) = (reset("2026-02-01T00:00:00Z"), reset("2026-03-01T00:00:00Z"));
+    for (tenant, reset) in [(one, &newer), (three, &older), (one, &older)] {
+        store.add_reset(tenant, reset, &ada()).await.unwrap();
+    }
+    assert_eq!(
+        store.list_resets_of(vec![three, two, one, three]).await,
+        Ok(vec![
+            vec![older.clone()],
+            vec![],
+            vec![older.clone(), newer],
+            vec![older]
+        ])
+    );
+    assert_eq!(store.list_resets_of(vec![]).await, Ok(vec![]));
 }
 
 pub(crate) async fn grants_are_listed_oldest_first(store: &SharedStore) {

@@ -95,6 +95,14 @@ pub(crate) async fn keys_are_listed_oldest_first(store: &SharedStore) {
     }
     let listed = store.list_keys(acme.tenant_id).await.unwrap();
     assert_eq!(listed, [older, newer]);
+    let nobody = stored_tenant(store, "nobody").await.tenant_id;
+    let asked = vec![other.tenant_id, nobody, acme.tenant_id, other.tenant_id];
+    let found = store.list_keys_of(asked).await;
+    assert_eq!(
+        found,
+        Ok(vec![vec![others.clone()], vec![], listed, vec![others]])
+    );
+    assert_eq!(store.list_keys_of(vec![]).await, Ok(vec![]));
 }
 
 pub(crate) async fn revoking_a_key_again_changes_nothing(store: &SharedStore) {

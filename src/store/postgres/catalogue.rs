@@ -225,14 +225,9 @@ impl CatalogueStore for PostgresStore {
     async fn list_grants_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Grant>>> {
         let tenants = tenants.as_slice();
         self.read("catalogue.list_grants_of", |tx| async move {
-            let mut found = vec![Vec::new(); tenants.len()];
-            for grant in grants_of(&tx, tenants).await? {
-                let places = tenants.iter().zip(&mut found);
-                places
-                    .filter(|(tenant, _)| **tenant == grant.tenant_id)
-                    .for_each(|(_, grants)| grants.push(grant.clone()));
-            }
-            Ok(found)
+            let grants = grants_of(&tx, tenants).await?.into_iter();
+            let grants = grants.map(|grant| (grant.tenant_id, grant));
+            Ok(rows::by_tenant(tenants, grants))
         })
         .await
     }
@@ -251,9 +246,11 @@ impl CatalogueStore for PostgresStore {
         .await
     }
 
-    async fn list_resets(&self, tenant: TenantId) -> StoreResult<Vec<Reset>> {
-        self.read("catalogue.list_resets", |tx| async move {
-            resets_of(&tx, tenant).await
+    async fn list_resets_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Reset>>> {
+        let tenants = tenants.as_slice();
+        self.read("catalogue.list_resets_of", |tx| async move {
+            let resets = resets_of(&tx, tenants).await?;
+            Ok(rows::by_tenant(tenants, resets))
         })
         .await
     }
@@ -297,32 +294,30 @@ pub(super) async fn find_policy(tx: &Tx, tenant: TenantId) -> Result<Option<Tena
     };
     // Asked together: one way there and back for all.
     let tenants = [tenant.tenant_id];
-    let (plan, grants, resets) = try_join3(
-        plan,
-        grants_of(tx, &tenants),
-        resets_of(tx, tenant.tenant_id),
-    )
-    .await?;
+    let (plan, grants, resets) =
+        try_join3(plan, grants_of(tx, &tenants), resets_of(tx, &tenants)).await?;
     Ok(Some(TenantPolicy {
-        resets,
+        resets: resets.into_iter().map(|(_, reset)| reset).collect(),
         tenant,
         plan,
         grants,
     }))
 }
 
-async fn resets_of(tx: &Tx, tenant: TenantId) -> Result<Vec<Reset>, Failed> {
+async fn resets_of(tx: &Tx, tenants: &[TenantId]) -> Result<Vec<(TenantId, Reset)>, Failed> {
+    let tenants: Vec<Uuid> = tenants.iter().map(|tenant| tenant.uuid()).collect();
     rows::list(
         tx,
         "resets",
-        "SELECT * FROM resets WHERE tenant_id = $1 ORDER BY at, feature_key",
-        params![tenant.uuid()],
+        "SELECT * FROM resets WHERE tenant_id = ANY ($1) ORDER BY at, feature_key",
+        params![tenants],
         |cells| {
-            Ok(Reset {
+            let reset = Reset {
                 feature: cells.parse("feature_key")?,
                 at: cells.time("at")?,
                 reason: cells.get("reason")?,
-            })
+            };
+            Ok((TenantId::new(cells.uuid("tenant_id")?), reset))
         },
     )
     .await

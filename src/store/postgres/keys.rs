@@ -1,6 +1,7 @@
 //! API keys and administrators' tokens.
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use super::{
     Failed, PostgresStore, already_exists,
@@ -55,15 +56,19 @@ impl KeyStore for PostgresStore {
     }
 
     async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>> {
-        self.read("keys.list", |tx| async move {
-            rows::list(
-                &tx,
-                "keys",
-                "SELECT * FROM keys WHERE tenant_id = $1 ORDER BY created_at, key_id",
-                params![tenant.uuid()],
-                read_key,
-            )
-            .await
+        self.read(
+            "keys.list",
+            |tx| async move { keys_of(&tx, &[tenant]).await },
+        )
+        .await
+    }
+
+    async fn list_keys_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<ApiKey>>> {
+        let tenants = tenants.as_slice();
+        self.read("keys.list_of", |tx| async move {
+            let keys = keys_of(&tx, tenants).await?.into_iter();
+            let keys = keys.map(|key| (key.tenant_id, key));
+            Ok(rows::by_tenant(tenants, keys))
         })
         .await
     }
@@ -335,6 +340,18 @@ async fn find_by_id(tx: &Tx, key: KeyId) -> Result<Option<ApiKey>, Failed> {
         "keys",
         "SELECT * FROM keys WHERE key_id = $1",
         params![key.uuid()],
+        read_key,
+    )
+    .await
+}
+
+async fn keys_of(tx: &Tx, tenants: &[TenantId]) -> Result<Vec<ApiKey>, Failed> {
+    let tenants: Vec<Uuid> = tenants.iter().map(|tenant| tenant.uuid()).collect();
+    rows::list(
+        tx,
+        "keys",
+        "SELECT * FROM keys WHERE tenant_id = ANY ($1) ORDER BY created_at, key_id",
+        params![tenants],
         read_key,
     )
     .await

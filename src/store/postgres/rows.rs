@@ -1,7 +1,7 @@
 //! Reading and writing cells: ids, instants, quantities, names. A cell that does not hold what its column should is
 //! an error that names table, column and content.
 
-use std::{borrow::Cow, fmt::Display, str::FromStr};
+use std::{borrow::Cow, collections::HashMap, fmt::Display, str::FromStr};
 
 use futures_util::TryStreamExt as _;
 use serde::{Serialize, de::DeserializeOwned};
@@ -12,7 +12,7 @@ use tokio_postgres::{
 use uuid::Uuid;
 
 use super::{Failed, pool::Tx};
-use crate::domain::{quantity::Quantity, time::Timestamp};
+use crate::domain::{ids::TenantId, quantity::Quantity, time::Timestamp};
 
 /// What stands for `$1`, `$2`, … in a statement.
 pub(super) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -174,6 +174,20 @@ pub(super) async fn exists(tx: &Tx, sql: &str, params: Params<'_>) -> Result<boo
 pub(super) async fn run(tx: &Tx, sql: &str, params: Params<'_>) -> Result<u64, Failed> {
     let statement = tx.prepare_cached(sql).await?;
     Ok(tx.execute(&statement, params).await?)
+}
+
+/// What was found of each of `tenants`, in their order; one that is named twice gets it twice.
+pub(super) fn by_tenant<T: Clone>(
+    tenants: &[TenantId],
+    found: impl IntoIterator<Item = (TenantId, T)>,
+) -> Vec<Vec<T>> {
+    let mut of: HashMap<TenantId, Vec<T>> = HashMap::new();
+    for (tenant, item) in found {
+        of.entry(tenant).or_default().push(item);
+    }
+    let each = tenants.iter();
+    each.map(|tenant| of.get(tenant).cloned().unwrap_or_default())
+        .collect()
 }
 
 pub(super) fn micros(at: Option<Timestamp>) -> Option<i64> {

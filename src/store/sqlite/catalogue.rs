@@ -246,9 +246,14 @@ impl CatalogueStore for SqliteStore {
         .await
     }
 
-    async fn list_resets(&self, tenant: TenantId) -> StoreResult<Vec<Reset>> {
-        self.read("catalogue.list_resets", move |tx| resets_of(tx, tenant))
-            .await
+    async fn list_resets_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Reset>>> {
+        self.read("catalogue.list_resets_of", move |tx| {
+            tenants
+                .iter()
+                .map(|tenant| resets_of(tx, *tenant))
+                .collect()
+        })
+        .await
     }
 
     async fn changes_since(&self, version: i64) -> StoreResult<Changes> {

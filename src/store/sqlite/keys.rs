@@ -53,14 +53,12 @@ impl KeyStore for SqliteStore {
     }
 
     async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>> {
-        self.read("keys.list", move |tx| {
-            rows::list(
-                tx,
-                "keys",
-                "SELECT * FROM keys WHERE tenant_id = ?1 ORDER BY created_at, key_id",
-                [blob(tenant.uuid())],
-                read_key,
-            )
+        self.read("keys.list", move |tx| keys_of(tx, tenant)).await
+    }
+
+    async fn list_keys_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<ApiKey>>> {
+        self.read("keys.list_of", move |tx| {
+            tenants.iter().map(|tenant| keys_of(tx, *tenant)).collect()
         })
         .await
     }
@@ -328,6 +326,16 @@ fn find_by_id(tx: &Transaction<'_>, key: KeyId) -> Result<Option<ApiKey>, Failed
         "keys",
         "SELECT * FROM keys WHERE key_id = ?1",
         [blob(key.uuid())],
+        read_key,
+    )
+}
+
+fn keys_of(tx: &Transaction<'_>, tenant: TenantId) -> Result<Vec<ApiKey>, Failed> {
+    rows::list(
+        tx,
+        "keys",
+        "SELECT * FROM keys WHERE tenant_id = ?1 ORDER BY created_at, key_id",
+        [blob(tenant.uuid())],
         read_key,
     )
 }
