@@ -27,7 +27,7 @@ use crate::{
 const TABLE: &str = "outbox";
 
 /// Held by a replay, shared by leases: which entry of a lane is the oldest does not change while one is taken.
-const LOCK: i64 = 0x746f_6c6c_6f75_7462;
+pub(super) const LOCK: i64 = 0x746f_6c6c_6f75_7462;
 
 #[async_trait]
 impl OutboxStore for PostgresStore {
@@ -200,7 +200,7 @@ async fn is_due(tx: &Tx, asked: Lease) -> Result<bool, Failed> {
 
 /// What another replica is taking at the moment is passed over.
 async fn lease(tx: &Tx, asked: Lease) -> Result<Vec<Leased>, Failed> {
-    rows::exists(tx, "SELECT pg_advisory_xact_lock_shared($1)", params![LOCK]).await?;
+    rows::lock_shared(tx, LOCK).await?;
     let mut leased = rows::list(
         tx,
         TABLE,
@@ -314,7 +314,7 @@ async fn replay(
     by: &Actor,
 ) -> Result<Replaying, Failed> {
     // A lease that has begun is seen below, and one that begins later sees this.
-    rows::exists(tx, "SELECT pg_advisory_xact_lock($1)", params![LOCK]).await?;
+    rows::lock(tx, LOCK).await?;
     let find = async || {
         rows::find(
             tx,

@@ -165,7 +165,7 @@ pub(super) async fn make_for(tx: &Tx, ids: impl Iterator<Item = Uuid>) -> Result
 }
 
 async fn make(tx: &Tx, month: &Month) -> Result<(), Failed> {
-    rows::run(tx, "SELECT pg_advisory_xact_lock($1)", params![LOCK]).await?;
+    rows::lock(tx, LOCK).await?;
     let Month { start, end, name } = month;
     if rows::exists(
         tx,
@@ -207,7 +207,7 @@ async fn list(tx: &Tx) -> Result<Vec<Month>, Failed> {
 }
 
 async fn drop_old_month(tx: &Tx, before: Timestamp) -> Result<Option<u64>, Failed> {
-    rows::run(tx, "SELECT pg_advisory_xact_lock($1)", params![LOCK]).await?;
+    rows::lock(tx, LOCK).await?;
     let before_ms = before.micros().div_euclid(1_000);
     for Month { end, name, .. } in list(tx).await? {
         if before_ms < end {

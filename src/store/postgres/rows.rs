@@ -164,7 +164,20 @@ pub(super) async fn find<T>(
     Ok(found.into_iter().next())
 }
 
-/// Whether a query has any row; what it selects is not looked at.
+/// Waits until nobody else holds the advisory lock `key`, and holds it until the transaction is over.
+pub(super) async fn lock(tx: &Tx, key: i64) -> Result<(), Failed> {
+    run(tx, "SELECT pg_advisory_xact_lock($1)", params![key]).await?;
+    Ok(())
+}
+
+/// As [`lock`], beside others that hold it so.
+pub(super) async fn lock_shared(tx: &Tx, key: i64) -> Result<(), Failed> {
+    run(tx, "SELECT pg_advisory_xact_lock_shared($1)", params![key]).await?;
+    Ok(())
+}
+
+/// Whether a query has any row. What it selects is not even computed: a function there that does something is not
+/// called.
 pub(super) async fn exists(tx: &Tx, sql: &str, params: Params<'_>) -> Result<bool, Failed> {
     let statement = tx.prepare_cached(&format!("SELECT EXISTS ({sql})")).await?;
     Ok(tx.query_one(&statement, params).await?.try_get(0)?)

@@ -35,7 +35,7 @@ use crate::{
 const KIND: &str = Kind::StripeMeterEvent.as_str();
 /// Held while slots are handed on, so that replicas do it one after the other: what an entry is called, and which one
 /// it takes back, follows from those that are there.
-const LOCK: i64 = 0x746f_6c6c_6d65_7472;
+pub(super) const LOCK: i64 = 0x746f_6c6c_6d65_7472;
 const MICRO: Duration = Duration::from_micros(1);
 
 #[async_trait]
@@ -363,7 +363,7 @@ async fn hand_on(
     again: Timestamp,
     limit: usize,
 ) -> Result<HandedOn, Failed> {
-    rows::exists(tx, "SELECT pg_advisory_xact_lock($1)", params![LOCK]).await?;
+    rows::lock(tx, LOCK).await?;
     let waiting = list_slots(tx, which, now, limit).await?;
     let (known, unknown): (Vec<_>, Vec<_>) = waiting.iter().partition(|it| it.customer.is_some());
     put_off(tx, Places::of(unknown.iter().map(|it| &it.slot)), again).await?;

@@ -1,6 +1,10 @@
 //! What is waited for, and what is not; what is done again.
 
 use super::*;
+use crate::store::{
+    outbox::Replaying,
+    postgres::{outbox, stripe},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_postgres_undoes_is_done_again() {
@@ -212,4 +216,64 @@ async fn a_statement_that_takes_its_time_is_waited_for() {
         Ok(tx.batch_execute("SELECT pg_sleep(1)").await?)
     });
     assert_eq!(slept.await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_replicas_do_one_after_another_waits_for_whoever_does_it() {
+    let database = Database::migrated();
+    let store = open(&database.url()).await;
+    let other = by_hand(&database.url()).await;
+    let event = used(TenantId::new(new_id()), 1, ada().at);
+    let tell = Tell {
+        entries: vec![],
+        meters: vec![counted(&event)],
+    };
+    let now = ada().at.plus(Duration::from_secs(60));
+    store.record(&[event], position(1, 1), &tell).await.unwrap();
+    let hand_on = async {
+        let done = store.hand_on(Which::Due, now, now, 10).await;
+        assert_eq!(done.unwrap().entries, 1);
+    };
+    let lease = async {
+        let asked = Lease {
+            kind: Kind::StripeMeterEvent,
+            now,
+            until: now.plus(Duration::from_secs(30)),
+            limit: 10,
+        };
+        assert_eq!(store.lease(asked).await.unwrap().len(), 1);
+    };
+    let replay = async {
+        let lease = Duration::from_secs(30);
+        let found = store.replay("nothing", lease, &ada()).await;
+        assert_eq!(found, Ok(Replaying::NotFound));
+    };
+    waits_for(&other, stripe::LOCK, hand_on).await;
+    waits_for(&other, outbox::LOCK, lease).await;
+    waits_for(&other, outbox::LOCK, replay).await;
+}
+
+/// Fails unless `work` waits as long as `other` holds the advisory lock `key`, and is done then.
+async fn waits_for(other: &Client, key: i64, work: impl Future<Output = ()>) {
+    other
+        .execute("SELECT pg_advisory_lock($1)", &[&key])
+        .await
+        .unwrap();
+    let is_waited_for = async {
+        let waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        while other.query(waiting, &[]).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        () = &mut work => panic!("it did not wait for the lock {key:#x}"),
+        () = is_waited_for => {}
+    }
+    other
+        .execute("SELECT pg_advisory_unlock($1)", &[&key])
+        .await
+        .unwrap();
+    work.await;
 }
