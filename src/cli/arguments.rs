@@ -48,10 +48,10 @@ impl WhichLimit {
 #[derive(Clone, Debug, clap::Args)]
 pub struct LimitValues {
     /// Soft limit, or none to take it away
-    #[arg(long, value_name = "N", value_parser = or_none(quantity))]
+    #[arg(long, value_name = "N", value_parser = or_none(quantity), allow_negative_numbers = true)]
     soft: Option<Change<Quantity>>,
     /// Hard limit, or none to take it away
-    #[arg(long, value_name = "N", value_parser = or_none(quantity))]
+    #[arg(long, value_name = "N", value_parser = or_none(quantity), allow_negative_numbers = true)]
     hard: Option<Change<Quantity>>,
 }
 

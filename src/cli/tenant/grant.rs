@@ -55,7 +55,7 @@ pub(in crate::cli) struct Add {
     #[arg(long, value_name = "KEY")]
     feature: FeatureKey,
     /// How much
-    #[arg(long, value_name = "N", value_parser = arguments::quantity)]
+    #[arg(long, value_name = "N", value_parser = arguments::quantity, allow_negative_numbers = true)]
     quantity: Quantity,
     /// Why, for the audit log
     #[arg(long)]

@@ -18,7 +18,7 @@ pub(in crate::cli) struct Record {
     #[arg(long, value_name = "KEY")]
     feature: FeatureKey,
     /// How much
-    #[arg(long, value_name = "N", value_parser = arguments::quantity)]
+    #[arg(long, value_name = "N", value_parser = arguments::quantity, allow_negative_numbers = true)]
     quantity: Quantity,
     /// Names this record, so that a repeat counts once
     #[arg(long, value_name = "ID")]

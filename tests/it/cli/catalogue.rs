@@ -218,6 +218,20 @@ fn a_grant_lasts_to_the_end_of_the_period_unless_it_says_otherwise() {
     );
     let revoked = shell.json(&format!("tenant grant revoke {id} --yes"));
     assert!(revoked["revoked_at"].is_string(), "{revoked}");
+    for (command, field) in [
+        (
+            "tenant grant add acme --feature messages --quantity -3 --reason x",
+            "--quantity",
+        ),
+        ("tenant limit set acme messages --hard -3", "--hard"),
+        ("plan feature set starter messages --soft -3", "--soft"),
+    ] {
+        let below = shell.line(command);
+        assert_eq!(below.code, 2);
+        for part in ["'-3'", field, "whole number from 0"] {
+            assert!(below.stderr.contains(part), "{below:?}");
+        }
+    }
     let none = shell.line("tenant grant add acme --feature messages --quantity 0 --reason x");
     assert!(
         none.failure(1).starts_with("error: quantity is '0'"),
