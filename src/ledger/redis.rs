@@ -34,6 +34,7 @@ mod heartbeat;
 mod holds;
 mod link;
 mod load;
+mod reply;
 mod scripts;
 mod wire;
 
@@ -48,7 +49,6 @@ use std::{
 
 use async_trait::async_trait;
 use secrecy::SecretString;
-use serde::Serialize;
 use tokio::sync::oneshot;
 
 pub use self::{
@@ -62,8 +62,9 @@ use self::{
     holds::{Holds, Open},
     link::{Answer, Fault, Job, Lane, Link, PATIENCE, Unreleased},
     load::Loads,
+    reply::{Reply, Status},
     scripts::{Call, Head, Script},
-    wire::{Reply, Status},
+    wire::Question,
 };
 use super::{EndedCounts, HoldInfo, InFlight, LedgerError};
 use crate::{
@@ -320,18 +321,19 @@ impl RedisLedger {
         }
     }
 
-    fn call(&self, tenant: TenantId, script: Script, ask: &impl Serialize) -> Result<Call, Fault> {
+    fn call(&self, tenant: TenantId, script: Script, question: &Question) -> Result<Call, Fault> {
         let bucket = self.bucket(tenant);
         let epoch = bucket.epoch()?;
         let head = Head {
             marker: &bucket.marker,
             epoch: &epoch,
             root: &bucket.root(tenant),
-            fresh: &self.fresh(),
+            fresh: wire::number_of(&self.fresh()),
             now: self.given_now(),
             not_after: self.not_after(),
+            lease: decide::micros(self.lease),
         };
-        Ok(script.call(&head, &packed(ask)))
+        Ok(script.call(&head, question))
     }
 
     /// Puts a call into its lane: from here on it is carried out in its turn, whether anybody waits for it or not.
@@ -339,9 +341,9 @@ impl RedisLedger {
         &self,
         tenant: TenantId,
         script: Script,
-        ask: &impl Serialize,
+        question: &Question,
     ) -> Result<Asked<'_>, Fault> {
-        let call = self.call(tenant, script, ask)?;
+        let call = self.call(tenant, script, question)?;
         Ok(self.put(tenant, call, None))
     }
 
@@ -369,9 +371,9 @@ impl RedisLedger {
         &self,
         tenant: TenantId,
         script: Script,
-        ask: &impl Serialize,
+        question: &Question,
     ) -> Result<Reply, Fault> {
-        self.send(tenant, script, ask)?.answer().await
+        self.send(tenant, script, question)?.answer().await
     }
 
     fn note_reaped(&self, reply: &Reply) {
@@ -468,12 +470,8 @@ fn place_of(tenant: TenantId, places: usize) -> usize {
     usize::from(u16::from_be_bytes([high, low])) % places
 }
 
-fn packed(ask: &impl Serialize) -> Vec<u8> {
-    rmp_serde::to_vec_named(ask).expect("a growing buffer takes any plain struct")
-}
-
 fn unpacked(answer: &[u8]) -> Result<Reply, Fault> {
-    rmp_serde::from_slice(answer)
+    Reply::read(answer)
         .map_err(|error| Fault::Refused(format!("an answer that can't be read: {error}")))
 }
 

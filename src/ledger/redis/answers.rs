@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Asked, RedisLedger, Script, decide::micros};
+use super::{Asked, Question, RedisLedger, Script, decide::micros};
 use crate::domain::{ids::TenantId, time::Timestamp};
 
 /// A node without a sign of life for so long runs nothing any more.
@@ -52,7 +52,7 @@ pub(crate) type OnItsWay<'a, T> =
 impl RedisLedger {
     fn ask_answer(&self, record: [u8; 32], ask: &Ask<'_>) -> Result<Asked<'_>, String> {
         let place = place(record);
-        self.send(place, Script::Answer, ask)
+        self.send(place, Script::Answer, &Question::named(ask))
             .map_err(|fault| fault.to_string())
     }
 

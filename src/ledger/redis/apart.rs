@@ -9,7 +9,10 @@ use std::{
 use async_trait::async_trait;
 use quick_cache::sync::Cache;
 
-use super::{RedisLedger, lock, wire};
+use super::{
+    RedisLedger, lock,
+    wire::{self, CounterId},
+};
 use crate::{
     domain::{ids::TenantId, quantity::Quantity, usage::UsageEvent},
     ledger::{BaseTotals, LedgerAsk, LedgerError, LocalLedger, Reserved},
@@ -41,8 +44,7 @@ impl Apart {
     /// Remembers what limits stood at.
     pub(super) fn note(&self, tenant: TenantId, limits: &[wire::Limit], states: &[(i64, i64)]) {
         for (limit, (settled, _)) in limits.iter().zip(states) {
-            let (subject, id) = limit.names();
-            let key = (tenant, hash_of(subject, id));
+            let key = (tenant, hash_of(&limit.counter));
             self.settled.insert(key, Quantity::new(*settled));
         }
         if self.tenants.get(&tenant).is_none() {
@@ -50,27 +52,9 @@ impl Apart {
         }
     }
 
-    /// The same of those that are named by their place.
-    pub(super) fn note_some(
-        &self,
-        tenant: TenantId,
-        limits: &[wire::Limit],
-        standings: &[(usize, i64, i64)],
-    ) {
-        for (place, settled, reserved) in standings {
-            if let Some(limit) = limits.get(*place) {
-                self.note(
-                    tenant,
-                    std::slice::from_ref(limit),
-                    &[(*settled, *reserved)],
-                );
-            }
-        }
-    }
-
     fn last_seen(&self, tenant: TenantId, counter: &CounterOf) -> Option<Quantity> {
-        let (subject, id) = wire::names_of(counter);
-        self.settled.get(&(tenant, hash_of(&subject, &id)))
+        let counter = CounterId::of(counter);
+        self.settled.get(&(tenant, hash_of(&counter)))
     }
 
     /// The tenants that were decided on lately.
@@ -92,9 +76,9 @@ impl Apart {
     }
 }
 
-fn hash_of(subject: &str, id: &str) -> u64 {
+fn hash_of(counter: &CounterId) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (subject, id).hash(&mut hasher);
+    counter.hash(&mut hasher);
     hasher.finish()
 }
 

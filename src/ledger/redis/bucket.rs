@@ -28,7 +28,7 @@ pub(super) enum State {
 }
 
 pub(super) struct Bucket {
-    /// `tg:1:{3}:`
+    /// `tg:2:{3}:`
     pub(super) prefix: String,
     pub(super) marker: String,
     state: ArcSwap<State>,
@@ -54,7 +54,7 @@ pub(super) struct Memory {
 
 impl Bucket {
     pub(super) fn new(index: usize) -> Self {
-        let prefix = format!("tg:1:{{{index}}}:");
+        let prefix = format!("tg:2:{{{index}}}:");
         Self {
             marker: format!("{prefix}epoch"),
             prefix,

@@ -1,20 +1,16 @@
 //! Reserving, settling, looking and giving back.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicBool, Ordering},
 };
 
 use super::{
     Fault, Open, RedisHold, RedisLedger, Reply, Script, State, Status,
-    wire::{self, Decide, Event},
+    wire::{self, Count, Decide, Event, Mode},
 };
 use crate::{
     domain::{
-        feature::FeatureKey,
         ids::{KeyId, ReservationId, TenantId},
         limit::{ActiveLimit, LimitState, LimitStates, SoftLimitMode, sort_violations},
         quantity::Quantity,
@@ -64,23 +60,26 @@ impl RedisLedger {
         };
         let (places, limits) = wire::limits_of(who, ask.limits, ask.soft);
         let id = self.new_id(ask.now);
-        let (id_text, key_text) = (id.to_string(), wire::key_name(ask.key));
+        let (id_text, key, user) = (
+            id.to_string(),
+            wire::key_name(ask.key),
+            wire::user_name(ask.user),
+        );
         let mut amounts = whole_of(ask.wants);
         let (mut lowered, mut loads) = (0, 0);
         loop {
             let decide = Decide {
                 mode: match ask.on_violation {
-                    OnViolation::Refuse => "hold",
-                    OnViolation::Note => "force",
+                    OnViolation::Refuse => Mode::Hold,
+                    OnViolation::Note => Mode::Force,
                 },
-                key: &key_text,
-                user: ask.user,
+                key: &key,
+                user: &user,
                 limits: &limits,
-                wants: wire::pairs(&amounts),
+                wants: &amounts,
                 id: &id_text,
                 node: &self.node,
                 request: ask.request_id,
-                lease: micros(self.lease),
             };
             self.check_live(ask.tenant)?;
             let mut doubt = Doubt {
@@ -89,12 +88,14 @@ impl RedisLedger {
                 id,
                 is_over: false,
             };
-            let reply = self.ask(ask.tenant, Script::Decide, &decide).await?;
-            let states = states_of(ask.limits, &places, &reply);
+            let question = decide.question();
+            let reply = self.ask(ask.tenant, Script::Decide, &question).await?;
+            let stands = reply.all_stand(&limits);
+            let states = states_of(ask.limits, &places, &stands);
             match reply.status {
                 Status::Held => {
                     doubt.is_over = true;
-                    self.apart.note(ask.tenant, &limits, &reply.states);
+                    self.apart.note(ask.tenant, &limits, &stands);
                     let hold = Granting {
                         id,
                         amounts,
@@ -106,7 +107,7 @@ impl RedisLedger {
                 }
                 Status::Over => {
                     doubt.is_over = true;
-                    self.apart.note(ask.tenant, &limits, &reply.states);
+                    self.apart.note(ask.tenant, &limits, &stands);
                     let judgement = judge(ask.wants, &states, ask.soft, OnViolation::Refuse);
                     if !judgement.violations.is_empty() {
                         let mut violations = judgement.violations;
@@ -215,13 +216,15 @@ impl RedisLedger {
             // Under this lock a renewal is either in the lane before, or does not know of it any more.
             let mut holds = self.holds.lock();
             let was_own = holds.remove(&hold.open.id).is_some();
-            let count = wire::Count {
-                events: &[Event::of(event, Some(hold.open.id))],
-                limits: &hold.limits,
-                drain: false,
+            let count = Count {
+                hold: Some(hold.open.id),
+                events: &[Event::of(event)],
                 only_here: self.is_told(seq),
+                ..Count::default()
             };
-            (self.send(event.tenant_id, Script::Count, &count), was_own)
+            let question = count.question();
+            let asked = self.send(event.tenant_id, Script::Count, &question);
+            (asked, was_own)
         };
         let reply = match asked {
             Ok(asked) => asked.answer().await,
@@ -235,17 +238,14 @@ impl RedisLedger {
         let used = &event.quantities;
         match &reply {
             Ok(reply) => {
-                let standings: HashMap<usize, (i64, i64)> = reply
-                    .standings
-                    .iter()
-                    .map(|(place, settled, reserved)| (*place, (*settled, *reserved)))
-                    .collect();
-                self.apart
-                    .note_some(event.tenant_id, &hold.limits, &reply.standings);
-                let mut place = 0..;
+                let mut limits = hold.limits.iter();
                 states.update(|_| {
-                    let (settled, reserved) = standings.get(&place.next()?)?;
-                    Some((Quantity::new(*settled), Quantity::new(*reserved)))
+                    let limit = limits.next()?;
+                    let (settled, reserved) = reply.stands(limit)?;
+                    let limit = std::slice::from_ref(limit);
+                    self.apart
+                        .note(event.tenant_id, limit, &[(settled, reserved)]);
+                    Some((Quantity::new(settled), Quantity::new(reserved)))
                 });
             }
             Err(fault) => {
@@ -262,7 +262,7 @@ impl RedisLedger {
             }
         }
         if states.is_empty() {
-            let overshoot = reply.map_or_else(|_| Quantities::default(), |it| judged(used, &it));
+            let overshoot = reply.map_or_else(|_| Quantities::default(), |it| judged(event, &it));
             return Settled { states, overshoot };
         }
         let overshoot = overshoot(used, || {
@@ -276,13 +276,12 @@ impl RedisLedger {
     pub(in crate::ledger) async fn record(&self, seq: Seq, event: &UsageEvent) -> Settled {
         let asked = {
             let _in_order = self.holds.lock(); // as in `settle`
-            let count = wire::Count {
-                events: &[Event::of(event, None)],
-                limits: &[],
-                drain: false,
+            let count = Count {
+                events: &[Event::of(event)],
                 only_here: self.is_told(seq),
+                ..Count::default()
             };
-            self.send(event.tenant_id, Script::Count, &count)
+            self.send(event.tenant_id, Script::Count, &count.question())
         };
         let told = match asked {
             Ok(asked) => asked.answer().await,
@@ -291,7 +290,7 @@ impl RedisLedger {
         match told {
             Ok(reply) => Settled {
                 states: LimitStates::default(),
-                overshoot: judged(&event.quantities, &reply),
+                overshoot: judged(event, &reply),
             },
             Err(fault) => {
                 tracing::debug!(%fault, "usage is counted when it is drained");
@@ -312,24 +311,25 @@ impl RedisLedger {
         self.note_now(now);
         let who = Who { key, user };
         let (places, wire_limits) = wire::limits_of(who, limits, SoftLimitMode::Warn);
-        let key = wire::key_name(key);
+        let (key, user) = (wire::key_name(key), wire::user_name(user));
         let look = Decide {
-            mode: "look",
+            mode: Mode::Look,
             key: &key,
-            user,
+            user: &user,
             limits: &wire_limits,
-            wants: Vec::new(),
+            wants: &Quantities::default(),
             id: "",
             node: "",
             request: "",
-            lease: 0,
         };
+        let look = look.question();
         for _ in 0..MOST_LOADS {
             let reply = self.ask(tenant, Script::Decide, &look).await?;
             match reply.status {
                 Status::Seen => {
-                    self.apart.note(tenant, &wire_limits, &reply.states);
-                    return Ok(states_of(limits, &places, &reply).to_vec());
+                    let stands = reply.all_stand(&wire_limits);
+                    self.apart.note(tenant, &wire_limits, &stands);
+                    return Ok(states_of(limits, &places, &stands).to_vec());
                 }
                 Status::Load => {
                     let missing = missing_of(who, limits, &places, &reply);
@@ -352,12 +352,11 @@ impl RedisLedger {
     }
 
     pub(super) fn release_later(&self, tenant: TenantId, id: ReservationId) {
-        let release = wire::Release {
-            id: &id.to_string(),
-            by_hand: false,
-            lease: micros(self.lease),
+        let release = Count {
+            hold: Some(id),
+            ..Count::default()
         };
-        match self.call(tenant, Script::Release, &release) {
+        match self.call(tenant, Script::Count, &release.question()) {
             Ok(call) => drop(self.put(tenant, call, Some((tenant, id)))),
             Err(_away) => super::lock(&self.unreleased).push((tenant, id)),
         }
@@ -373,13 +372,14 @@ impl RedisLedger {
         let Some(tenant) = own.as_ref().map(|open| open.tenant).or(tenant) else {
             return false;
         };
-        let release = wire::Release {
-            id: &id.to_string(),
+        let release = Count {
+            hold: Some(id),
             by_hand: own.is_none(),
-            lease: micros(self.lease),
+            ..Count::default()
         };
-        let released = match self.ask(tenant, Script::Release, &release).await {
-            Ok(reply) => reply.was_open || own.is_some(),
+        let release = release.question();
+        let released = match self.ask(tenant, Script::Count, &release).await {
+            Ok(reply) => reply.ended > 0 || own.is_some(),
             Err(fault) => {
                 tracing::debug!(%fault, "a hold is given back when its lease is over");
                 super::lock(&self.unreleased).push((tenant, id));
@@ -403,10 +403,10 @@ impl RedisLedger {
             holds.remove(&hold.open.id);
             let renew = wire::Renew {
                 holds: &[hold.open.wire("")],
-                lease: 0,
-                deadline: deadline.micros(),
+                deadline: Some(deadline.micros()),
+                outlives: true,
             };
-            self.send(hold.open.tenant, Script::Renew, &renew)
+            self.send(hold.open.tenant, Script::Renew, &renew.question())
         };
         asked?.answer().await?;
         hold.is_ended = true;
@@ -448,9 +448,9 @@ pub(super) fn micros(duration: std::time::Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
-fn states_of(limits: &Arc<[ActiveLimit]>, places: &[usize], reply: &Reply) -> LimitStates {
+fn states_of(limits: &Arc<[ActiveLimit]>, places: &[usize], stands: &[(i64, i64)]) -> LimitStates {
     let mut states = LimitStates::of(limits);
-    for (place, (settled, reserved)) in places.iter().zip(&reply.states) {
+    for (place, (settled, reserved)) in places.iter().zip(stands) {
         states.push(*place, Quantity::new(*settled), Quantity::new(*reserved));
     }
     states
@@ -481,16 +481,8 @@ fn missing_of(
     counters
 }
 
-fn judged(used: &Quantities, reply: &Reply) -> Quantities {
-    let judged: Vec<(FeatureKey, Quantity, Quantity)> = reply
-        .judged
-        .iter()
-        .filter_map(|(feature, settled, hard)| {
-            let feature = feature.parse().ok()?;
-            Some((feature, Quantity::new(*settled), Quantity::new(*hard)))
-        })
-        .collect();
-    crate::ledger::local::overshoot_of(used, &judged)
+fn judged(event: &UsageEvent, reply: &Reply) -> Quantities {
+    crate::ledger::local::overshoot_of(&event.quantities, &reply.judged(event))
 }
 
 fn gone_again() -> LedgerError {

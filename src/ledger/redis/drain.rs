@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, stream};
 
 use super::{
     Fault, RedisLedger, Script, lock,
-    wire::{Count, Event, Forget},
+    wire::{Count, Event, Question},
 };
 use crate::{
     domain::{
@@ -89,8 +89,10 @@ impl RedisLedger {
         }
         let _nobody_tells = self.telling.write().await;
         let calls = by_tenant.into_iter().map(|(tenant, ids)| async move {
-            let forget = Forget { events: &ids };
-            match self.ask(tenant, Script::Forget, &forget).await {
+            match self
+                .ask(tenant, Script::Forget, &Question::named(&ids))
+                .await
+            {
                 Ok(_) => None,
                 Err(_) => Some((tenant, ids)),
             }
@@ -118,7 +120,7 @@ impl RedisLedger {
         let mut by_tenant: HashMap<TenantId, Vec<Event>> = HashMap::new();
         for event in events {
             let told = by_tenant.entry(event.tenant_id).or_default();
-            told.push(Event::of(event, None));
+            told.push(Event::of(event));
         }
         let calls = by_tenant.into_iter().map(|(tenant, events)| async move {
             for events in events.chunks(EVENTS_AT_ONCE) {
@@ -148,11 +150,14 @@ impl RedisLedger {
         events: &[Event],
         drain: bool,
     ) -> Result<(), Fault> {
-        let count = |events, only_here| Count {
-            events,
-            limits: &[],
-            drain,
-            only_here,
+        let count = |events, only_here| {
+            let count = Count {
+                events,
+                drain,
+                only_here,
+                ..Count::default()
+            };
+            count.question()
         };
         let told = self
             .ask(tenant, Script::Count, &count(events, true))

@@ -8,8 +8,8 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Fault, Head, Job, PATIENCE, RedisLedger, Reply, Script, bucket::State, decide::micros, lock,
-    packed, unpacked, wire,
+    Fault, Head, Job, PATIENCE, Question, RedisLedger, Reply, Script, bucket::State,
+    decide::micros, lock, unpacked, wire,
 };
 use crate::{clock::Clock, domain::ids::TenantId};
 
@@ -129,9 +129,10 @@ impl RedisLedger {
             marker: &bucket.marker,
             epoch: "",
             root: &bucket.prefix,
-            fresh: &fresh,
+            fresh: wire::NONE,
             now: wire::NONE,
             not_after: wire::NONE,
+            lease: micros(self.lease),
         };
         let watch = wire::Watch {
             node: &self.node,
@@ -145,7 +146,7 @@ impl RedisLedger {
         };
         let (sender, receiver) = oneshot::channel();
         let job = Job {
-            call: Script::Watch.call(&head, &packed(&watch)),
+            call: Script::Watch.call(&head, &Question::named(&watch)),
             reply: sender,
             gives_back: None,
         };
@@ -207,21 +208,24 @@ impl RedisLedger {
             .filter(|it| self.bucket_index(it.tenant_id) == index)
             .collect();
         for reservation in &open {
-            let held = wire::Held(
-                reservation.reservation_id.to_string(),
-                String::new(),
-                wire::key_name(reservation.key_id),
-                reservation.user.clone(),
-                reservation.admitted_at.micros(),
-                wire::pairs(&reservation.quantities),
-                reservation.request_id.clone(),
+            let rest = (
+                "",
+                reservation.key_id,
+                &*reservation.user,
+                &*reservation.request_id,
+            );
+            let held = wire::Held::new(
+                reservation.reservation_id,
+                reservation.admitted_at,
+                &reservation.quantities,
+                rest,
             );
             let renew = wire::Renew {
                 holds: &[held],
-                lease: 0,
-                deadline: reservation.expires_at.micros(),
+                deadline: Some(reservation.expires_at.micros()),
+                outlives: true,
             };
-            self.ask(reservation.tenant_id, Script::Renew, &renew)
+            self.ask(reservation.tenant_id, Script::Renew, &renew.question())
                 .await?;
         }
         if open.is_empty() {
@@ -246,10 +250,10 @@ impl RedisLedger {
             let asked = by_tenant.map(|(tenant, holds)| {
                 let renew = wire::Renew {
                     holds: &holds,
-                    lease: micros(self.lease),
-                    deadline: wire::NONE,
+                    deadline: None,
+                    outlives: false,
                 };
-                self.send(tenant, Script::Renew, &renew)
+                self.send(tenant, Script::Renew, &renew.question())
             });
             asked.collect()
         };

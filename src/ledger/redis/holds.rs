@@ -38,15 +38,8 @@ pub(super) struct Open {
 
 impl Open {
     pub(super) fn wire(&self, node: &str) -> wire::Held {
-        wire::Held(
-            self.id.to_string(),
-            node.to_owned(),
-            wire::key_name(self.key),
-            self.user.clone(),
-            self.admitted_at.micros(),
-            wire::pairs(&self.granted),
-            self.request_id.clone(),
-        )
+        let rest = (node, self.key, &*self.user, &*self.request_id);
+        wire::Held::new(self.id, self.admitted_at, &self.granted, rest)
     }
 
     pub(super) fn info(&self) -> HoldInfo {

@@ -5,17 +5,15 @@ use std::{collections::HashMap, sync::Mutex};
 use tokio::sync::watch;
 
 use super::{
-    Fault, RedisLedger, Reply, Script, Status, lock,
-    wire::{self, Base, Install},
+    Fault, RedisLedger, Reply, Script, Status, lock, reply,
+    wire::{self, Base, Install, Question},
 };
 use crate::{
     domain::{
-        feature::FeatureKey,
         ids::{EventId, TenantId},
         limit::Subject,
         quantity::Quantity,
         time::Timestamp,
-        window::Window,
     },
     ledger::{CounterKey, LedgerError, Repaired},
     store::usage::CounterOf,
@@ -103,7 +101,7 @@ impl RedisLedger {
             .map(|(counter, _)| counter.clone())
             .collect();
         for _ in 0..TRIES {
-            let maybe_stored = wire::ids_of(&seen.draining);
+            let maybe_stored = reply::ids_of(&seen.draining);
             let (sums, known) = self.base.sums(tenant, &asked, &maybe_stored).await?;
             if sums.len() != asked.len() {
                 let (came, wanted) = (sums.len(), asked.len());
@@ -112,15 +110,16 @@ impl RedisLedger {
                 )));
             }
             let bases = counters.iter().zip(&sums).map(|((counter, hard), sum)| {
-                let base = sum.plus(wire::not_in_store(counter, &seen.draining, &known));
+                let base = sum.plus(reply::not_in_store(counter, &seen.draining, &known));
                 Base::of(counter, *hard, base)
             });
             let install = Install {
-                inc: &seen.inc,
+                inc: seen.inc,
                 drains: seen.drains,
                 counters: bases.collect(),
                 repair,
             };
+            let install = Question::named(&install);
             let reply = self.ask(tenant, Script::Install, &install).await?;
             match reply.status {
                 Status::Done => {
@@ -147,12 +146,18 @@ impl RedisLedger {
         pruned_before: Timestamp,
     ) -> Result<Vec<Repaired>, LedgerError> {
         let seen = self
-            .ask(tenant, Script::Peek, &wire::Peek::default())
+            .ask(
+                tenant,
+                Script::Peek,
+                &Question::named(&wire::Peek::default()),
+            )
             .await?;
         let counters: Vec<(CounterOf, i64)> = seen
             .counters
             .iter()
-            .filter_map(|(name, id, _, _, _, hard)| Some((counter_of(name, id)?, *hard)))
+            .filter_map(|(name, feature, start, end, hard)| {
+                Some((counter_of(name, feature, (*start, *end))?, *hard))
+            })
             .filter(|(counter, _)| pruned_before <= counter.window.start())
             .collect();
         if counters.is_empty() {
@@ -166,9 +171,12 @@ impl RedisLedger {
         let peek = wire::Peek {
             anew: false,
             waiting: false,
-            forget: &format!("u:{user}"),
+            forget: &wire::user_name(user),
         };
-        if let Err(fault) = self.ask(tenant, Script::Peek, &peek).await {
+        if let Err(fault) = self
+            .ask(tenant, Script::Peek, &Question::named(&peek))
+            .await
+        {
             tracing::warn!(%fault, "a user's live totals stay until their windows are over");
         }
     }
@@ -180,41 +188,40 @@ impl RedisLedger {
             waiting: true,
             ..wire::Peek::default()
         };
-        let seen = self.ask(tenant, Script::Peek, &peek).await?;
+        let seen = self
+            .ask(tenant, Script::Peek, &Question::named(&peek))
+            .await?;
         // Some were counted before; the store has those now, so they must not be taken for events that it lacks.
         let waiting = seen.waiting.iter().filter_map(|id| id.parse().ok());
-        let ids: Vec<EventId> = waiting.chain(wire::ids_of(&seen.draining)).collect();
+        let ids: Vec<EventId> = waiting.chain(reply::ids_of(&seen.draining)).collect();
         for ids in ids.chunks(EVENTS_AT_ONCE) {
             let stored = self.base.sums(tenant, &[], ids).await;
             let (_, stored) = stored.map_err(|error| Fault::Away(error.to_string()))?;
             let events: Vec<String> = stored.iter().map(ToString::to_string).collect();
-            let forget = wire::Forget { events: &events };
             let _nobody_tells = self.telling.write().await;
-            self.ask(tenant, Script::Forget, &forget).await?;
+            self.ask(tenant, Script::Forget, &Question::named(&events))
+                .await?;
         }
         peek = wire::Peek {
             anew: true,
             ..wire::Peek::default()
         };
-        self.ask(tenant, Script::Peek, &peek).await.map(drop)
+        self.ask(tenant, Script::Peek, &Question::named(&peek))
+            .await
+            .map(drop)
     }
 }
 
-/// A counter by its subject and id, as scripts name them.
-fn counter_of(subject: &str, id: &str) -> Option<CounterOf> {
-    let mut parts = id.rsplitn(3, ':');
-    let end: i64 = parts.next()?.parse().ok()?;
-    let start: i64 = parts.next()?.parse().ok()?;
-    let feature: FeatureKey = parts.next()?.parse().ok()?;
+/// A counter by its subject's name, its feature's, and the bounds of its window, as scripts know them.
+fn counter_of(subject: &str, feature: &str, (start, end): (i64, i64)) -> Option<CounterOf> {
     let subject = match subject.split_once(':') {
         None => Subject::Tenant,
         Some(("k", key)) => Subject::Key(key.parse().ok()?),
         Some((_, user)) => Subject::User(user.into()),
     };
-    let [start, end] = [start, end].map(Timestamp::from_micros);
     Some(CounterOf {
         subject,
-        feature,
-        window: Window::new(start, end).ok()?,
+        feature: feature.parse().ok()?,
+        window: wire::window_of(start, end)?,
     })
 }

@@ -4,6 +4,8 @@ use std::sync::LazyLock;
 
 use redis::{Arg, Cmd};
 
+use super::wire::{self, Numbers, Question};
+
 /// One of the scripts in `lua/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Script {
@@ -11,7 +13,6 @@ pub(super) enum Script {
     Count,
     Forget,
     Renew,
-    Release,
     Install,
     Peek,
     Watch,
@@ -19,29 +20,33 @@ pub(super) enum Script {
 }
 
 struct Source {
-    text: &'static str,
+    text: String,
     /// What `EVALSHA` calls it.
     hash: String,
 }
 
-static SOURCES: LazyLock<[Source; 9]> = LazyLock::new(|| {
-    macro_rules! source {
-        ($file:literal) => {{
-            let text = concat!(include_str!("lua/common.lua"), include_str!($file));
-            let hash = redis::Script::new(text).get_hash().to_owned();
-            Source { text, hash }
-        }};
-    }
+static SOURCES: LazyLock<[Source; 8]> = LazyLock::new(|| {
+    const START: &str = include_str!("lua/start.lua");
+    const COMMON: &str = include_str!("lua/common.lua");
+    /// Where a script that every request runs has what is rare in it.
+    const PLACE: &str = "--- common ---";
+    let named = |text: String| {
+        let hash = redis::Script::new(&text).get_hash().to_owned();
+        Source { text, hash }
+    };
+    let alone = |text: &str| named(text.to_owned());
+    let begun = |text: &str| named(format!("{START}{text}"));
+    let with_common = |text: &str| named(format!("{START}{COMMON}{text}"));
+    let with_common_inside = |text: &str| begun(&text.replacen(PLACE, COMMON, 1));
     [
-        source!("lua/decide.lua"),
-        source!("lua/count.lua"),
-        source!("lua/forget.lua"),
-        source!("lua/renew.lua"),
-        source!("lua/release.lua"),
-        source!("lua/install.lua"),
-        source!("lua/peek.lua"),
-        source!("lua/watch.lua"),
-        source!("lua/answer.lua"),
+        with_common_inside(include_str!("lua/decide.lua")),
+        with_common_inside(include_str!("lua/count.lua")),
+        with_common(include_str!("lua/forget.lua")),
+        with_common(include_str!("lua/renew.lua")),
+        with_common(include_str!("lua/install.lua")),
+        with_common(include_str!("lua/peek.lua")),
+        alone(include_str!("lua/watch.lua")),
+        begun(include_str!("lua/answer.lua")),
     ]
 });
 
@@ -52,12 +57,14 @@ pub(super) struct Head<'a> {
     pub(super) marker: &'a str,
     pub(super) epoch: &'a str,
     pub(super) root: &'a str,
-    /// A name that nobody had, should something begin.
-    pub(super) fresh: &'a str,
+    /// A number that nobody had, should something begin.
+    pub(super) fresh: i64,
     /// µs; -1: by the server's clock.
     pub(super) now: i64,
     /// µs; -1: whenever it comes.
     pub(super) not_after: i64,
+    /// µs
+    pub(super) lease: i64,
 }
 
 /// A call, by the script's name; where the server does not know it, by its text.
@@ -72,7 +79,16 @@ impl Script {
         &SOURCES[self as usize]
     }
 
-    pub(super) fn call(self, head: &Head<'_>, ask: &[u8]) -> Call {
+    pub(super) fn call(self, head: &Head<'_>, question: &Question) -> Call {
+        let mut numbers = Numbers::default();
+        numbers
+            .push(wire::number_of(head.epoch))
+            .push(head.fresh)
+            .push(head.now)
+            .push(head.not_after)
+            .push(question.needs_live.into())
+            .push(head.lease)
+            .append(&question.numbers);
         let mut by_name = redis::cmd("EVALSHA");
         by_name
             .arg(&self.source().hash)
@@ -80,10 +96,8 @@ impl Script {
             .arg(head.marker)
             .arg(head.epoch)
             .arg(head.root)
-            .arg(head.fresh)
-            .arg(head.now)
-            .arg(head.not_after)
-            .arg(ask);
+            .arg(numbers.bytes())
+            .arg(&question.beside);
         Call {
             script: self,
             by_name,
@@ -95,7 +109,7 @@ impl Script {
 pub(super) fn load_all() -> impl Iterator<Item = Cmd> {
     SOURCES.iter().map(|source| {
         let mut load = redis::cmd("SCRIPT");
-        load.arg("LOAD").arg(source.text);
+        load.arg("LOAD").arg(&source.text);
         load
     })
 }
@@ -108,7 +122,7 @@ impl Call {
     /// The same with the script's text, which the server keeps from then on.
     pub(super) fn by_text(&self) -> Cmd {
         let mut by_text = redis::cmd("EVAL");
-        by_text.arg(self.script.source().text);
+        by_text.arg(&self.script.source().text);
         for argument in self.by_name.args_iter().skip(2) {
             if let Arg::Simple(bytes) = argument {
                 by_text.arg(bytes);

@@ -7,27 +7,31 @@
 -- `a` holds the record: body, begun at, state ('running', 'answered', 'not kept'), node. `b` holds the answer. Of the
 -- bucket, `answers` orders the answers by their age, and `sizes` says what each takes; '' there is the sum.
 
-local stop = refused(false)
-if stop then return stop end
+local ask = cmsgpack.unpack(ARGV[4])
 
 local bucket = string.match(ROOT, '^(.-})') .. ':'
-local time = redis.call('TIME')
-local present = time[1] * SECOND + time[2]
-local raw = redis.call('GET', ROOT .. 'a')
+local time = call('TIME')
+local present = time[1] * 1000000 + time[2]
+local raw = call('GET', ROOT .. 'a')
 local record = raw and cmsgpack.unpack(raw)
 
 local function take_away(root)
-  redis.call('DEL', root .. 'b')
-  redis.call('ZREM', bucket .. 'answers', root)
-  local size = redis.call('HGET', bucket .. 'sizes', root)
+  call('DEL', root .. 'b')
+  call('ZREM', bucket .. 'answers', root)
+  local size = call('HGET', bucket .. 'sizes', root)
   if size then
-    redis.call('HDEL', bucket .. 'sizes', root)
-    redis.call('HINCRBY', bucket .. 'sizes', '', -size)
+    call('HDEL', bucket .. 'sizes', root)
+    call('HINCRBY', bucket .. 'sizes', '', -size)
   end
 end
 
+local function answer(reply)
+  reply.status, reply.now = 'done', present
+  return cmsgpack.pack(reply)
+end
+
 local function keep(ttl)
-  redis.call('SET', ROOT .. 'a', cmsgpack.pack(record), 'PX', ttl)
+  call('SET', ROOT .. 'a', cmsgpack.pack(record), 'PX', ttl)
 end
 
 if ask.op == 'begin' then
@@ -37,44 +41,44 @@ if ask.op == 'begin' then
   end
   local is_rerun = false
   if record then
-    if record.body ~= ask.body then return answer({ status = 'done', now = present, found = 'other' }) end
+    if record.body ~= ask.body then return answer({ found = 'other' }) end
     if record.state == 'running' then
-      local seen = redis.call('ZSCORE', bucket .. 'nodes', record.node)
+      local seen = call('ZSCORE', bucket .. 'nodes', record.node)
       if record.node == ask.node or (seen and present - tonumber(seen) < ask.silent) then
-        return answer({ status = 'done', now = present, found = 'running' })
+        return answer({ found = 'running' })
       end
       is_rerun = true
     else
-      local body = record.state == 'answered' and redis.call('GET', ROOT .. 'b')
-      if not body then return answer({ status = 'done', now = present, found = 'not kept' }) end
-      return answer({ status = 'done', now = present, found = 'answered', body = body })
+      local body = record.state == 'answered' and call('GET', ROOT .. 'b')
+      if not body then return answer({ found = 'not kept' }) end
+      return answer({ found = 'answered', body = body })
     end
   end
   local at = is_rerun and record.at or ask.at
   record = { body = ask.body, at = at, state = 'running', node = ask.node }
   keep(ask.kept)
-  return answer({ status = 'done', now = present, found = is_rerun and 'again' or 'run', at = at })
+  return answer({ found = is_rerun and 'again' or 'run', at = at })
 end
 
 local is_own = record and record.state == 'running' and record.node == ask.node
 if ask.op == 'forget' then
-  if is_own then redis.call('DEL', ROOT .. 'a') end
+  if is_own then call('DEL', ROOT .. 'a') end
 elseif is_own then
   local ttl = math.max(math.ceil((record.at - ask.at) / 1000) + ask.kept, 1000)
   record.state = ask.answer == '' and 'not kept' or 'answered'
   keep(ttl)
   if ask.answer ~= '' then
-    redis.call('SET', ROOT .. 'b', ask.answer, 'PX', ttl)
-    redis.call('ZADD', bucket .. 'answers', record.at, ROOT)
-    redis.call('HSET', bucket .. 'sizes', ROOT, #ask.answer)
-    redis.call('HINCRBY', bucket .. 'sizes', '', #ask.answer)
-    local old = redis.call('ZRANGEBYSCORE', bucket .. 'answers', '-inf', ask.at - ask.kept * 1000, 'LIMIT', 0, 100)
+    call('SET', ROOT .. 'b', ask.answer, 'PX', ttl)
+    call('ZADD', bucket .. 'answers', record.at, ROOT)
+    call('HSET', bucket .. 'sizes', ROOT, #ask.answer)
+    call('HINCRBY', bucket .. 'sizes', '', #ask.answer)
+    local old = call('ZRANGEBYSCORE', bucket .. 'answers', '-inf', ask.at - ask.kept * 1000, 'LIMIT', 0, 100)
     for index = 1, #old do take_away(old[index]) end
-    while tonumber(redis.call('HGET', bucket .. 'sizes', '')) > ask.room do
-      local oldest = redis.call('ZRANGE', bucket .. 'answers', 0, 0)[1]
+    while tonumber(call('HGET', bucket .. 'sizes', '')) > ask.room do
+      local oldest = call('ZRANGE', bucket .. 'answers', 0, 0)[1]
       if not oldest then break end
       take_away(oldest) -- its record stays: that there was an answer is still known
     end
   end
 end
-return answer({ status = 'done', now = present })
+return answer({})

@@ -1,29 +1,25 @@
--- What all scripts share. The Rust side of each is in ../wire.rs; layout and invariants are told in ../../redis.rs.
---
--- KEYS[1]  the epoch marker of the tenant's bucket: all keys of a call carry its hash tag, so they lie in one slot
--- ARGV     epoch, root of the tenant's keys, fresh id, now (µs, -1: this server's clock), not after (µs, -1: no
---          bound), what the script is asked (MessagePack)
---
--- Quantities are whole numbers within ±(2^53 - 1), which doubles hold exactly; sums stop there.
+-- What is rare in deciding and counting, and what the other scripts share.
 
-local MAX = 9007199254740991
 local SECOND = 1000000
 local AHEAD = 360 * SECOND          -- how far ahead of the present events may be dated; ../../tenant.rs has the same
 local KEPT_AFTER_END = 300 * SECOND -- a counter stays that long after its window, for late settles
 local IDLE_MS = 3 * 86400 * 1000    -- what nobody wrote to for that long goes; it is read back from the store
+local FRESHENED = 3600 * SECOND     -- how often an expiry is put off
 local REAPED_AT_ONCE = 500
 local LISTED_AT_ONCE = 100
+local NAMED = 16 -- features below it have a fixed number; the tenant keeps the names of the others
 
-local EPOCH, ROOT, FRESH = ARGV[1], ARGV[2], ARGV[3]
-local ask = cmsgpack.unpack(ARGV[6])
-
--- A counter: id, feature, start, end, settled, reserved, hard limit last seen (-1: none)
-local ID, FEATURE, START, END, SETTLED, RESERVED, HARD = 1, 2, 3, 4, 5, 6, 7
--- A hold: node ('' for one that outlives its node), key, user, admitted at, granted [[feature, quantity]], request id
-local H_KEY, H_USER, H_AT, H_GRANTED = 2, 3, 4, 5
--- An event: key, user, admitted at, used [[feature, quantity]]
-local E_KEY, E_USER, E_AT, E_USED = 1, 2, 3, 4
+-- A hold is kept as: admitted at, how many numbers follow, [feature, quantity], and as MessagePack: node ('' for one
+-- that outlives its node), key, user, request id. Key and user are the names of their subjects ('k:…' or '', 'u:…').
 local RELEASED = 'x' -- in a hold's place: ended by hand, its owner does not know it yet
+-- An event is kept as: 'e' (surely not in the store) or 'g' (may be there), and as MessagePack: key, user, admitted at,
+-- used [[feature, quantity]].
+local E_KEY, E_USER, E_AT, E_USED = 1, 2, 3, 4
+
+local function answer(reply)
+  reply.now = now
+  return cmsgpack.pack(reply)
+end
 
 local function clamp(number)
   if number > MAX then return MAX end
@@ -31,211 +27,285 @@ local function clamp(number)
   return number
 end
 
-local function answer(reply)
-  return cmsgpack.pack(reply)
+local function list_of(raw)
+  return read(raw, 1, #raw / 8)
 end
 
-local now = tonumber(ARGV[4])
-if now < 0 then
-  local time = redis.call('TIME')
-  now = time[1] * SECOND + time[2]
-end
-
--- Nil if the call may go on, else the answer to give.
-local function refused(needs_live)
-  local marker = redis.call('GET', KEYS[1])
-  if marker ~= EPOCH and (needs_live or marker ~= '?' .. EPOCH) then
-    return answer({ status = 'epoch', now = now })
-  end
-  local not_after = tonumber(ARGV[5])
-  if not_after >= 0 and now > not_after then
-    return answer({ status = 'late', now = now })
-  end
-end
-
-local tenant -- epoch, incarnation, drain sequence, latest event; has_keys and has_users: counters of that scope exist
-
-local function save_tenant()
-  redis.call('SET', ROOT .. 'm', cmsgpack.pack(tenant), 'PX', IDLE_MS)
-end
-
--- A tenant that is not here, or is of another epoch, begins anew: its counters are read from the store when needed.
-local function open_tenant()
-  local raw = redis.call('GET', ROOT .. 'm')
-  tenant = raw and cmsgpack.unpack(raw)
-  if tenant and tenant.epoch == EPOCH then return end
-  redis.call('DEL', ROOT .. 'h', ROOT .. 'd', ROOT .. 'e', ROOT .. 'g', ROOT .. 't', ROOT .. 's', ROOT .. 'f')
-  tenant = { epoch = EPOCH, inc = FRESH, drains = 0, latest = now + AHEAD, has_keys = false, has_users = false }
-  save_tenant()
-end
-
--- The counters of the tenant ('t'), a key ('k:…') or a user ('u:…'); each is read and written once a call.
+local tenant -- its list
+-- Each subject's list is read and written once a call.
 local subjects, changed = {}, {}
 
+local function set_tenant(list)
+  tenant = list
+  subjects, changed = { t = list }, { t = true }
+end
+
+-- What events are marked with, so that their loss is noticed.
+local function mark()
+  return struct.pack('<d<d', tenant[1], tenant[INC])
+end
+
+-- The counters go, to be read from the store when needed. What is held and what is counted stays.
+local function begin_anew()
+  set_tenant({ q[1], q[2], tenant[DRAINS], math.max(tenant[LATEST], now + AHEAD), 0, tenant[DUE] })
+  call('DEL', ROOT .. 's')
+  call('HSET', ROOT .. 'e', '', mark())
+end
+
+-- A tenant that is not here, or is of another epoch, begins anew. Where only its own key was lost, its events are still
+-- those that count and are not in the store.
+local function open_tenant()
+  local raw = call('HGET', ROOT, '')
+  if raw then
+    set_tenant(list_of(raw))
+    changed = {}
+    if tenant[1] == q[1] then return end
+  end
+  set_tenant({ q[1], q[2], 0, now + AHEAD, 0, now })
+  local events = call('HGET', ROOT .. 'e', '')
+  if raw or not events or string.sub(events, 1, 8) ~= string.sub(mark(), 1, 8) then
+    call('DEL', ROOT .. 'e', ROOT .. 'f')
+  end
+  call('DEL', ROOT, ROOT .. 'd', ROOT .. 's')
+  call('HSET', ROOT, '', written(tenant), 'names', '')
+  call('HSET', ROOT .. 'e', '', mark())
+  call('PEXPIRE', ROOT, IDLE_MS)
+  call('PEXPIRE', ROOT .. 'e', IDLE_MS)
+end
+
+-- Without its events nobody knows any more which ones its counters have.
+local function check_events()
+  if call('HGET', ROOT .. 'e', '') ~= mark() then
+    call('DEL', ROOT .. 'e')
+    begin_anew()
+  end
+end
+
+-- The list of the tenant ('t'), a key ('k:…') or a user ('u:…').
 local function subject(name)
   local found = subjects[name]
   if found then return found end
-  local raw = redis.call('GET', ROOT .. name)
-  found = raw and cmsgpack.unpack(raw)
-  -- The first is the incarnation that they belong to.
-  if not found or found[1] ~= tenant.inc then found = { tenant.inc } end
+  local raw = call('GET', ROOT .. name)
+  found = raw and list_of(raw)
+  if not found or found[INC] ~= tenant[INC] then
+    found = { tenant[1], tenant[INC], 0, 0, 0, 0 }
+  end
   subjects[name] = found
   return found
 end
 
--- Those that usage of a key ('' for none) and a user belongs to, as far as they have counters.
-local function names_of(key, user)
-  local names = { 't' }
-  if tenant.has_keys and key ~= '' then names[#names + 1] = 'k:' .. key end
-  if tenant.has_users then names[#names + 1] = 'u:' .. user end
-  return names
-end
-
-local function find(name, id)
+local function find(name, feature, first, last)
   local list = subject(name)
-  for index = 2, #list do
-    if list[index][ID] == id then return list[index] end
+  for c = FIRST, #list, STRIDE do
+    if list[c] == feature and list[c + 1] == first and list[c + 2] == last then return list, c end
   end
 end
 
 local function save_subjects()
   for name in pairs(changed) do
-    local list, kept, last = subjects[name], { tenant.inc }, 0
-    for index = 2, #list do
-      local counter = list[index]
-      if counter[RESERVED] ~= 0 or now <= counter[END] + KEPT_AFTER_END then
-        kept[#kept + 1] = counter
-        if counter[END] > last then last = counter[END] end
-      end
-    end
-    if #kept == 1 then
-      redis.call('DEL', ROOT .. name)
-      if name ~= 't' then redis.call('SREM', ROOT .. 's', name) end
+    local list = subjects[name]
+    if name == 't' then
+      call('HSET', ROOT, '', written(list))
+    elseif now < list[DUE] then
+      call('SET', ROOT .. name, written(list), 'KEEPTTL')
     else
+      local last = 0
+      for c = FIRST, #list, STRIDE do
+        if list[c + 2] > last then last = list[c + 2] end
+      end
+      list[DUE] = now + FRESHENED
       local ttl = math.ceil((last + KEPT_AFTER_END - now) / 1000)
       if ttl > IDLE_MS then ttl = IDLE_MS end
       if ttl < 60000 then ttl = 60000 end
-      redis.call('SET', ROOT .. name, cmsgpack.pack(kept), 'PX', ttl)
+      call('SET', ROOT .. name, written(list), 'PX', ttl)
     end
   end
 end
 
-local function quantity_of(pairs_list, feature)
-  for index = 1, #pairs_list do
-    if pairs_list[index][1] == feature then return pairs_list[index][2] end
-  end
-  return 0
-end
-
--- Calls visit(counter, quantity, name) for every counter that usage of key and user, admitted at `at`, belongs to.
+-- Calls visit(list, place, quantity) for every counter that usage of key and user, admitted at `at`, belongs to;
+-- quantities are [feature, quantity] one after the other.
 local function visit(key, user, at, quantities, visitor)
-  local names = names_of(key, user)
+  local names = { 't' }
+  if tenant[SCOPES] % 2 == 1 and key ~= '' then names[2] = key end
+  if tenant[SCOPES] >= 2 then names[#names + 1] = user end
   for n = 1, #names do
     local list = subject(names[n])
-    for index = 2, #list do
-      local counter = list[index]
-      if counter[START] <= at and at < counter[END] then
-        local quantity = quantity_of(quantities, counter[FEATURE])
-        if quantity ~= 0 then
-          visitor(counter, quantity)
-          changed[names[n]] = true
+    for c = FIRST, #list, STRIDE do
+      if list[c + 1] <= at and at < list[c + 2] then
+        for index = 1, #quantities, 2 do
+          if quantities[index] == list[c] then
+            visitor(list, c, quantities[index + 1])
+            changed[names[n]] = true
+          end
         end
       end
     end
   end
 end
 
+-- When it was admitted, what it holds, and the rest as it is packed.
+local function parts_of(hold)
+  local at, count = struct.unpack('<d<d', hold)
+  return at, read(hold, 17, count), string.sub(hold, 17 + 8 * count)
+end
+
+local function hold_of(at, granted, rest)
+  return struct.pack('<d<d', at, #granted) .. written(granted) .. rest
+end
+
+local held -- each open hold: when it was admitted, what it holds, key, user
+
+local function open_holds()
+  if held then return held end
+  held = {}
+  local flat = call('HGETALL', ROOT)
+  for index = 1, #flat, 2 do
+    if flat[index] ~= '' and flat[index] ~= 'names' and flat[index + 1] ~= RELEASED then
+      local at, granted, rest = parts_of(flat[index + 1])
+      local _, key, user = unpack(cmsgpack.unpack(rest))
+      held[#held + 1] = { at, granted, key, user }
+    end
+  end
+  return held
+end
+
 local function belongs(name, key, user)
-  return name == 't' or name == 'k:' .. key or name == 'u:' .. user
+  return name == 't' or name == key or name == user
 end
 
 -- What open holds hold in a counter that appears while they are open.
-local function reserved_of(name, counter)
-  local sum, holds = 0, redis.call('HVALS', ROOT .. 'h')
+local function reserved_of(name, feature, first, last)
+  local sum, holds = 0, open_holds()
   for index = 1, #holds do
-    if holds[index] ~= RELEASED then
-      local hold = cmsgpack.unpack(holds[index])
-      local at = hold[H_AT]
-      if counter[START] <= at and at < counter[END] and belongs(name, hold[H_KEY], hold[H_USER]) then
-        sum = sum + quantity_of(hold[H_GRANTED], counter[FEATURE])
+    local at, granted, key, user = unpack(holds[index])
+    if first <= at and at < last and belongs(name, key, user) then
+      for g = 1, #granted, 2 do
+        if granted[g] == feature then sum = sum + granted[g + 1] end
       end
     end
   end
   return clamp(sum)
 end
 
-local function add_counter(name, counter)
-  local list = subject(name)
-  list[#list + 1] = counter
-  changed[name] = true
-  if name ~= 't' then redis.call('SADD', ROOT .. 's', name) end
-  local scope = string.sub(name, 1, 1)
-  if scope == 'k' and not tenant.has_keys then
-    tenant.has_keys = true
-    save_tenant()
-  elseif scope == 'u' and not tenant.has_users then
-    tenant.has_users = true
-    save_tenant()
+local function note_name(feature, name)
+  if feature < NAMED then return end
+  local names = call('HGET', ROOT, 'names')
+  names = names and names ~= '' and cmsgpack.unpack(names) or {}
+  for index = 1, #names, 2 do
+    if names[index] == feature then return end
+  end
+  names[#names + 1], names[#names + 2] = feature, name
+  call('HSET', ROOT, 'names', cmsgpack.pack(names))
+end
+
+-- Puts a counter in place; those go whose windows are long over.
+local function add_counter(name, feature, feature_name, first, last, settled, hard)
+  local old = subject(name)
+  local list, last_end = {}, 0
+  for index = 1, FIRST - 1 do list[index] = old[index] end
+  for c = FIRST, #old, STRIDE do
+    if old[c + 4] ~= 0 or now <= old[c + 2] + KEPT_AFTER_END then
+      for index = c, c + STRIDE - 1 do list[#list + 1] = old[index] end
+    end
+  end
+  local reserved = reserved_of(name, feature, first, last)
+  for _, number in ipairs({ feature, first, last, settled, reserved, hard }) do list[#list + 1] = number end
+  note_name(feature, feature_name)
+  subjects[name], changed[name] = list, true
+  if name == 't' then
+    tenant = list
+    return
+  end
+  list[DUE] = 0 -- to be written with an expiry that fits
+  call('SADD', ROOT .. 's', name)
+  local scope = string.sub(name, 1, 1) == 'k' and 1 or 2
+  if tenant[SCOPES] ~= scope and tenant[SCOPES] ~= 3 then
+    tenant[SCOPES] = tenant[SCOPES] + scope
+    changed.t = true
+  end
+end
+
+local function set_deadline(id, deadline)
+  call('ZADD', ROOT .. 'd', deadline, id)
+  if deadline < tenant[DUE] then
+    tenant[DUE] = deadline
+    changed.t = true
   end
 end
 
 -- Opens a hold until `deadline`. No sum may pass the end of the scale, or it could not be taken off again exactly.
 local function open_hold(id, hold, deadline)
-  local granted = {}
-  for index = 1, #hold[H_GRANTED] do
-    granted[index] = { hold[H_GRANTED][index][1], hold[H_GRANTED][index][2] }
+  local at, granted, rest = parts_of(hold)
+  local _, key, user = unpack(cmsgpack.unpack(rest))
+  local room = {}
+  visit(key, user, at, granted, function(list, c)
+    room[list[c]] = math.min(room[list[c]] or MAX, MAX - list[c + 4])
+  end)
+  for index = 1, #granted, 2 do
+    granted[index + 1] = math.min(granted[index + 1], room[granted[index]] or MAX)
   end
-  visit(hold[H_KEY], hold[H_USER], hold[H_AT], hold[H_GRANTED], function(counter, quantity)
-    local room = MAX - counter[RESERVED]
-    if quantity > room then
-      for index = 1, #granted do
-        if granted[index][1] == counter[FEATURE] and granted[index][2] > room then granted[index][2] = room end
-      end
-    end
+  visit(key, user, at, granted, function(list, c, quantity)
+    list[c + 4] = list[c + 4] + quantity
   end)
-  hold[H_GRANTED] = granted
-  visit(hold[H_KEY], hold[H_USER], hold[H_AT], granted, function(counter, quantity)
-    counter[RESERVED] = counter[RESERVED] + quantity
-  end)
-  redis.call('HSET', ROOT .. 'h', id, cmsgpack.pack(hold))
-  redis.call('ZADD', ROOT .. 'd', deadline, id)
+  call('HSET', ROOT, id, hold_of(at, granted, rest))
+  set_deadline(id, deadline)
 end
 
--- Gives back what a hold holds; the hold, if it was open.
+-- Gives back what a hold holds; the node that made it, if it was open.
 local function end_hold(id)
-  local raw = redis.call('HGET', ROOT .. 'h', id)
-  if not raw then return nil end
-  redis.call('HDEL', ROOT .. 'h', id)
-  redis.call('ZREM', ROOT .. 'd', id)
-  if raw == RELEASED then return nil end
-  local hold = cmsgpack.unpack(raw)
-  visit(hold[H_KEY], hold[H_USER], hold[H_AT], hold[H_GRANTED], function(counter, quantity)
-    counter[RESERVED] = counter[RESERVED] - quantity
-    if counter[RESERVED] < 0 then counter[RESERVED] = 0 end
+  local hold = call('HGET', ROOT, id)
+  call('ZREM', ROOT .. 'd', id)
+  if not hold then return nil end
+  call('HDEL', ROOT, id)
+  if hold == RELEASED then return nil end
+  local at, granted, rest = parts_of(hold)
+  local node, key, user = unpack(cmsgpack.unpack(rest))
+  visit(key, user, at, granted, function(list, c, quantity)
+    list[c + 4] = math.max(list[c + 4] - quantity, 0)
   end)
-  return hold
+  return node
 end
 
--- Ends holds whose deadline is past; how many were of requests, and how many reservations.
-local function reap()
-  local due = redis.call('ZRANGEBYSCORE', ROOT .. 'd', '-inf', now, 'LIMIT', 0, REAPED_AT_ONCE)
+-- Each hold has a deadline: one whose deadline was lost gets another.
+local function check_deadlines()
+  if call('ZCARD', ROOT .. 'd') == call('HLEN', ROOT) - 2 then return end
+  local fields = call('HKEYS', ROOT)
+  for index = 1, #fields do
+    if fields[index] ~= '' and fields[index] ~= 'names' then
+      call('ZADD', ROOT .. 'd', 'NX', now + q[6], fields[index])
+    end
+  end
+end
+
+-- Does what is due: ends holds whose deadline is past, and puts off that the tenant is forgotten. How many holds were
+-- of requests, and how many reservations.
+local function tend()
+  if now < tenant[DUE] then return 0, 0 end
+  local due = call('ZRANGEBYSCORE', ROOT .. 'd', '-inf', now, 'LIMIT', 0, REAPED_AT_ONCE)
   local reaped, expired = 0, 0
   for index = 1, #due do
-    local hold = end_hold(due[index])
-    if hold then
-      if hold[1] == '' then expired = expired + 1 else reaped = reaped + 1 end
+    local node = end_hold(due[index])
+    if node then
+      if node == '' then expired = expired + 1 else reaped = reaped + 1 end
     end
   end
+  check_deadlines()
+  local first = call('ZRANGE', ROOT .. 'd', 0, 0, 'WITHSCORES')
+  tenant[DUE] = math.min(tonumber(first[2]) or MAX, now + FRESHENED)
+  changed.t = true
+  for _, name in ipairs({ '', 'd', 'e', 's' }) do call('PEXPIRE', ROOT .. name, IDLE_MS) end
   return reaped, expired
 end
 
--- No event that is known lies after this. Up to the end of the second, so that it is written once a second at most;
--- windows begin with a second.
-local function note_event_at(at)
-  if at > tenant.latest then
-    tenant.latest = math.floor(at / SECOND) * SECOND + SECOND - 1
-    save_tenant()
+-- What may be in the store: id, event.
+local function draining()
+  local flat, list = call('HGETALL', ROOT .. 'e'), {}
+  for index = 1, #flat, 2 do
+    if flat[index] ~= '' and string.sub(flat[index + 1], 1, 1) == 'g' then
+      list[#list + 1] = { flat[index], cmsgpack.unpack(string.sub(flat[index + 1], 2)) }
+    end
   end
+  return list
 end
 
 -- An id that was made from a key (a version 5 UUID) may be recorded by two nodes: it is remembered for a while after
@@ -244,17 +314,4 @@ local REMEMBERED = 600 * SECOND
 
 local function may_be_repeated(id)
   return string.sub(id, 17, 17) == '5'
-end
-
-local function was_forgotten(id)
-  return may_be_repeated(id) and redis.call('ZSCORE', ROOT .. 'f', id) ~= false
-end
-
--- What may be in the store: id, event.
-local function draining()
-  local flat, list = redis.call('HGETALL', ROOT .. 'g'), {}
-  for index = 1, #flat, 2 do
-    list[#list + 1] = { flat[index], cmsgpack.unpack(flat[index + 1]) }
-  end
-  return list
 end

@@ -1,51 +1,55 @@
 -- Puts counters in place, or right, whose sums over the store have been read.
--- ask: inc, drains as they were before the sums were read; counters [[subject name, id, feature, start, end, hard,
---      base]]: base is the sum of what the store has and of what was draining then and is not in that sum;
---      repair: counters that are here are set right
+-- beside: inc, drains as they were before the sums were read; counters [[subject name, feature, feature's name, start,
+--         end, hard, base]]: base is the sum of what the store has and of what was draining then and is not in that
+--         sum; repair: counters that are here are set right
 --
 -- An event enters the store only after count.lua has marked it as draining, which raises `drains`. So if that is what
--- it was, nothing but what was draining then is in the sums, and everything else that was counted is still in `e`.
+-- it was, nothing but what was draining then is in the sums, and everything else that was counted is still waiting.
 
-local stop = refused(false)
-if stop then return stop end
+local ask = cmsgpack.unpack(ARGV[4])
 open_tenant()
-if tenant.inc ~= ask.inc or tenant.drains ~= ask.drains then
-  return answer({ status = 'moved', now = now, inc = tenant.inc, drains = tenant.drains, draining = draining() })
+check_events()
+if tenant[INC] ~= ask.inc or tenant[DRAINS] ~= ask.drains then
+  save_subjects()
+  return answer({ status = 'moved', inc = tenant[INC], drains = tenant[DRAINS], draining = draining() })
 end
 
 local waiting = {}
-local packed = redis.call('HVALS', ROOT .. 'e')
-for index = 1, #packed do
-  waiting[index] = cmsgpack.unpack(packed[index])
+local kept = call('HVALS', ROOT .. 'e')
+for index = 1, #kept do
+  if string.sub(kept[index], 1, 1) == 'e' then
+    waiting[#waiting + 1] = cmsgpack.unpack(string.sub(kept[index], 2))
+  end
 end
 
 local drift = {}
 for index = 1, #ask.counters do
-  local name, id, feature, first, last, hard, base = unpack(ask.counters[index])
+  local name, feature, feature_name, first, last, hard, base = unpack(ask.counters[index])
   local settled = base
   for w = 1, #waiting do
     local event = waiting[w]
     if first <= event[E_AT] and event[E_AT] < last and belongs(name, event[E_KEY], event[E_USER]) then
-      settled = clamp(settled + quantity_of(event[E_USED], feature))
+      for u = 1, #event[E_USED] do
+        local used = event[E_USED][u]
+        if used[1] == feature then settled = clamp(settled + used[2]) end
+      end
     end
   end
-  local counter = find(name, id)
-  if not counter then
+  local list, c = find(name, feature, first, last)
+  if not list then
     if not ask.repair then
-      counter = { id, feature, first, last, settled, 0, hard }
-      counter[RESERVED] = reserved_of(name, counter)
-      add_counter(name, counter)
+      add_counter(name, feature, feature_name, first, last, settled, hard)
     end
   elseif ask.repair then
-    local reserved = reserved_of(name, counter)
-    if counter[SETTLED] ~= settled then
-      drift[#drift + 1] = { index - 1, counter[SETTLED], settled }
+    local reserved = reserved_of(name, feature, first, last)
+    if list[c + 3] ~= settled then
+      drift[#drift + 1] = { index - 1, list[c + 3], settled }
     end
-    if counter[SETTLED] ~= settled or counter[RESERVED] ~= reserved then
-      counter[SETTLED], counter[RESERVED] = settled, reserved
+    if list[c + 3] ~= settled or list[c + 4] ~= reserved then
+      list[c + 3], list[c + 4] = settled, reserved
       changed[name] = true
     end
   end
 end
 save_subjects()
-return answer({ status = 'done', now = now, drift = drift })
+return answer({ status = 'done', drift = drift })

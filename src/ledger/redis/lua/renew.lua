@@ -1,30 +1,29 @@
 -- Puts off the deadlines of open holds; one that is not here (this server lost it) is held again.
--- ask: holds [[id, node, key, user, at, granted, request]]; lease (µs), or deadline (µs; -1: now + lease)
+-- beside: deadline (µs; -1: now + lease) and outlives (from now on they outlive the node that made them), as
+--         MessagePack; id and hold, as it is kept, of each
 
-local stop = refused(false)
-if stop then return stop end
+local ask = cmsgpack.unpack(ARGV[4])
 open_tenant()
-reap()
+tend()
 
 local deadline = ask.deadline
-if deadline < 0 then deadline = now + ask.lease end
+if deadline < 0 then deadline = now + q[6] end
 local released = {}
-for index = 1, #ask.holds do
-  local id, node, key, user, at, granted, request = unpack(ask.holds[index])
-  local found = redis.call('HGET', ROOT .. 'h', id)
+for index = 5, #ARGV, 2 do
+  local id, hold = ARGV[index], ARGV[index + 1]
+  local found = call('HGET', ROOT, id)
   if not found then
-    open_hold(id, { node, key, user, at, granted, request }, deadline)
+    open_hold(id, hold, deadline)
   elseif found == RELEASED then
     released[#released + 1] = id
   else
-    if node == '' then
-      -- From now on it outlives the node that made it.
-      local hold = cmsgpack.unpack(found)
-      hold[1] = ''
-      redis.call('HSET', ROOT .. 'h', id, cmsgpack.pack(hold))
+    if ask.outlives then
+      local at, granted = parts_of(found)
+      local _, _, rest = parts_of(hold)
+      call('HSET', ROOT, id, hold_of(at, granted, rest))
     end
-    redis.call('ZADD', ROOT .. 'd', deadline, id)
+    set_deadline(id, deadline)
   end
 end
 save_subjects()
-return answer({ status = 'done', now = now, released = released })
+return answer({ status = 'done', released = released })

@@ -8,10 +8,10 @@
 --      told everything in ('' for none); least, most: how long a rebuild takes (µs); alive: how long a heartbeat
 --      counts (µs); known: how long it is remembered
 
-local bucket = ROOT
+local bucket = ARGV[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local ask = cmsgpack.unpack(ARGV[6])
+local ask = cmsgpack.unpack(ARGV[4])
 local server = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
 
 local marker = redis.call('GET', KEYS[1])
