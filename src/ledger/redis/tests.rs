@@ -9,12 +9,13 @@ use crate::{
     domain::{
         feature::FeatureKey::{self, Messages, OutputTokens},
         limit::{Scope, Subject},
+        usage::Quantities,
         window::WindowKind::{Lifetime, Minute},
     },
     ledger::{
         Amount, Hold, Ledger, Named, Reserved, Want,
         contract::{self, ledger_cases},
-        testing::{Ask, FakeBase, ask, at, limit, messages, quantities, tenant, window},
+        testing::{Ask, FakeBase, ask, at, exact, limit, messages, quantities, tenant, window},
     },
 };
 
@@ -595,6 +596,38 @@ async fn scripts_that_the_server_forgot_are_sent_again() {
     assert_eq!(nodes.agree(&ask).await, 0);
 }
 
+/// Lua's functions take and give some thousand values, and a counter has six.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_may_have_very_many_counters() {
+    let nodes = Nodes::start(2).await;
+    let features = (0..600).map(|number| FeatureKey::Named(format!("feature-{number}").into()));
+    let features: Vec<FeatureKey> = features.collect();
+    let limits = features
+        .iter()
+        .map(|feature| limit(feature.clone(), Scope::Tenant, Lifetime, 3, at(0)));
+    let wants = features.iter().map(|feature| exact(feature.clone(), 2));
+    let ask = ask(limits.collect()).wanting(wants.collect());
+    let hold = ask.hold(&nodes.ledgers[0]).await;
+    assert!(ask.is_refused(&nodes.ledgers[1]).await);
+    let event = ask.event(
+        features
+            .iter()
+            .map(|it| (it.clone(), Quantity::ONE))
+            .collect(),
+    );
+    hold.settle(nodes.base.append(event.clone()), &event).await;
+    assert_eq!(ask.totals(&nodes.ledgers[1]).await, vec![(1, 0); 600]);
+    // Their names are known to whoever compares them with the store.
+    nodes.drain(0).await;
+    let found = nodes.ledgers[1].repair(tenant(1), Timestamp::EPOCH).await;
+    assert_eq!(found.unwrap(), []);
+    nodes
+        .base
+        .append_stored(ask.event(Quantities::default().with(features[7].clone(), Quantity::ONE)));
+    let found = nodes.ledgers[1].repair(tenant(1), Timestamp::EPOCH).await;
+    assert_eq!(found.unwrap().len(), 1);
+}
+
 /// Of the keys of a tenant, each may go alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_key_is_evicted_what_it_held_is_found_again() {
@@ -609,6 +642,9 @@ async fn whichever_key_is_evicted_what_it_held_is_found_again() {
             unreachable!();
         };
         // Its node ends without a word.
+        for redis in &nodes.redis {
+            redis.renew(None).await.unwrap();
+        }
         dead.is_ended = true;
         nodes.redis.pop();
         nodes.ledgers.pop();

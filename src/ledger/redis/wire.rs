@@ -262,10 +262,11 @@ impl Decide<'_> {
     }
 }
 
-/// A hold as it is kept, without the instant it was admitted at; the rest is node, key, user, request.
+/// A hold as it is kept, without the instant it was admitted at, and its deadline a lease after that; the rest is node,
+/// key, user, request.
 fn hold_of(granted: &Pairs, rest: (&str, &str, &str, &str)) -> Vec<u8> {
     let mut numbers = Numbers::default();
-    numbers.push_pairs(granted);
+    numbers.push(0).push_pairs(granted);
     let mut hold = numbers.0;
     hold.extend(packed(&rest));
     hold

@@ -9,8 +9,9 @@ local REAPED_AT_ONCE = 500
 local LISTED_AT_ONCE = 100
 local NAMED = 16 -- features below it have a fixed number; the tenant keeps the names of the others
 
--- A hold is kept as: admitted at, how many numbers follow, [feature, quantity], and as MessagePack: node ('' for one
--- that outlives its node), key, user, request id. Key and user are the names of their subjects ('k:…' or '', 'u:…').
+-- A hold is kept as: admitted at, 1 if its deadline is in `d` (0: it is a lease after that), how many numbers follow,
+-- [feature, quantity], and as MessagePack: node ('' for one that outlives its node), key, user, request id. Key and
+-- user are the names of their subjects ('k:…' or '', 'u:…').
 local RELEASED = 'x' -- in a hold's place: ended by hand, its owner does not know it yet
 -- An event is kept as: 'e' (surely not in the store) or 'g' (may be there), and as MessagePack: key, user, admitted at,
 -- used [[feature, quantity]].
@@ -143,14 +144,15 @@ local function visit(key, user, at, quantities, visitor)
   end
 end
 
--- When it was admitted, what it holds, and the rest as it is packed.
+-- When it was admitted, what it holds, the rest as it is packed, and whether its deadline is in `d`.
 local function parts_of(hold)
-  local at, count = struct.unpack('<d<d', hold)
-  return at, read(hold, 17, count), string.sub(hold, 17 + 8 * count)
+  local at, has_deadline, count = struct.unpack('<d<d<d', hold)
+  return at, read(hold, 25, count), string.sub(hold, 25 + 8 * count), has_deadline == 1
 end
 
+-- One whose deadline is in `d`.
 local function hold_of(at, granted, rest)
-  return struct.pack('<d<d', at, #granted) .. written(granted) .. rest
+  return struct.pack('<d<d<d', at, 1, #granted) .. written(granted) .. rest
 end
 
 local held -- each open hold: when it was admitted, what it holds, key, user
@@ -198,6 +200,15 @@ local function note_name(feature, name)
   call('HSET', ROOT, 'names', cmsgpack.pack(names))
 end
 
+-- From now on counters of a subject of that kind are looked for.
+local function note_scope(name)
+  local scope = ({ k = 1, u = 2 })[string.sub(name, 1, 1)]
+  if scope and tenant[SCOPES] ~= scope and tenant[SCOPES] ~= 3 then
+    tenant[SCOPES] = tenant[SCOPES] + scope
+    changed.t = true
+  end
+end
+
 -- Puts a counter in place; those go whose windows are long over.
 local function add_counter(name, feature, feature_name, first, last, settled, hard)
   local old = subject(name)
@@ -218,11 +229,7 @@ local function add_counter(name, feature, feature_name, first, last, settled, ha
   end
   list[DUE] = 0 -- to be written with an expiry that fits
   call('SADD', ROOT .. 's', name)
-  local scope = string.sub(name, 1, 1) == 'k' and 1 or 2
-  if tenant[SCOPES] ~= scope and tenant[SCOPES] ~= 3 then
-    tenant[SCOPES] = tenant[SCOPES] + scope
-    changed.t = true
-  end
+  note_scope(name)
 end
 
 local function set_deadline(id, deadline)
@@ -266,21 +273,33 @@ local function end_hold(id)
   return node
 end
 
--- Each hold has a deadline: one whose deadline was lost gets another.
-local function check_deadlines()
-  if call('ZCARD', ROOT .. 'd') == call('HLEN', ROOT) - 2 then return end
-  local fields = call('HKEYS', ROOT)
-  for index = 1, #fields do
-    if fields[index] ~= '' and fields[index] ~= 'names' then
-      call('ZADD', ROOT .. 'd', 'NX', now + q[6], fields[index])
+-- Puts the deadlines of all holds into `d`. One whose deadline was there and is lost gets another.
+local function gather_deadlines()
+  local known = call('ZCARD', ROOT .. 'd')
+  if known == call('HLEN', ROOT) - 2 then return end
+  local flat, gathered = call('HGETALL', ROOT), {}
+  for index = 1, #flat, 2 do
+    local id, hold = flat[index], flat[index + 1]
+    if id ~= '' and id ~= 'names' then
+      local at, granted, rest, has_deadline
+      if hold ~= RELEASED then at, granted, rest, has_deadline = parts_of(hold) end
+      if has_deadline == false then
+        call('HSET', ROOT, id, hold_of(at, granted, rest))
+        call('ZADD', ROOT .. 'd', at + q[6], id)
+      else
+        gathered[#gathered + 1] = id
+      end
     end
   end
+  if #gathered == known then return end
+  for index = 1, #gathered do call('ZADD', ROOT .. 'd', 'NX', now + q[6], gathered[index]) end
 end
 
 -- Does what is due: ends holds whose deadline is past, and puts off that the tenant is forgotten. How many holds were
 -- of requests, and how many reservations.
 local function tend()
   if now < tenant[DUE] then return 0, 0 end
+  gather_deadlines()
   local due = call('ZRANGEBYSCORE', ROOT .. 'd', '-inf', now, 'LIMIT', 0, REAPED_AT_ONCE)
   local reaped, expired = 0, 0
   for index = 1, #due do
@@ -289,7 +308,6 @@ local function tend()
       if node == '' then expired = expired + 1 else reaped = reaped + 1 end
     end
   end
-  check_deadlines()
   local first = call('ZRANGE', ROOT .. 'd', 0, 0, 'WITHSCORES')
   tenant[DUE] = math.min(tonumber(first[2]) or MAX, now + FRESHENED)
   changed.t = true

@@ -9,83 +9,70 @@
 
 local HOLD, is_draining, only_here, by_hand, count = ARGV[4], q[7] == 1, q[8] == 1, q[9] == 1, q[10]
 local EVENTS = ROOT .. 'e'
+-- A new event is looked for by being written. That all events were lost is noticed when it is drained.
+local is_new = count == 1 and not is_draining and not only_here
 
-local raw, held = unpack(call('HMGET', ROOT, '', HOLD))
-local tenant = raw and read(raw, 1, #raw / 8)
-local seen = count > 0 and call('HMGET', EVENTS, '', unpack(ARGV, 5, 4 + count))
+local raw, held, tenant, seen
+for _ = 1, 3 do
+  local found = call('HMGET', ROOT, '', HOLD)
+  raw, held = found[1], HOLD ~= '' and found[2]
+  tenant = raw and read(raw, 1, #raw / 8)
+  seen = count > 0 and not is_new and call('HMGET', EVENTS, '', unpack(ARGV, 5, 4 + count))
+  if raw and tenant[1] == q[1] and (not seen or seen[1] == string.sub(raw, 1, 16)) then break end
 
--- What is rare: another epoch, or events that were lost.
-local function open()
+  -- What is rare: another epoch, or events that were lost.
   --- common ---
   open_tenant()
   check_events()
   save_subjects()
 end
-if not tenant or tenant[1] ~= q[1] or seen and seen[1] ~= string.sub(raw, 1, 16) then
-  open()
-  raw, held = unpack(call('HMGET', ROOT, '', HOLD))
-  tenant = read(raw, 1, #raw / 8)
-  seen = count > 0 and call('HMGET', EVENTS, '', unpack(ARGV, 5, 4 + count))
-end
 
-local subjects, raws, is_changed = {}, {}, false
-
--- The list of a key or user, if it has counters.
-local function subject(name)
-  local found = subjects[name]
-  if found == nil then
-    local packed = call('GET', ROOT .. name)
-    found = packed and read(packed, 1, #packed / 8)
-    if not found or found[INC] ~= tenant[INC] then found = false end
-    subjects[name] = found
-  end
-  return found
-end
-
--- Adds to every counter that usage of key and user, admitted at `at`, belongs to: to what is settled, or, with a
--- negative sign, takes from what is reserved.
-local function add(key, user, at, quantities, first, last, sign)
-  local scopes = tenant[SCOPES]
-  for s = 1, scopes == 0 and 1 or 3 do
-    local list = tenant
-    if s == 2 then
-      list = scopes % 2 == 1 and key ~= '' and subject(key)
-    elseif s == 3 then
-      list = scopes >= 2 and subject(user)
+-- The lists that usage of a key and a user belongs to: mostly the tenant's alone.
+local lists, lists_of, subjects = { tenant }, nil, nil
+if tenant[SCOPES] ~= 0 then
+  subjects = {}
+  local function subject(name)
+    if subjects[name] == nil then
+      local packed = call('GET', ROOT .. name)
+      local list = packed and read(packed, 1, #packed / 8)
+      subjects[name] = list and list[INC] == tenant[INC] and list
     end
-    for c = FIRST, list and #list or 0, STRIDE do
-      if list[c + 1] <= at and at < list[c + 2] then
-        for index = first, last, 2 do
-          if quantities[index] == list[c] then
-            if sign > 0 then
-              local settled = list[c + 3] + quantities[index + 1]
-              if settled > MAX then settled = MAX elseif settled < -MAX then settled = -MAX end
-              list[c + 3] = settled
-            else
-              local reserved = list[c + 4] - quantities[index + 1]
+    return subjects[name]
+  end
+  lists_of = function(key, user)
+    local scopes = tenant[SCOPES]
+    return { tenant, scopes % 2 == 1 and key ~= '' and subject(key), scopes >= 2 and subject(user) }
+  end
+end
+
+local ended, counted, is_changed = 0, 0, is_draining
+if held then
+  call('HDEL', ROOT, HOLD)
+  local at, has_deadline, numbers = 0, 1, 0
+  if held ~= 'x' then -- RELEASED
+    at, has_deadline, numbers = struct.unpack('<d<d<d', held)
+  end
+  if has_deadline == 1 then call('ZREM', ROOT .. 'd', HOLD) end
+  if held ~= 'x' then
+    ended, is_changed = 1, true
+    local granted, of = read(held, 25, numbers), lists
+    if lists_of then
+      local _, key, user = unpack(cmsgpack.unpack(string.sub(held, 25 + 8 * numbers)))
+      of = lists_of(key, user)
+    end
+    for s = 1, 3 do
+      local list = of[s]
+      for c = FIRST, list and #list or 0, STRIDE do
+        if list[c + 1] <= at and at < list[c + 2] then
+          for g = 1, numbers, 2 do
+            if granted[g] == list[c] then
+              local reserved = list[c + 4] - granted[g + 1]
               list[c + 4] = reserved > 0 and reserved or 0
             end
           end
         end
       end
     end
-  end
-  is_changed = true
-end
-
-local ended, counted = 0, 0
-if held and HOLD ~= '' then
-  call('HDEL', ROOT, HOLD)
-  call('ZREM', ROOT .. 'd', HOLD)
-  if held ~= 'x' then -- RELEASED
-    ended = 1
-    local at, numbers = struct.unpack('<d<d', held)
-    local key, user = '', ''
-    if tenant[SCOPES] ~= 0 then
-      local _
-      _, key, user = unpack(cmsgpack.unpack(string.sub(held, 17 + 8 * numbers)))
-    end
-    add(key, user, at, read(held, 17, numbers), 1, numbers, -1)
     if by_hand then
       local deadline = now + 2 * q[6]
       call('HSET', ROOT, HOLD, 'x')
@@ -95,50 +82,59 @@ if held and HOLD ~= '' then
   end
 end
 
-local p, absent, twice = 11, nil, nil
+local p, absent = 11, nil
 for e = 1, count do
   local id, packed, at, numbers = ARGV[4 + e], ARGV[4 + count + e], q[p], q[p + 1]
-  local known = seen[e + 1]
-  if twice and not known then known = twice[id] end
+  local known = seen and seen[e + 1]
   -- One that may be recorded by two nodes is remembered for a while; see forget.lua.
   local is_counted = known or string.byte(id, 17) == 53 and call('ZSCORE', ROOT .. 'f', id)
-  if not is_counted then
-    if only_here then
-      absent = absent or {}
-      absent[#absent + 1] = id
-    else
-      counted = counted + 1
-      add(ARGV[4 + 2 * count + e], ARGV[4 + 3 * count + e], at, q, p + 2, p + 1 + numbers, 1)
-      -- No event that is known lies after this.
-      if at > tenant[LATEST] then tenant[LATEST] = at end
+  if is_counted then
+    if is_draining and known and string.byte(known) == 101 then -- 'e'
+      -- From now on it may be in the store: whoever reads sums from there has to look.
       call('HSET', EVENTS, id, packed)
-      if count > 1 then
-        twice = twice or {}
-        twice[id] = packed
+    end
+  elseif only_here then
+    absent = absent or {}
+    absent[#absent + 1] = id
+  elseif call('HSETNX', EVENTS, id, packed) == 1 then
+    counted, is_changed = counted + 1, true
+    local of = lists_of and lists_of(ARGV[4 + 2 * count + e], ARGV[4 + 3 * count + e]) or lists
+    for s = 1, 3 do
+      local list = of[s]
+      for c = FIRST, list and #list or 0, STRIDE do
+        if list[c + 1] <= at and at < list[c + 2] then
+          for u = p + 2, p + 1 + numbers, 2 do
+            if q[u] == list[c] then
+              local settled = list[c + 3] + q[u + 1]
+              if settled > MAX then settled = MAX elseif settled < -MAX then settled = -MAX end
+              list[c + 3] = settled
+            end
+          end
+        end
       end
     end
-  elseif is_draining and known and string.byte(known) == 101 then -- 'e'
-    -- From now on it may be in the store: whoever reads sums from there has to look.
-    call('HSET', EVENTS, id, packed)
+    -- No event that is known lies after this.
+    if at > tenant[LATEST] then tenant[LATEST] = at end
   end
   p = p + 2 + numbers
 end
-if is_draining then
-  tenant[DRAINS] = tenant[DRAINS] + 1
-  is_changed = true
-end
+if is_draining then tenant[DRAINS] = tenant[DRAINS] + 1 end
+local raws
 if is_changed then
   raw = written(tenant)
   call('HSET', ROOT, '', raw)
-  for name, list in pairs(subjects) do
-    if list then
-      raws[name] = written(list)
-      call('SET', ROOT .. name, raws[name], 'KEEPTTL')
+  if subjects then
+    raws = {}
+    for name, list in pairs(subjects) do
+      if list then
+        raws[name] = written(list)
+        call('SET', ROOT .. name, raws[name], 'KEEPTTL')
+      end
     end
   end
 end
 if is_draining or absent or count > 1 then
   return cmsgpack.pack({ status = 'counted', now = now, absent = absent or {}, ended = ended })
 end
-local key, user = raws[ARGV[7]] or '', raws[ARGV[8]] or ''
+local key, user = raws and raws[ARGV[7]] or '', raws and raws[ARGV[8]] or ''
 return struct.pack('<d<d<d<d<d<d<d<d', 4, now, 0, 0, ended, counted, #raw / 8, #key / 8) .. raw .. key .. user

@@ -17,9 +17,12 @@ for index = 5, #ARGV, 2 do
   elseif found == RELEASED then
     released[#released + 1] = id
   else
+    local at, granted, rest, has_deadline = parts_of(found)
     if ask.outlives then
-      local at, granted = parts_of(found)
-      local _, _, rest = parts_of(hold)
+      local _
+      _, _, rest = parts_of(hold)
+    end
+    if ask.outlives or not has_deadline then
       call('HSET', ROOT, id, hold_of(at, granted, rest))
     end
     set_deadline(id, deadline)

@@ -11,7 +11,7 @@
 -- Quantities are whole numbers within ±(2^53 - 1), which doubles hold exactly; sums stop there.
 --
 -- Tables and functions made at each call are what a script's time is spent on, so the scripts that every request runs
--- make few, and what is rare stands in a function of its own.
+-- make few: the functions of common.lua are only made where something rare is to be done.
 
 local call = redis.call
 local ROOT = ARGV[2]
@@ -24,14 +24,28 @@ local INC, DRAINS, LATEST, SCOPES, DUE, FIRST = 2, 3, 4, 5, 6, 7
 -- From FIRST on, six numbers a counter: feature, start, end, settled, reserved, hard limit last seen (-1: none).
 local STRIDE = 6
 
+-- What one function takes and gives must find room on Lua's stack, which has 8,000 places.
+local AT_ONCE = 3000
+
 local function read(raw, from, count)
-  local list = { struct.unpack(string.rep('<d', count), raw, from) }
+  if count > AT_ONCE then
+    local list = {}
+    for index = 1, count do list[index] = struct.unpack('<d', raw, from + 8 * (index - 1)) end
+    return list
+  end
+  local list = { struct.unpack('<' .. string.rep('d', count), raw, from) }
   list[count + 1] = nil -- where it stopped reading
   return list
 end
 
 local function written(list)
-  return struct.pack(string.rep('<d', #list), unpack(list))
+  local count = #list
+  if count > AT_ONCE then
+    local parts = {}
+    for index = 1, count do parts[index] = struct.pack('<d', list[index]) end
+    return table.concat(parts)
+  end
+  return struct.pack('<' .. string.rep('d', count), unpack(list))
 end
 
 local q = read(ARGV[3], 1, #ARGV[3] / 8)
