@@ -1,22 +1,26 @@
 //! The ledger that replicas share: totals and holds in Redis, or a Redis Cluster, decided on by Lua scripts.
 //!
-//! A tenant's keys begin with `tg:1:{BUCKET}:TENANT:`, where 1 is the version of layout and scripts together (another
+//! A tenant's keys begin with `tg:2:{BUCKET}:TENANT:`, where 2 is the version of layout and scripts together (another
 //! version is another set of keys), and `{BUCKET}` the hash tag that puts them into one slot:
 //!
 //! | key | holds |
 //! | --- | --- |
-//! | `m` | epoch, incarnation, drain sequence, instant of the latest event |
-//! | `t`, `k:KEY`, `u:USER` | the counters of the tenant, a key, a user: settled and reserved, with the incarnation |
-//! | `h`, `d` | open holds by id; their deadlines |
-//! | `e` | events that are counted and surely not in the store |
-//! | `g` | events that are counted and may be in the store: their journals are being drained |
+//! | the root itself | the tenant: epoch, incarnation, drain sequence, instant of the latest event, when something is due, its counters; open holds by id |
+//! | `k:KEY`, `u:USER` | the counters of a key, a user, with the incarnation |
+//! | `d` | deadlines of holds that were renewed, or outlasted a lease without it |
+//! | `e` | events that are counted: surely not in the store, or maybe there, since their journals are being drained; marked with the incarnation |
+//! | `f` | events that two nodes may record, for a while after they were forgotten |
 //! | `s` | which keys and users have counters |
 //!
+//! Any of these may be lost alone (a server may evict): the incarnation tells that events or counters of others are not
+//! those of the tenant, a hold says itself whether its deadline must be in `d`, and what a lost tenant held its nodes
+//! hold again when they renew it.
+//!
 //! Three invariants carry the exactness:
-//! - Every script leaves a counter's `reserved` the sum of what the holds in `h` hold in it, and `settled` the sum of
-//!   the store's events and of those in `e` and `g` that are not in the store.
-//! - An event is in `g` before the store has it ([`RedisLedger::announce`] comes before `UsageStore::record`), and
-//!   leaves it after its journal has forgotten it ([`RedisLedger::forget`]). So telling an event again counts nothing,
+//! - Every script leaves a counter's `reserved` the sum of what open holds hold in it, and `settled` the sum of the
+//!   store's events and of those in `e` that are not in the store.
+//! - An event is marked in `e` before the store has it ([`RedisLedger::announce`] comes before `UsageStore::record`),
+//!   and leaves it after its journal has forgotten it ([`RedisLedger::forget`]). So telling an event again counts nothing,
 //!   and who reads sums knows which events to look for in them (`lua/install.lua`).
 //! - What Redis forgets, some node knows: its open holds and undrained events. A lost bucket decides nothing until
 //!   every living node has told them again (`lua/watch.lua`). Counters themselves are read from the store when needed.

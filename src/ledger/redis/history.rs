@@ -1,6 +1,6 @@
-//! Random histories of two nodes against a model: requests, reports, drains, counters dropped, clocks set on, a server
-//! that is emptied, restarted or answers nothing for a while. The model is the list of durable events and of open holds;
-//! every counter must be the sum of the ones that belong to it, whichever node is asked.
+//! Random histories of two nodes against a model: requests, reports, drains, counters dropped, keys evicted, clocks set
+//! on, a server that is emptied, restarted or answers nothing for a while. The model is the list of durable events and of
+//! open holds; every counter must be the sum of the ones that belong to it, whichever node is asked.
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -71,7 +71,7 @@ impl History {
 
     async fn step(&mut self) {
         let node = self.node();
-        match self.random.random_range(0..100) {
+        match self.random.random_range(0..110) {
             0..45 => self.reserve(node).await,
             45..65 => self.settle().await,
             65..73 => {
@@ -93,16 +93,41 @@ impl History {
                 self.nodes.redis[node].begin_anew(tenant).await.unwrap();
             }
             95..97 => self.away().await,
-            97 => {
+            97..103 => self.evict().await,
+            103 => {
                 self.nodes.server.ask(&["FLUSHALL"]);
                 self.back().await;
             }
-            98 => {
+            104 => {
                 self.nodes.server.revive();
                 self.back().await;
             }
             _ => self.check().await,
         }
+    }
+
+    /// One key of a tenant goes; nodes tell of what they hold, and of what the store has not, by and by.
+    async fn evict(&mut self) {
+        let tenant = tenant(self.random.random_range(1..3));
+        let names = [
+            "",
+            "d",
+            "e",
+            "f",
+            "s",
+            "u:",
+            "u:ann",
+            &format!("k:{}", key(1)),
+        ];
+        let name = names[self.random.random_range(0..names.len())];
+        let root = self.nodes.redis[0].bucket(tenant).root(tenant);
+        self.nodes.server.ask(&["DEL", &format!("{root}{name}")]);
+        for redis in &self.nodes.redis {
+            redis.renew(None).await.unwrap();
+        }
+        let node = self.node();
+        self.nodes.drain(node).await;
+        self.check().await;
     }
 
     /// Time goes on by less than a lease, and leases are renewed.

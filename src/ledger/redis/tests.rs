@@ -600,30 +600,36 @@ async fn scripts_that_the_server_forgot_are_sent_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_may_have_very_many_counters() {
     let nodes = Nodes::start(2).await;
-    let features = (0..600).map(|number| FeatureKey::Named(format!("feature-{number}").into()));
-    let features: Vec<FeatureKey> = features.collect();
-    let limits = features
-        .iter()
-        .map(|feature| limit(feature.clone(), Scope::Tenant, Lifetime, 3, at(0)));
-    let wants = features.iter().map(|feature| exact(feature.clone(), 2));
-    let ask = ask(limits.collect()).wanting(wants.collect());
-    let hold = ask.hold(&nodes.ledgers[0]).await;
-    assert!(ask.is_refused(&nodes.ledgers[1]).await);
-    let event = ask.event(
-        features
-            .iter()
-            .map(|it| (it.clone(), Quantity::ONE))
-            .collect(),
-    );
-    hold.settle(nodes.base.append(event.clone()), &event).await;
-    assert_eq!(ask.totals(&nodes.ledgers[1]).await, vec![(1, 0); 600]);
+    let asks: Vec<Ask> = (0..7)
+        .map(|part| {
+            let of_part = (0..200).map(|number| format!("feature-{part}-{number}"));
+            let features: Vec<FeatureKey> = of_part.map(|it| it.parse().unwrap()).collect();
+            let features = features.into_iter();
+            let limits = features
+                .clone()
+                .map(|it| limit(it, Scope::Tenant, Lifetime, 3, at(0)));
+            ask(limits.collect()).wanting(features.map(|it| exact(it, 2)).collect())
+        })
+        .collect();
+    for ask in asks.iter().chain(&asks) {
+        let hold = ask.hold(&nodes.ledgers[0]).await;
+        assert!(ask.is_refused(&nodes.ledgers[1]).await);
+        drop(hold);
+    }
+    let features = || {
+        let wants = asks.iter().flat_map(|ask| &ask.wants);
+        wants.map(|want| want.feature.clone())
+    };
+    let event = asks[0].event(features().map(|it| (it, Quantity::ONE)).collect());
+    let seq = nodes.base.append(event.clone());
+    nodes.ledgers[0].record(seq, &event).await;
+    for ask in &asks {
+        assert_eq!(ask.totals(&nodes.ledgers[1]).await, [(1, 0); 200]);
+    }
     // Their names are known to whoever compares them with the store.
     nodes.drain(0).await;
-    let found = nodes.ledgers[1].repair(tenant(1), Timestamp::EPOCH).await;
-    assert_eq!(found.unwrap(), []);
-    nodes
-        .base
-        .append_stored(ask.event(Quantities::default().with(features[7].clone(), Quantity::ONE)));
+    let by_hand = Quantities::default().with(asks[6].wants[7].feature.clone(), Quantity::ONE);
+    nodes.base.append_stored(asks[0].event(by_hand));
     let found = nodes.ledgers[1].repair(tenant(1), Timestamp::EPOCH).await;
     assert_eq!(found.unwrap().len(), 1);
 }

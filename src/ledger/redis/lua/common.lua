@@ -32,6 +32,7 @@ local function list_of(raw)
   return read(raw, 1, #raw / 8)
 end
 
+local named -- of features without a fixed number: number, name, one after the other
 local tenant -- its list
 -- Each subject's list is read and written once a call.
 local subjects, changed = {}, {}
@@ -43,7 +44,7 @@ end
 
 -- What events are marked with, so that their loss is noticed.
 local function mark()
-  return struct.pack('<d<d', tenant[1], tenant[INC])
+  return struct.pack('<dd', tenant[1], tenant[INC])
 end
 
 -- The counters go, to be read from the store when needed. What is held and what is counted stays.
@@ -74,12 +75,9 @@ local function open_tenant()
   call('PEXPIRE', ROOT .. 'e', IDLE_MS)
 end
 
--- Without its events nobody knows any more which ones its counters have.
+-- Where events were lost, nobody knows any more which ones the counters have; those that came since are still known.
 local function check_events()
-  if call('HGET', ROOT .. 'e', '') ~= mark() then
-    call('DEL', ROOT .. 'e')
-    begin_anew()
-  end
+  if call('HGET', ROOT .. 'e', '') ~= mark() then begin_anew() end
 end
 
 -- The list of the tenant ('t'), a key ('k:…') or a user ('u:…').
@@ -105,7 +103,9 @@ end
 local function save_subjects()
   for name in pairs(changed) do
     local list = subjects[name]
-    if name == 't' then
+    if name == 'names' then
+      call('HSET', ROOT, name, cmsgpack.pack(named))
+    elseif name == 't' then
       call('HSET', ROOT, '', written(list))
     elseif now < list[DUE] then
       call('SET', ROOT .. name, written(list), 'KEEPTTL')
@@ -146,13 +146,13 @@ end
 
 -- When it was admitted, what it holds, the rest as it is packed, and whether its deadline is in `d`.
 local function parts_of(hold)
-  local at, has_deadline, count = struct.unpack('<d<d<d', hold)
+  local at, has_deadline, count = struct.unpack('<ddd', hold)
   return at, read(hold, 25, count), string.sub(hold, 25 + 8 * count), has_deadline == 1
 end
 
 -- One whose deadline is in `d`.
 local function hold_of(at, granted, rest)
-  return struct.pack('<d<d<d', at, 1, #granted) .. written(granted) .. rest
+  return struct.pack('<ddd', at, 1, #granted) .. written(granted) .. rest
 end
 
 local held -- each open hold: when it was admitted, what it holds, key, user
@@ -191,13 +191,16 @@ end
 
 local function note_name(feature, name)
   if feature < NAMED then return end
-  local names = call('HGET', ROOT, 'names')
-  names = names and names ~= '' and cmsgpack.unpack(names) or {}
-  for index = 1, #names, 2 do
-    if names[index] == feature then return end
+  if not named then
+    local kept = call('HGET', ROOT, 'names')
+    named = kept and kept ~= '' and cmsgpack.unpack(kept) or {}
   end
-  names[#names + 1], names[#names + 2] = feature, name
-  call('HSET', ROOT, 'names', cmsgpack.pack(names))
+  for index = 1, #named, 2 do
+    if named[index] == feature then return end
+  end
+  named[#named + 1] = feature
+  named[#named + 1] = name
+  changed.names = true
 end
 
 -- From now on counters of a subject of that kind are looked for.
@@ -209,18 +212,29 @@ local function note_scope(name)
   end
 end
 
+local function without_old(list)
+  local kept = {}
+  for index = 1, FIRST - 1 do kept[index] = list[index] end
+  for c = FIRST, #list, STRIDE do
+    if list[c + 4] ~= 0 or now <= list[c + 2] + KEPT_AFTER_END then
+      for index = c, c + STRIDE - 1 do kept[#kept + 1] = list[index] end
+    end
+  end
+  return kept
+end
+
 -- Puts a counter in place; those go whose windows are long over.
 local function add_counter(name, feature, feature_name, first, last, settled, hard)
-  local old = subject(name)
-  local list, last_end = {}, 0
-  for index = 1, FIRST - 1 do list[index] = old[index] end
-  for c = FIRST, #old, STRIDE do
-    if old[c + 4] ~= 0 or now <= old[c + 2] + KEPT_AFTER_END then
-      for index = c, c + STRIDE - 1 do list[#list + 1] = old[index] end
+  local list = subject(name)
+  for c = FIRST, #list, STRIDE do
+    if list[c + 4] == 0 and now > list[c + 2] + KEPT_AFTER_END then
+      list = without_old(list)
+      break
     end
   end
   local reserved = reserved_of(name, feature, first, last)
-  for _, number in ipairs({ feature, first, last, settled, reserved, hard }) do list[#list + 1] = number end
+  local counter = { feature, first, last, settled, reserved, hard }
+  for index = 1, STRIDE do list[#list + 1] = counter[index] end
   note_name(feature, feature_name)
   subjects[name], changed[name] = list, true
   if name == 't' then

@@ -50,7 +50,7 @@ if held then
   call('HDEL', ROOT, HOLD)
   local at, has_deadline, numbers = 0, 1, 0
   if held ~= 'x' then -- RELEASED
-    at, has_deadline, numbers = struct.unpack('<d<d<d', held)
+    at, has_deadline, numbers = struct.unpack('<ddd', held)
   end
   if has_deadline == 1 then call('ZREM', ROOT .. 'd', HOLD) end
   if held ~= 'x' then
@@ -137,4 +137,4 @@ if is_draining or absent or count > 1 then
   return cmsgpack.pack({ status = 'counted', now = now, absent = absent or {}, ended = ended })
 end
 local key, user = raws and raws[ARGV[7]] or '', raws and raws[ARGV[8]] or ''
-return struct.pack('<d<d<d<d<d<d<d<d', 4, now, 0, 0, ended, counted, #raw / 8, #key / 8) .. raw .. key .. user
+return struct.pack('<dddddddd', 4, now, 0, 0, ended, counted, #raw / 8, #key / 8) .. raw .. key .. user

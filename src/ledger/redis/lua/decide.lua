@@ -94,7 +94,7 @@ for _ = 1, 3 do
       if lists[3] then call('SET', ROOT .. USER, written(lists[3]), 'KEEPTTL') end
     end
     if not is_full then
-      return struct.pack('<d<d<d<d<d<d<d<d', status, now, reaped, expired, 0, 0, #raw / 8, #raw_key / 8)
+      return struct.pack('<dddddddd', status, now, reaped, expired, 0, 0, #raw / 8, #raw_key / 8)
         .. raw .. raw_key .. raw_user
     end
   end
@@ -106,7 +106,7 @@ for _ = 1, 3 do
     -- A sum comes to the end of the scale.
     open_hold(ID, struct.pack('<d', now) .. ARGV[5], now + q[6])
     save_subjects()
-    return struct.pack('<d<d<d<d<d<d<d<d', HELD, now, reaped, expired, 0, 0, #raw / 8, #raw_key / 8)
+    return struct.pack('<dddddddd', HELD, now, reaped, expired, 0, 0, #raw / 8, #raw_key / 8)
       .. raw .. raw_key .. raw_user
   end
   reaped, expired = tend()

@@ -33,7 +33,9 @@ local function read(raw, from, count)
     for index = 1, count do list[index] = struct.unpack('<d', raw, from + 8 * (index - 1)) end
     return list
   end
-  local list = { struct.unpack('<' .. string.rep('d', count), raw, from) }
+  -- A part of a constant takes less than what is put together.
+  local format = count <= 64 and string.sub('<dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd', 1, count + 1)
+  local list = { struct.unpack(format or '<' .. string.rep('d', count), raw, from) }
   list[count + 1] = nil -- where it stopped reading
   return list
 end
@@ -45,7 +47,8 @@ local function written(list)
     for index = 1, count do parts[index] = struct.pack('<d', list[index]) end
     return table.concat(parts)
   end
-  return struct.pack('<' .. string.rep('d', count), unpack(list))
+  local format = count <= 64 and string.sub('<dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd', 1, count + 1)
+  return struct.pack(format or '<' .. string.rep('d', count), unpack(list))
 end
 
 local q = read(ARGV[3], 1, #ARGV[3] / 8)
