@@ -505,4 +505,6 @@ impl From<Fault> for LedgerError {
 #[cfg(test)]
 mod history;
 #[cfg(test)]
+mod layout;
+#[cfg(test)]
 mod tests;
