@@ -7,17 +7,20 @@
 -- Of one event or none, which stays in the journal, it answers numbers: 4; now; 0; 0; how many holds ended; how many
 -- events were counted; how long the tenant's list and the key's are; the lists of tenant, key and user. Else names.
 
-local HOLD, is_draining, only_here, by_hand, count = ARGV[4], q[7] == 1, q[8] == 1, q[9] == 1, q[10]
+local HOLD, is_draining, only_here, by_hand, events = ARGV[4], q[7] == 1, q[8] == 1, q[9] == 1, q[10]
 local EVENTS = ROOT .. 'e'
 -- A new event is looked for by being written. That all events were lost is noticed when it is drained.
-local is_new = count == 1 and not is_draining and not only_here
+local is_new = events == 1 and not is_draining and not only_here
 
-local raw, held, tenant, seen
+local raw, held, tenant, seen, count
 for _ = 1, 3 do
   local found = call('HMGET', ROOT, '', HOLD)
   raw, held = found[1], HOLD ~= '' and found[2]
-  tenant = raw and read(raw, 1, #raw / 8)
-  seen = count > 0 and not is_new and call('HMGET', EVENTS, '', unpack(ARGV, 5, 4 + count))
+  count = raw and #raw / 8
+  tenant = raw
+    and (count <= SHORT and { struct.unpack(string.sub(DOUBLES, 1, count + 1), raw) } or read(raw, 1, count))
+  if raw then tenant[count + 1] = nil end -- where it stopped reading
+  seen = events > 0 and not is_new and call('HMGET', EVENTS, '', unpack(ARGV, 5, 4 + events))
   if raw and tenant[1] == q[1] and (not seen or seen[1] == string.sub(raw, 1, 16)) then break end
 
   -- What is rare: another epoch, or events that were lost.
@@ -55,7 +58,12 @@ if held then
   if has_deadline == 1 then call('ZREM', ROOT .. 'd', HOLD) end
   if held ~= 'x' then
     ended, is_changed = 1, true
-    local granted, of = read(held, 25, numbers), lists
+    local granted, of = nil, lists
+    if numbers <= SHORT then
+      granted = { struct.unpack(string.sub(DOUBLES, 1, numbers + 1), held, 25) }
+    else
+      granted = read(held, 25, numbers)
+    end
     if lists_of then
       local _, key, user = unpack(cmsgpack.unpack(string.sub(held, 25 + 8 * numbers)))
       of = lists_of(key, user)
@@ -83,8 +91,8 @@ if held then
 end
 
 local p, absent = 11, nil
-for e = 1, count do
-  local id, packed, at, numbers = ARGV[4 + e], ARGV[4 + count + e], q[p], q[p + 1]
+for e = 1, events do
+  local id, packed, at, numbers = ARGV[4 + e], ARGV[4 + events + e], q[p], q[p + 1]
   local known = seen and seen[e + 1]
   -- One that may be recorded by two nodes is remembered for a while; see forget.lua.
   local is_counted = known or string.byte(id, 17) == 53 and call('ZSCORE', ROOT .. 'f', id)
@@ -98,7 +106,7 @@ for e = 1, count do
     absent[#absent + 1] = id
   elseif call('HSETNX', EVENTS, id, packed) == 1 then
     counted, is_changed = counted + 1, true
-    local of = lists_of and lists_of(ARGV[4 + 2 * count + e], ARGV[4 + 3 * count + e]) or lists
+    local of = lists_of and lists_of(ARGV[4 + 2 * events + e], ARGV[4 + 3 * events + e]) or lists
     for s = 1, 3 do
       local list = of[s]
       for c = FIRST, list and #list or 0, STRIDE do
@@ -121,7 +129,7 @@ end
 if is_draining then tenant[DRAINS] = tenant[DRAINS] + 1 end
 local raws
 if is_changed then
-  raw = written(tenant)
+  raw = count <= SHORT and struct.pack(string.sub(DOUBLES, 1, count + 1), unpack(tenant)) or written(tenant)
   call('HSET', ROOT, '', raw)
   if subjects then
     raws = {}
@@ -133,7 +141,7 @@ if is_changed then
     end
   end
 end
-if is_draining or absent or count > 1 then
+if is_draining or absent or events > 1 then
   return cmsgpack.pack({ status = 'counted', now = now, absent = absent or {}, ended = ended })
 end
 local key, user = raws and raws[ARGV[7]] or '', raws and raws[ARGV[8]] or ''

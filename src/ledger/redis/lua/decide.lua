@@ -10,7 +10,7 @@
 local ID, KEY, USER = ARGV[4], ARGV[6], ARGV[7]
 local LOOK, FORCE = 0, 2
 local HELD, OVER, SEEN = 1, 2, 3
-local mode, wants_end, asked = q[7], 8 + q[8], #q
+local mode, wants_end = q[7], 8 + q[8]
 
 if mode ~= LOOK and q[3] < 0 then
   for l = wants_end + 1, asked, 7 do
@@ -21,7 +21,10 @@ end
 local reaped, expired, is_tended, is_full = 0, 0, false, false
 for _ = 1, 3 do
   local raw = call('HGET', ROOT, '')
-  local tenant = raw and read(raw, 1, #raw / 8)
+  local count = raw and #raw / 8
+  local tenant = raw
+    and (count <= SHORT and { struct.unpack(string.sub(DOUBLES, 1, count + 1), raw) } or read(raw, 1, count))
+  if raw then tenant[count + 1] = nil end -- where it stopped reading
   local is_in_order = raw and tenant[1] == q[1] and (now < tenant[DUE] or is_tended)
 
   -- Tenant, key and user, as far as they have counters.
@@ -85,10 +88,11 @@ for _ = 1, 3 do
       if deadline < tenant[DUE] then tenant[DUE] = deadline end
     end
     if is_changed and not is_full then
+      local packed = count <= SHORT and struct.pack(string.sub(DOUBLES, 1, count + 1), unpack(tenant)) or written(tenant)
       if status == HELD then
-        call('HSET', ROOT, '', written(tenant), ID, struct.pack('<d', now) .. ARGV[5])
+        call('HSET', ROOT, '', packed, ID, struct.pack('<d', now) .. ARGV[5])
       else
-        call('HSET', ROOT, '', written(tenant))
+        call('HSET', ROOT, '', packed)
       end
       if lists[2] then call('SET', ROOT .. KEY, written(lists[2]), 'KEEPTTL') end
       if lists[3] then call('SET', ROOT .. USER, written(lists[3]), 'KEEPTTL') end

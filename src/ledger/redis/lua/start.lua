@@ -24,34 +24,35 @@ local INC, DRAINS, LATEST, SCOPES, DUE, FIRST = 2, 3, 4, 5, 6, 7
 -- From FIRST on, six numbers a counter: feature, start, end, settled, reserved, hard limit last seen (-1: none).
 local STRIDE = 6
 
--- What one function takes and gives must find room on Lua's stack, which has 8,000 places.
-local AT_ONCE = 3000
+-- How 64 doubles are written: a part of a constant takes less than what is put together. Lists that are no longer are
+-- read and written where they are needed, the others by the functions here.
+local DOUBLES = '<dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd'
+local SHORT = 64
 
+-- What one function takes and gives must find room on Lua's stack, which has 8,000 places.
 local function read(raw, from, count)
-  if count > AT_ONCE then
+  if count > 3000 then
     local list = {}
     for index = 1, count do list[index] = struct.unpack('<d', raw, from + 8 * (index - 1)) end
     return list
   end
-  -- A part of a constant takes less than what is put together.
-  local format = count <= 64 and string.sub('<dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd', 1, count + 1)
-  local list = { struct.unpack(format or '<' .. string.rep('d', count), raw, from) }
+  local list = { struct.unpack('<' .. string.rep('d', count), raw, from) }
   list[count + 1] = nil -- where it stopped reading
   return list
 end
 
 local function written(list)
   local count = #list
-  if count > AT_ONCE then
+  if count > 3000 then
     local parts = {}
     for index = 1, count do parts[index] = struct.pack('<d', list[index]) end
     return table.concat(parts)
   end
-  local format = count <= 64 and string.sub('<dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd', 1, count + 1)
-  return struct.pack(format or '<' .. string.rep('d', count), unpack(list))
+  return struct.pack('<' .. string.rep('d', count), unpack(list))
 end
 
-local q = read(ARGV[3], 1, #ARGV[3] / 8)
+local asked = #ARGV[3] / 8
+local q = asked <= SHORT and { struct.unpack(string.sub(DOUBLES, 1, asked + 1), ARGV[3]) } or read(ARGV[3], 1, asked)
 local now = q[3]
 if now < 0 then
   local time = call('TIME')
