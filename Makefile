@@ -180,7 +180,7 @@ test-image: ## Build the image of `make dist`, and run what it says in what it h
 	python3 tests/dist/image.py dist/container
 
 .PHONY: test-fresh
-test-fresh: ## Run the README's first two commands in a Debian that has a Rust toolchain and make only (as root, needs debootstrap)
+test-fresh: ## Run the README's first two commands in a Debian that has a Rust toolchain, its linker and make only (as root, needs debootstrap)
 	PYTHONDONTWRITEBYTECODE=1 python3 tests/dist/fresh.py $(abspath $(TARGET_DIR))/debian
 
 .PHONY: test-deb

@@ -1,4 +1,4 @@
-"""The README's first two commands on a machine that has nothing but Debian, a Rust toolchain and make.
+"""The README's first two commands on a machine that has nothing but Debian, a Rust toolchain, what that links with, and make.
 
 usage: fresh.py CACHE_DIRECTORY [COMMAND…]   (as root)
 
@@ -44,7 +44,7 @@ def main(cache: Path, commands: list[str]) -> None:
         mounts = [f"mount -t proc proc {root}/proc", f"mount --rbind /sys {root}/sys", f"mount --rbind /dev {root}/dev"]
         for path in bound:
             mounts.append(f"mkdir -p {root}{path} && mount --bind {path} {root}{path}")
-        for command in ["apt-get update -q && apt-get install -qy --no-install-recommends make", *(commands or readme())]:
+        for command in ["apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev make", *(commands or readme())]:
             run(root, mounts, command, home, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
