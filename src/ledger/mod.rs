@@ -334,7 +334,7 @@ impl Ledger {
         match self {
             Self::Local(local) => local.drained(events),
             Self::Redis(redis) => {
-                redis.recorded().await;
+                redis.recorded(events).await;
                 Drained::default()
             }
         }

@@ -23,7 +23,8 @@
 //!   and leaves it after its journal has forgotten it ([`RedisLedger::forget`]). So telling an event again counts nothing,
 //!   and who reads sums knows which events to look for in them (`lua/install.lua`).
 //! - What Redis forgets, some node knows: its open holds and undrained events. A lost bucket decides nothing until
-//!   every living node has told them again (`lua/watch.lua`). Counters themselves are read from the store when needed.
+//!   every living node has told them again (`lua/watch.lua`). Counters themselves are read from the store when needed,
+//!   and not before that.
 //!
 //! Redis's clock decides: a hold is admitted when its script runs, and a window that does not hold that instant is
 //! refused. Nothing here waits longer than 250 ms for Redis, and nobody waits at all once it is known to be away.
@@ -62,7 +63,7 @@ pub use self::{
 };
 use self::{
     apart::Apart,
-    bucket::{Bucket, State},
+    bucket::{Bucket, State, Term},
     holds::{Holds, Open},
     link::{Answer, Fault, Job, Lane, Link, PATIENCE, Unreleased},
     load::Loads,
@@ -170,6 +171,8 @@ pub struct RedisLedger {
     /// recorded and forgotten between look and telling would be counted twice.
     telling: tokio::sync::RwLock<()>,
     dark: Mutex<drain::Dark>,
+    /// Held by whoever has a tenant's totals read anew and strikes it off `dark`.
+    anew: tokio::sync::Mutex<()>,
     tally: Tally,
 }
 
@@ -195,8 +198,7 @@ impl RedisLedger {
         let unreleased = Unreleased::default();
         let lanes = (0..count.max(LANES)).map(|lane| {
             let bucket = Arc::clone(&buckets[lane % count]);
-            let (link, unreleased) = (Arc::clone(&link), Arc::clone(&unreleased));
-            link::start_lane(link, unreleased, move |fault| bucket.fail(fault))
+            link::start_lane(Arc::clone(&link), bucket, Arc::clone(&unreleased))
         });
         let lanes = lanes.collect();
         let ledger = Arc::new_cyclic(|this| Self {
@@ -220,6 +222,7 @@ impl RedisLedger {
             told: AtomicU64::new(0),
             telling: tokio::sync::RwLock::default(),
             dark: Mutex::default(),
+            anew: tokio::sync::Mutex::default(),
             tally: Tally::default(),
             buckets,
         });
@@ -325,19 +328,25 @@ impl RedisLedger {
         }
     }
 
-    fn call(&self, tenant: TenantId, script: Script, question: &Question) -> Result<Call, Fault> {
+    fn call(
+        &self,
+        tenant: TenantId,
+        script: Script,
+        question: &Question,
+    ) -> Result<(Term, Call), Fault> {
         let bucket = self.bucket(tenant);
-        let epoch = bucket.epoch()?;
+        let term = bucket.term()?;
         let head = Head {
             marker: &bucket.marker,
-            epoch: &epoch,
+            epoch: &term.epoch,
             root: &bucket.root(tenant),
             fresh: wire::number_of(&self.fresh()),
             now: self.given_now(),
             not_after: self.not_after(),
             lease: decide::micros(self.lease),
         };
-        Ok(script.call(&head, question))
+        let call = script.call(&head, question);
+        Ok((term, call))
     }
 
     /// Puts a call into its lane: from here on it is carried out in its turn, whether anybody waits for it or not.
@@ -354,12 +363,13 @@ impl RedisLedger {
     fn put(
         &self,
         tenant: TenantId,
-        call: Call,
+        (term, call): (Term, Call),
         gives_back: Option<(TenantId, ReservationId)>,
     ) -> Asked<'_> {
         let (reply, receiver) = oneshot::channel();
         let job = Job {
             call,
+            term: Some(term.clone()),
             reply,
             gives_back,
         };
@@ -367,6 +377,7 @@ impl RedisLedger {
         Asked {
             ledger: self,
             tenant,
+            term,
             receiver,
         }
     }
@@ -442,6 +453,7 @@ impl RedisLedger {
 struct Asked<'a> {
     ledger: &'a RedisLedger,
     tenant: TenantId,
+    term: Term,
     receiver: oneshot::Receiver<Answer>,
 }
 
@@ -462,6 +474,7 @@ impl Asked<'_> {
             return Err(Fault::Away("its totals are being rebuilt".to_owned()));
         }
         if reply.status == Status::Late {
+            self.ledger.bucket(self.tenant).fail(&Fault::TimedOut);
             return Err(Fault::TimedOut);
         }
         self.ledger.note_reaped(&reply);
@@ -506,5 +519,7 @@ impl From<Fault> for LedgerError {
 mod history;
 #[cfg(test)]
 mod layout;
+#[cfg(test)]
+mod returning;
 #[cfg(test)]
 mod tests;

@@ -371,6 +371,10 @@ impl Ask {
     }
 
     pub(super) async fn states(&self, ledger: &Ledger) -> Vec<LimitState> {
+        self.try_states(ledger).await.unwrap()
+    }
+
+    pub(super) async fn try_states(&self, ledger: &Ledger) -> Result<Vec<LimitState>, LedgerError> {
         let Self {
             tenant,
             key,
@@ -382,7 +386,6 @@ impl Ask {
         ledger
             .states(*tenant, *key, user, &limits.clone().into(), *now)
             .await
-            .unwrap()
     }
 
     /// Settled and reserved of every limit.

@@ -5,7 +5,7 @@
 
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicU32, Ordering},
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use arc_swap::ArcSwap;
@@ -27,11 +27,20 @@ pub(super) enum State {
     Live(Arc<str>),
 }
 
+/// What a call is made for: an epoch of the bucket, between one outage and the next.
+#[derive(Clone, Debug)]
+pub(super) struct Term {
+    pub(super) epoch: Arc<str>,
+    outage: u64,
+}
+
 pub(super) struct Bucket {
     /// `tg:2:{3}:`
     pub(super) prefix: String,
     pub(super) marker: String,
     state: ArcSwap<State>,
+    /// How often it was away so far.
+    outages: AtomicU64,
     /// Heartbeats in a row without an answer.
     pub(super) misses: AtomicU32,
     /// Wakes the heartbeat: something was seen that it should look at.
@@ -59,6 +68,7 @@ impl Bucket {
             marker: format!("{prefix}epoch"),
             prefix,
             state: ArcSwap::from_pointee(State::Down(Fault::Away("not connected yet".to_owned()))),
+            outages: AtomicU64::new(0),
             misses: AtomicU32::new(0),
             wake: Notify::new(),
             turned: Notify::new(),
@@ -75,14 +85,32 @@ impl Bucket {
         self.state.load_full()
     }
 
-    /// The epoch to call scripts with.
+    /// What to call scripts for.
     ///
     /// # Errors
     /// Why nothing is to be asked of it now.
-    pub(super) fn epoch(&self) -> Result<Arc<str>, Fault> {
+    pub(super) fn term(&self) -> Result<Term, Fault> {
+        let outage = self.outages.load(Ordering::SeqCst); // before the state, which turns first
         match &**self.state.load() {
             State::Down(fault) => Err(fault.clone()),
-            State::Rebuilding(epoch) | State::Live(epoch) => Ok(Arc::clone(epoch)),
+            State::Rebuilding(epoch) | State::Live(epoch) => Ok(Term {
+                epoch: Arc::clone(epoch),
+                outage,
+            }),
+        }
+    }
+
+    /// Whether it was away since a call was made: what answers now may be another server, which has something else in
+    /// the same epoch until its first heartbeat.
+    pub(super) fn was_away_since(&self, term: &Term) -> bool {
+        term.outage != self.outages.load(Ordering::SeqCst)
+    }
+
+    /// Whether it is in another epoch now than when a call was made, as far as this node knows.
+    pub(super) fn is_past(&self, term: &Term) -> bool {
+        match &**self.state.load() {
+            State::Down(_) => false,
+            State::Rebuilding(epoch) | State::Live(epoch) => *epoch != term.epoch,
         }
     }
 
@@ -95,6 +123,7 @@ impl Bucket {
     pub(super) fn fail(&self, fault: &Fault) {
         if !matches!(&**self.state.load(), State::Down(_)) {
             self.set(State::Down(told(fault)));
+            self.outages.fetch_add(1, Ordering::SeqCst);
             self.lock().was_down = true;
             self.wake.notify_one();
         }

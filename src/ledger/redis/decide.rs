@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use super::{
-    Fault, Open, RedisHold, RedisLedger, Reply, Script, State, Status,
+    Fault, Open, RedisHold, RedisLedger, Reply, Script, State, Status, Term,
     wire::{self, Count, Decide, Event, Mode},
 };
 use crate::{
@@ -89,12 +89,13 @@ impl RedisLedger {
                 is_over: false,
             };
             let question = decide.question();
-            let reply = self.ask(ask.tenant, Script::Decide, &question).await?;
+            let asked = self.send(ask.tenant, Script::Decide, &question)?;
+            let term = asked.term.clone();
+            let reply = asked.answer().await?;
             let stands = reply.all_stand(&limits);
             let states = states_of(ask.limits, &places, &stands);
             match reply.status {
                 Status::Held => {
-                    doubt.is_over = true;
                     self.apart.note(ask.tenant, &limits, &stands);
                     let hold = Granting {
                         id,
@@ -103,7 +104,9 @@ impl RedisLedger {
                         limits,
                         admitted_at: self.admitted_at(&reply, ask.now),
                     };
-                    return Ok(Reserved::Held(self.granted(ask, hold)));
+                    let hold = self.granted(ask, hold, &term)?;
+                    doubt.is_over = true;
+                    return Ok(Reserved::Held(hold));
                 }
                 Status::Over => {
                     doubt.is_over = true;
@@ -160,7 +163,7 @@ impl RedisLedger {
         }
     }
 
-    fn granted(&self, ask: &LedgerAsk<'_>, granting: Granting) -> Hold {
+    fn granted(&self, ask: &LedgerAsk<'_>, granting: Granting, term: &Term) -> Result<Hold, Fault> {
         let Granting {
             id,
             amounts,
@@ -191,15 +194,26 @@ impl RedisLedger {
             granted: amounts,
             is_detached: AtomicBool::new(false),
         });
-        self.holds.insert(Arc::clone(&open));
-        Hold::Redis(Box::new(RedisHold {
+        self.keep_open(&open, term)?;
+        Ok(Hold::Redis(Box::new(RedisHold {
             ledger: Weak::clone(&self.this),
             open,
             states,
             violations,
             limits,
             is_ended: false,
-        }))
+        })))
+    }
+
+    /// From here on the hold is told again to a bucket that was lost. One that was lost since it held this may have been
+    /// told everything before, and knows nothing of it.
+    pub(super) fn keep_open(&self, open: &Arc<Open>, term: &Term) -> Result<(), Fault> {
+        let mut holds = self.holds.lock();
+        if self.bucket(open.tenant).is_past(term) {
+            return Err(Fault::Away("its totals are being rebuilt".to_owned()));
+        }
+        holds.insert(open.id, Arc::clone(open));
+        Ok(())
     }
 
     /// Counts the event of a request in place of what it holds. If Redis does not answer, the drain tells it again.

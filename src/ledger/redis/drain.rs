@@ -27,10 +27,10 @@ const CALLS_AT_ONCE: usize = 16;
 /// Tenants whose events came into the store while their bucket was away, so that its counters may lack them.
 #[derive(Debug, Default)]
 pub(super) struct Dark {
-    /// Of the batch that is being written now.
+    /// Of the batch that is being written now, or may have been.
     writing: HashSet<TenantId>,
     /// To begin anew as soon as the bucket is back.
-    pub(super) written: HashSet<TenantId>,
+    written: HashSet<TenantId>,
     /// Drained, but Redis could not be told to forget them yet.
     unforgotten: HashMap<TenantId, Vec<String>>,
 }
@@ -39,7 +39,6 @@ impl RedisLedger {
     /// Tells of events that are about to be written to the store: from here on each is counted, and known to be
     /// maybe there. What can't be told is made up for when Redis is back.
     pub(in crate::ledger) async fn announce(&self, events: &[(Seq, UsageEvent)]) {
-        lock(&self.dark).writing.clear();
         let failed = self.tell_events(events.iter().map(|(_, event)| event), true);
         let failed = failed.await;
         if failed.is_empty() {
@@ -64,7 +63,7 @@ impl RedisLedger {
     }
 
     /// Takes note that the store has them.
-    pub(in crate::ledger) async fn recorded(&self) {
+    pub(in crate::ledger) async fn recorded(&self, events: &[(Seq, UsageEvent)]) {
         let written = {
             let mut dark = lock(&self.dark);
             let written: Vec<TenantId> = dark.writing.drain().collect();
@@ -73,10 +72,36 @@ impl RedisLedger {
         };
         // Where Redis is back already, or only some calls failed.
         for tenant in written {
-            if self.begin_anew(tenant).await.is_ok() {
-                lock(&self.dark).written.remove(&tenant);
+            let of_tenant = events.iter().map(|(_, event)| event);
+            let of_tenant = of_tenant.filter(|event| event.tenant_id == tenant);
+            let stored: Vec<Event> = of_tenant.map(Event::of).collect();
+            let _alone = self.anew.lock().await;
+            let is_done = self.begin_anew(tenant, &stored).await.is_ok();
+            let mut dark = lock(&self.dark);
+            if is_done {
+                dark.written.remove(&tenant);
+            } else {
+                dark.written.insert(tenant); // a heartbeat may have struck it off before the store had them
             }
         }
+    }
+
+    /// Has the totals of tenants read anew whose usage may have come into the store while Redis was away.
+    pub(super) async fn begin_anew_where(
+        &self,
+        is_meant: impl Fn(TenantId) -> bool,
+    ) -> Result<(), Fault> {
+        let meant: Vec<TenantId> = {
+            let dark = lock(&self.dark);
+            let all = dark.written.union(&dark.writing).copied();
+            all.filter(|tenant| is_meant(*tenant)).collect()
+        };
+        for tenant in meant {
+            let _alone = self.anew.lock().await;
+            self.begin_anew(tenant, &[]).await?;
+            lock(&self.dark).written.remove(&tenant);
+        }
+        Ok(())
     }
 
     /// Takes note that the journal has forgotten them.

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Fault, Head, Job, PATIENCE, Question, RedisLedger, Reply, Script, bucket::State,
-    decide::micros, lock, unpacked, wire,
+    decide::micros, link::Hold, lock, unpacked, wire,
 };
 use crate::{clock::Clock, domain::ids::TenantId};
 
@@ -147,6 +147,7 @@ impl RedisLedger {
         let (sender, receiver) = oneshot::channel();
         let job = Job {
             call: Script::Watch.call(&head, &Question::named(&watch)),
+            term: None,
             reply: sender,
             gives_back: None,
         };
@@ -169,6 +170,21 @@ impl RedisLedger {
 
     /// Tells a bucket all that this node knows and it may not: after it was away, and, once `is_new`, after it was lost.
     async fn tell(&self, index: usize, is_new: bool) -> Result<(), Fault> {
+        // Collected before anything is told, given back after all of it: what they were used for counts by then.
+        let of_bucket = |hold: &mut Hold| self.bucket_index(hold.0) == index;
+        let unreleased: Vec<Hold> = lock(&self.unreleased).extract_if(.., of_bucket).collect();
+        let told = self.tell_what_is_open(index, is_new).await;
+        if told.is_err() {
+            lock(&self.unreleased).extend(unreleased);
+            return told;
+        }
+        for (tenant, id) in unreleased {
+            self.release_later(tenant, id);
+        }
+        Ok(())
+    }
+
+    async fn tell_what_is_open(&self, index: usize, is_new: bool) -> Result<(), Fault> {
         let of_bucket = |tenant: TenantId| self.bucket_index(tenant) == index;
         let unavailable = |error: crate::ledger::LedgerError| Fault::Away(error.to_string());
         self.renew(Some(index)).await?;
@@ -180,16 +196,7 @@ impl RedisLedger {
         if is_new {
             self.hold_reservations(index).await?;
         }
-        let released = std::mem::take(&mut *lock(&self.unreleased));
-        for (tenant, id) in released {
-            self.release_later(tenant, id);
-        }
-        let dark: Vec<TenantId> = lock(&self.dark).written.iter().copied().collect();
-        for tenant in dark.into_iter().filter(|tenant| of_bucket(*tenant)) {
-            self.begin_anew(tenant).await?;
-            lock(&self.dark).written.remove(&tenant);
-        }
-        Ok(())
+        self.begin_anew_where(of_bucket).await
     }
 
     /// Holds again what the reservation API has open, by the store. What is settled or released meanwhile is given back.

@@ -90,7 +90,10 @@ impl History {
             90..93 => self.tick().await,
             93..95 => {
                 let tenant = tenant(self.random.random_range(1..3));
-                self.nodes.redis[node].begin_anew(tenant).await.unwrap();
+                self.nodes.redis[node]
+                    .begin_anew(tenant, &[])
+                    .await
+                    .unwrap();
             }
             95..97 => self.away().await,
             97..103 => self.evict().await,

@@ -64,10 +64,6 @@ impl Holds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn insert(&self, open: Arc<Open>) {
-        self.lock().insert(open.id, open);
-    }
-
     pub(super) fn remove(&self, id: ReservationId) -> Option<Arc<Open>> {
         self.lock().remove(&id)
     }

@@ -20,7 +20,10 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::scripts::{self, Call};
+use super::{
+    bucket::{Bucket, Term},
+    scripts::{self, Call},
+};
 use crate::{
     domain::ids::{ReservationId, TenantId},
     provider::{
@@ -182,13 +185,17 @@ impl Link {
     }
 
     /// Sends calls as one pipeline; all of them must lie in one slot.
-    async fn send(self: &Arc<Self>, calls: &[Call]) -> Result<Vec<Value>, RedisError> {
+    async fn send(
+        self: &Arc<Self>,
+        calls: impl ExactSizeIterator<Item = &Call>,
+    ) -> Result<Vec<Value>, RedisError> {
+        let count = calls.len();
         let mut pipeline = redis::pipe();
         for call in calls {
             pipeline.add_command(call.by_name().clone());
         }
         let mut connection = self.connection().await?;
-        connection.run(&pipeline, calls.len()).await
+        connection.run(&pipeline, count).await
     }
 
     async fn send_text(self: &Arc<Self>, call: &Call) -> Result<Value, RedisError> {
@@ -298,6 +305,8 @@ pub(super) type Answer = Result<Vec<u8>, Fault>;
 /// A call on its way.
 pub(super) struct Job {
     pub(super) call: Call,
+    /// `None`: a heartbeat, which finds out whether there is any.
+    pub(super) term: Option<Term>,
     pub(super) reply: oneshot::Sender<Answer>,
     /// What it gives back, should it fail.
     pub(super) gives_back: Option<Hold>,
@@ -312,56 +321,70 @@ pub(super) type Unreleased = Arc<std::sync::Mutex<Vec<Hold>>>;
 /// Where calls are given; they are sent in this order.
 pub(super) type Lane = mpsc::UnboundedSender<Job>;
 
-/// Starts a lane, which ends when its last handle is dropped. `note` is told of each pipeline that failed; holds whose
-/// release failed are kept in `unreleased`.
+impl Job {
+    fn end(self, answer: Answer, unreleased: &Unreleased) {
+        if let (Err(_), Some(hold)) = (&answer, self.gives_back) {
+            super::lock(unreleased).push(hold);
+        }
+        drop(self.reply.send(answer)); // who asked may have gone
+    }
+}
+
+/// Starts a lane to a bucket, which ends when its last handle is dropped. A pipeline that fails takes the bucket down,
+/// and with it the calls that wait behind; holds whose release failed are kept in `unreleased`.
 #[expect(
     clippy::disallowed_methods,
     reason = "it ends with the ledger, whose calls wait for it"
 )]
-pub(super) fn start_lane(
-    link: Arc<Link>,
-    unreleased: Unreleased,
-    note: impl Fn(&Fault) + Send + 'static,
-) -> Lane {
+pub(super) fn start_lane(link: Arc<Link>, bucket: Arc<Bucket>, unreleased: Unreleased) -> Lane {
     let (lane, mut jobs) = mpsc::unbounded_channel::<Job>();
     tokio::spawn(async move {
         let mut waiting = Vec::new();
         while jobs.recv_many(&mut waiting, SENT_AT_ONCE).await > 0 {
-            let jobs = waiting.drain(..);
-            let (calls, replies): (Vec<_>, Vec<_>) = jobs
-                .map(|job| (job.call, (job.reply, job.gives_back)))
-                .unzip();
-            let answers = run(&link, &calls).await;
-            if let Some(Err(fault @ (Fault::TimedOut | Fault::Away(_)))) = answers.first() {
-                note(fault);
+            let is_old = |job: &mut Job| {
+                let term = job.term.as_ref();
+                term.is_some_and(|term| bucket.was_away_since(term))
+            };
+            for job in waiting.extract_if(.., is_old) {
+                let why = Fault::Away("it was away meanwhile".to_owned());
+                job.end(Err(why), &unreleased);
             }
-            for ((reply, gives_back), answer) in replies.into_iter().zip(answers) {
-                if let (Err(_), Some(hold)) = (&answer, gives_back) {
-                    super::lock(&unreleased).push(hold);
-                }
-                drop(reply.send(answer)); // who asked may have gone
+            let (answers, is_broken) = run(&link, waiting.iter().map(|job| &job.call)).await;
+            if let Some(Err(fault @ (Fault::TimedOut | Fault::Away(_)))) = answers.first() {
+                bucket.fail(fault);
+            }
+            if is_broken {
+                link.reset().await; // only now, so that no call but a heartbeat goes over the next connection first
+            }
+            for (job, answer) in waiting.drain(..).zip(answers) {
+                job.end(answer, &unreleased);
             }
         }
     });
     lane
 }
 
-async fn run(link: &Arc<Link>, calls: &[Call]) -> Vec<Answer> {
-    let sent = tokio::time::timeout(PATIENCE, link.send(calls)).await;
+/// An answer to each call, and whether the connection is of no more use.
+async fn run(
+    link: &Arc<Link>,
+    calls: impl ExactSizeIterator<Item = &Call> + Clone,
+) -> (Vec<Answer>, bool) {
+    let count = calls.len();
+    if count == 0 {
+        return (Vec::new(), false);
+    }
+    let sent = tokio::time::timeout(PATIENCE, link.send(calls.clone())).await;
     let values = match sent {
-        Err(_elapsed) => return vec![Err(Fault::TimedOut); calls.len()],
+        Err(_elapsed) => return (vec![Err(Fault::TimedOut); count], false),
         Ok(Err(error)) => {
-            let fault = fault_of(&error);
             // A cluster's connection mends itself.
-            if !link.is_cluster() || error.is_unrecoverable_error() {
-                link.reset().await;
-            }
-            return vec![Err(fault); calls.len()];
+            let is_broken = !link.is_cluster() || error.is_unrecoverable_error();
+            return (vec![Err(fault_of(&error)); count], is_broken);
         }
         Ok(Ok(values)) => values,
     };
-    let mut answers = Vec::with_capacity(calls.len());
-    for (call, value) in calls.iter().zip(values) {
+    let mut answers = Vec::with_capacity(count);
+    for (call, value) in calls.zip(values) {
         let value = match value {
             Value::ServerError(error) if error.code() == "NOSCRIPT" => {
                 match tokio::time::timeout(PATIENCE, link.send_text(call)).await {
@@ -373,7 +396,7 @@ async fn run(link: &Arc<Link>, calls: &[Call]) -> Vec<Answer> {
         };
         answers.push(value.and_then(bytes_of));
     }
-    answers
+    (answers, false)
 }
 
 fn bytes_of(value: Value) -> Answer {

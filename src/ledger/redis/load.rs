@@ -9,18 +9,15 @@ use super::{
     wire::{self, Base, Install, Question},
 };
 use crate::{
-    domain::{
-        ids::{EventId, TenantId},
-        limit::Subject,
-        quantity::Quantity,
-        time::Timestamp,
-    },
+    domain::{ids::TenantId, limit::Subject, quantity::Quantity, time::Timestamp},
     ledger::{CounterKey, LedgerError, Repaired},
     store::usage::CounterOf,
 };
 
 /// Events that the store is asked for at once.
 const EVENTS_AT_ONCE: usize = 1000;
+/// Events that Redis is told of at once, which does nothing else meanwhile.
+const STORED_AT_ONCE: usize = 200;
 /// How often sums are read again that changed while they were read.
 const TRIES: usize = 16;
 
@@ -101,7 +98,8 @@ impl RedisLedger {
             .map(|(counter, _)| counter.clone())
             .collect();
         for _ in 0..TRIES {
-            let maybe_stored = reply::ids_of(&seen.draining);
+            // What waits is not in the store, unless its node wrote it there while Redis was away.
+            let maybe_stored = seen.maybe_stored();
             let (sums, known) = self.base.sums(tenant, &asked, &maybe_stored).await?;
             if sums.len() != asked.len() {
                 let (came, wanted) = (sums.len(), asked.len());
@@ -113,13 +111,18 @@ impl RedisLedger {
                 let base = sum.plus(reply::not_in_store(counter, &seen.draining, &known));
                 Base::of(counter, *hard, base)
             });
+            let is_stored = |id: &&String| id.parse().is_ok_and(|id| known.contains(&id));
             let install = Install {
                 inc: seen.inc,
                 drains: seen.drains,
                 counters: bases.collect(),
+                stored: seen.waiting.iter().filter(is_stored).collect(),
                 repair,
             };
-            let install = Question::named(&install);
+            let install = Question {
+                needs_live: true, // until all is told, what the store lacks may be what nobody will tell of later
+                ..Question::named(&install)
+            };
             let reply = self.ask(tenant, Script::Install, &install).await?;
             match reply.status {
                 Status::Done => {
@@ -145,13 +148,7 @@ impl RedisLedger {
         tenant: TenantId,
         pruned_before: Timestamp,
     ) -> Result<Vec<Repaired>, LedgerError> {
-        let seen = self
-            .ask(
-                tenant,
-                Script::Peek,
-                &Question::named(&wire::Peek::default()),
-            )
-            .await?;
+        let seen = self.peek(tenant, &wire::Peek::default()).await?;
         let counters: Vec<(CounterOf, i64)> = seen
             .counters
             .iter()
@@ -169,32 +166,25 @@ impl RedisLedger {
     /// Drops what names an end user; counters are read anew when they are needed.
     pub(in crate::ledger) async fn forget_user(&self, tenant: TenantId, user: &str) {
         let peek = wire::Peek {
-            anew: false,
-            waiting: false,
             forget: &wire::user_name(user),
+            ..wire::Peek::default()
         };
-        if let Err(fault) = self
-            .ask(tenant, Script::Peek, &Question::named(&peek))
-            .await
-        {
+        if let Err(fault) = self.peek(tenant, &peek).await {
             tracing::warn!(%fault, "a user's live totals stay until their windows are over");
         }
     }
 
     /// Drops a tenant's counters, after events of it came into the store that Redis was not told of: they are read anew
-    /// when they are needed.
-    pub(super) async fn begin_anew(&self, tenant: TenantId) -> Result<(), Fault> {
-        let mut peek = wire::Peek {
-            waiting: true,
-            ..wire::Peek::default()
-        };
-        let seen = self
-            .ask(tenant, Script::Peek, &Question::named(&peek))
-            .await?;
-        // Some were counted before; the store has those now, so they must not be taken for events that it lacks.
-        let waiting = seen.waiting.iter().filter_map(|id| id.parse().ok());
-        let ids: Vec<EventId> = waiting.chain(reply::ids_of(&seen.draining)).collect();
-        for ids in ids.chunks(EVENTS_AT_ONCE) {
+    /// when they are needed. `stored`: events that are in the store now, and in the journal too; nobody counts them
+    /// again.
+    pub(super) async fn begin_anew(
+        &self,
+        tenant: TenantId,
+        stored: &[wire::Event],
+    ) -> Result<(), Fault> {
+        let seen = self.peek(tenant, &wire::Peek::default()).await?;
+        // What is in the store and counts here is known no more once its node's journal has forgotten it.
+        for ids in seen.maybe_stored().chunks(EVENTS_AT_ONCE) {
             let stored = self.base.sums(tenant, &[], ids).await;
             let (_, stored) = stored.map_err(|error| Fault::Away(error.to_string()))?;
             let events: Vec<String> = stored.iter().map(ToString::to_string).collect();
@@ -202,13 +192,21 @@ impl RedisLedger {
             self.ask(tenant, Script::Forget, &Question::named(&events))
                 .await?;
         }
-        peek = wire::Peek {
-            anew: true,
-            ..wire::Peek::default()
-        };
-        self.ask(tenant, Script::Peek, &Question::named(&peek))
-            .await
-            .map(drop)
+        let parts = stored.chunks(STORED_AT_ONCE);
+        let none: &[wire::Event] = &[];
+        for stored in std::iter::once(none).chain(parts) {
+            let peek = wire::Peek {
+                anew: true,
+                stored,
+                ..wire::Peek::default()
+            };
+            self.peek(tenant, &peek).await?;
+        }
+        Ok(())
+    }
+
+    async fn peek(&self, tenant: TenantId, peek: &wire::Peek<'_>) -> Result<Reply, Fault> {
+        self.ask(tenant, Script::Peek, &peek.question()).await
     }
 }
 

@@ -106,6 +106,13 @@ struct Standing {
 }
 
 impl Reply {
+    /// The ids of what counts here and may be in the store.
+    pub(super) fn maybe_stored(&self) -> Vec<EventId> {
+        let draining = self.draining.iter().map(|(id, _)| id);
+        let all = draining.chain(&self.waiting);
+        all.filter_map(|id| id.parse().ok()).collect()
+    }
+
     /// From what a script answered.
     ///
     /// # Errors
@@ -223,14 +230,6 @@ fn standings(list: &[i64]) -> Vec<Standing> {
             reserved,
             hard,
         })
-        .collect()
-}
-
-/// The ids of what may be in the store.
-pub(super) fn ids_of(draining: &[Draining]) -> Vec<EventId> {
-    draining
-        .iter()
-        .filter_map(|(id, _)| id.parse().ok())
         .collect()
 }
 

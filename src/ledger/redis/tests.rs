@@ -20,7 +20,7 @@ use crate::{
 
 #[expect(dead_code, reason = "tests of replicas use the rest")]
 #[path = "../../../tests/it/support/redis.rs"]
-mod server;
+pub(super) mod server;
 
 use server::{RedisCluster, RedisServer};
 
@@ -32,13 +32,21 @@ async fn node(urls: &str, base: &Arc<FakeBase>) -> Ledger {
 }
 
 async fn node_named(urls: &str, base: &Arc<FakeBase>, name: &str) -> (Arc<RedisLedger>, Ledger) {
+    let base: Arc<FakeBase> = Arc::clone(base);
+    open_node(urls, base, name).await
+}
+
+pub(super) async fn open_node(
+    urls: &str,
+    base: Arc<dyn SharedBase>,
+    name: &str,
+) -> (Arc<RedisLedger>, Ledger) {
     let settings = RedisSettings {
         urls: urls.split(',').map(Into::into).collect(),
         clock: Clock::Manual(ManualClock::at(at(0))),
         lease: LEASE,
         node: name.to_owned(),
     };
-    let base: Arc<FakeBase> = Arc::clone(base);
     let redis = RedisLedger::open(settings, base);
     redis.ready(SHORT).await;
     assert_eq!(redis.fault(), None);
@@ -296,7 +304,7 @@ async fn a_counter_read_at_any_point_of_a_drain_is_right() {
         let batch = nodes.base.between(nodes.base.stored(), nodes.base.last());
         let step = async |now: usize| {
             if now == point {
-                nodes.redis[1].begin_anew(tenant(1)).await.unwrap();
+                nodes.redis[1].begin_anew(tenant(1), &[]).await.unwrap();
                 assert_eq!(nodes.agree(&all).await, 0, "at point {point}");
             }
         };
@@ -336,7 +344,7 @@ async fn a_request_that_settles_at_any_point_of_its_drain_counts_once() {
                 _ => {}
             }
             if point == anew_at {
-                nodes.redis[1].begin_anew(tenant(1)).await.unwrap();
+                nodes.redis[1].begin_anew(tenant(1), &[]).await.unwrap();
             }
             if point == settled_at
                 && let Some(hold) = hold.take()

@@ -411,18 +411,32 @@ impl Base {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Install {
+pub(super) struct Install<'a> {
     pub(super) inc: i64,
     pub(super) drains: i64,
     pub(super) counters: Vec<Base>,
+    pub(super) stored: Vec<&'a String>,
     pub(super) repair: bool,
 }
 
+/// `lua/peek.lua`
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Peek<'a> {
     pub(super) anew: bool,
-    pub(super) waiting: bool,
     pub(super) forget: &'a str,
+    #[serde(skip)]
+    pub(super) stored: &'a [Event],
+}
+
+impl Peek<'_> {
+    pub(super) fn question(&self) -> Question {
+        let mut question = Question::named(self);
+        for event in self.stored {
+            question.beside.push(event.id.clone().into_bytes());
+            question.beside.push(event.kept(true));
+        }
+        question
+    }
 }
 
 #[derive(Debug, Serialize)]

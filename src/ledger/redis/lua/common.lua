@@ -322,6 +322,8 @@ local function tend()
       if node == '' then expired = expired + 1 else reaped = reaped + 1 end
     end
   end
+  -- A node that was cut off, or may be, wrote to the store what it used, and nobody here was told.
+  if #due > 0 then begin_anew() end
   local first = call('ZRANGE', ROOT .. 'd', 0, 0, 'WITHSCORES')
   tenant[DUE] = math.min(tonumber(first[2]) or MAX, now + FRESHENED)
   changed.t = true
@@ -329,15 +331,20 @@ local function tend()
   return reaped, expired
 end
 
--- What may be in the store: id, event.
-local function draining()
-  local flat, list = call('HGETALL', ROOT .. 'e'), {}
+-- What a reader of sums has to know: incarnation, drain sequence, events that may be in the store (id, event), and the
+-- ids of the others: a node that could not say so may have written those there too.
+local function with_events(reply)
+  local flat, draining, waiting = call('HGETALL', ROOT .. 'e'), {}, {}
   for index = 1, #flat, 2 do
-    if flat[index] ~= '' and string.sub(flat[index + 1], 1, 1) == 'g' then
-      list[#list + 1] = { flat[index], cmsgpack.unpack(string.sub(flat[index + 1], 2)) }
+    local id, kept = flat[index], flat[index + 1]
+    if id ~= '' and string.sub(kept, 1, 1) == 'g' then
+      draining[#draining + 1] = { id, cmsgpack.unpack(string.sub(kept, 2)) }
+    elseif id ~= '' then
+      waiting[#waiting + 1] = id
     end
   end
-  return list
+  reply.inc, reply.drains, reply.draining, reply.waiting = tenant[INC], tenant[DRAINS], draining, waiting
+  return answer(reply)
 end
 
 -- An id that was made from a key (a version 5 UUID) may be recorded by two nodes: it is remembered for a while after

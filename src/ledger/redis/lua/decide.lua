@@ -135,10 +135,7 @@ for _ = 1, 3 do
   end
   save_subjects()
   if #missing > 0 then
-    return answer({
-      status = 'load', reaped = reaped, expired = expired, missing = missing,
-      inc = tenant[INC], drains = tenant[DRAINS], draining = draining(),
-    })
+    return with_events({ status = 'load', reaped = reaped, expired = expired, missing = missing })
   end
   is_tended = true
 end

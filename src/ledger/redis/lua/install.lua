@@ -1,7 +1,8 @@
 -- Puts counters in place, or right, whose sums over the store have been read.
 -- beside: inc, drains as they were before the sums were read; counters [[subject name, feature, feature's name, start,
 --         end, hard, base]]: base is the sum of what the store has and of what was draining then and is not in that
---         sum; repair: counters that are here are set right
+--         sum; stored: events that nobody said were draining, and that are in the sums; repair: counters that are
+--         here are set right
 --
 -- An event enters the store only after count.lua has marked it as draining, which raises `drains`. So if that is what
 -- it was, nothing but what was draining then is in the sums, and everything else that was counted is still waiting.
@@ -11,7 +12,12 @@ open_tenant()
 check_events()
 if tenant[INC] ~= ask.inc or tenant[DRAINS] ~= ask.drains then
   save_subjects()
-  return answer({ status = 'moved', inc = tenant[INC], drains = tenant[DRAINS], draining = draining() })
+  return with_events({ status = 'moved' })
+end
+for index = 1, #ask.stored do
+  local id = ask.stored[index]
+  local event = call('HGET', ROOT .. 'e', id)
+  if event then call('HSET', ROOT .. 'e', id, 'g' .. string.sub(event, 2)) end
 end
 
 local waiting = {}

@@ -1,10 +1,11 @@
 -- What a reader of sums has to know of a tenant, and which counters it has; with `anew`, all of them are dropped.
--- beside: anew; waiting: name what is counted and not said to be draining; forget: a subject whose counters are
---         dropped, '' for none
+-- beside: anew and forget (a subject whose counters are dropped, '' for none), as MessagePack; id and event, as it is
+--         kept, of each that is in the store and that nobody is to count any more
 
 local ask = cmsgpack.unpack(ARGV[4])
 open_tenant()
 check_events()
+for index = 5, #ARGV, 2 do call('HSET', ROOT .. 'e', ARGV[index], ARGV[index + 1]) end
 if ask.anew then begin_anew() end
 if ask.forget ~= '' then call('DEL', ROOT .. ask.forget) end
 save_subjects()
@@ -25,16 +26,4 @@ for index = 1, #names do
     counters[#counters + 1] = { name, feature_names[list[c]] or '', list[c + 1], list[c + 2], list[c + 5] }
   end
 end
-local waiting = {}
-if ask.waiting then
-  local events = call('HGETALL', ROOT .. 'e')
-  for index = 1, #events, 2 do
-    if events[index] ~= '' and string.sub(events[index + 1], 1, 1) == 'e' then
-      waiting[#waiting + 1] = events[index]
-    end
-  end
-end
-return answer({
-  status = 'done', waiting = waiting, inc = tenant[INC], drains = tenant[DRAINS], draining = draining(),
-  counters = counters,
-})
+return with_events({ status = 'done', counters = counters })
