@@ -46,6 +46,8 @@ use crate::{
 const PLACES: usize = 64;
 /// How long a reservation that expires now may wait for the next look.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// How long a start waits for a store that it has found and that is busy.
+const START_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What an application wants to reserve.
 #[derive(Clone, Debug)]
@@ -187,7 +189,8 @@ impl Reservations {
 
     async fn restore(&self) -> Result<(), ReservationError> {
         let now = self.clock.now();
-        for reservation in self.store.list_open_reservations(now).await? {
+        let open = at_last(async || self.store.list_open_reservations(now).await).await?;
+        for reservation in open {
             let reopened = self.recorder.ledger().reopen(
                 Granted {
                     id: reservation.reservation_id,
@@ -204,7 +207,8 @@ impl Reservations {
                 self.lock().insert(hold, reservation.expires_at);
             }
         }
-        for reservation in self.store.list_unrecorded_reservations().await? {
+        for reservation in at_last(async || self.store.list_unrecorded_reservations().await).await?
+        {
             if let Some(settlement) = reservation.settlement.clone() {
                 self.record_once(&reservation, &settlement, None).await?;
             }
@@ -527,5 +531,19 @@ impl Reservations {
     /// [`StoreError`].
     pub async fn list_open(&self) -> StoreResult<Vec<Reservation>> {
         self.store.list_open_reservations(self.clock.now()).await
+    }
+}
+
+/// What the store answers once it does.
+async fn at_last<T>(read: impl AsyncFn() -> StoreResult<T>) -> StoreResult<T> {
+    let until = tokio::time::Instant::now() + START_PATIENCE;
+    loop {
+        match read().await {
+            Err(StoreError::Unavailable(why)) if tokio::time::Instant::now() < until => {
+                tracing::debug!(%why, "the start waits for the store");
+                tokio::time::sleep(LONGEST_PAUSE).await;
+            }
+            read => return read,
+        }
     }
 }

@@ -299,6 +299,29 @@ async fn over_a_slow_dead_or_broken_wire_chat_goes_on_and_usage_arrives() {
     scene.bears("broken again and again", broken).await;
 }
 
+/// As of one that other servers keep busy just then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_slow_for_a_while_keeps_no_server_from_starting() {
+    let database = Database::migrated();
+    let port = postgres::server().port;
+    let wire = Wire::to(([127, 0, 0, 1], port).into());
+    let (direct, over) = (format!(":{port}/"), format!(":{}/", wire.address.port()));
+    wire.delay(Duration::from_millis(200));
+    let start = Tollgate::serve().set("DATABASE_URL", &database.url().replace(&direct, &over));
+    let quick_again = async {
+        // Over the first it looks at the schema.
+        eventually("it reads what it needs", || async {
+            (wire.made() > 1).then_some(())
+        })
+        .await;
+        tokio::time::sleep(A_WHILE).await;
+        wire.delay(Duration::ZERO);
+    };
+    let (gate, ()) = tokio::join!(start.start(), quick_again);
+    assert!(gate.log().contains("postgres_gone"), "it was too slow");
+    gate.is_ready().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_no_connection_left_chat_goes_on_and_usage_arrives() {
     let few = &[("max_connections", "30")];

@@ -41,7 +41,7 @@ struct SharedByReplicas {
 /// A running server; killed when dropped. Or several as one: what is asked of it is asked of each.
 pub(crate) struct Tollgate {
     serve: Serve,
-    child: Child,
+    child: Running,
     pub(crate) base: String,
     others: Vec<Tollgate>,
     /// The lines of stdout that came before and just after the address.
@@ -231,7 +231,8 @@ impl Serve {
     /// How it ended before that.
     pub(crate) async fn try_start(self) -> Result<Tollgate, CliRun> {
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
-        let mut child = self.command(&arguments).spawn().expect("the binary starts");
+        let child = self.command(&arguments).spawn();
+        let mut child = Running(child.expect("the binary starts"));
         let log = Arc::new(Mutex::new(String::new()));
         let log_ends = collect(child.stderr.take().expect("piped"), Arc::clone(&log));
         let (sender, first_line) = tokio::sync::oneshot::channel();
@@ -477,8 +478,27 @@ impl Tollgate {
     }
 }
 
-impl Drop for Tollgate {
+/// A process that ends with its handle, also where whoever started it is given up before it is ready.
+#[derive(Debug)]
+struct Running(Child);
+
+impl std::ops::Deref for Running {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
-        self.kill9();
+        let _ = self.kill();
+        let _ = self.wait();
     }
 }

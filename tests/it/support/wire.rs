@@ -78,6 +78,11 @@ impl Wire {
         self.mood.forgotten.store(made, Ordering::SeqCst);
     }
 
+    /// How many connections were made over it so far.
+    pub(crate) fn made(&self) -> usize {
+        self.mood.connections.lock().unwrap().len() / 2
+    }
+
     /// Ends all connections there are.
     pub(crate) fn cut(&self) {
         for connection in &*self.mood.connections.lock().unwrap() {
