@@ -338,7 +338,10 @@ fn outgoing(
 ) -> anyhow::Result<Outgoing> {
     let mut outgoing = Outgoing::default();
     let tells_stripe = config.stripe_usage == StripeUsage::On;
-    if config.webhook_urls.is_empty() && config.analytics_sink.is_none() && !tells_stripe {
+    let has_replicas = matches!(recorder.ledger(), Ledger::Redis(_));
+    let tells_others =
+        !config.webhook_urls.is_empty() || config.analytics_sink.is_some() || tells_stripe;
+    if !tells_others && !has_replicas {
         return Ok(outgoing);
     }
     let (store, clock) = (&outbox.store, &outbox.clock);
@@ -386,6 +389,7 @@ fn outgoing(
         metering: tells_stripe.then_some(Metering {
             interval: config.stripe_push_interval,
         }),
+        replicas: told(has_replicas),
     }));
     Ok(outgoing)
 }

@@ -154,6 +154,21 @@ pub struct ActiveLimit {
 }
 
 impl ActiveLimit {
+    /// Limits nothing, and has a tenant's usage of a window counted.
+    #[must_use]
+    pub fn unlimited(feature: FeatureKey, window: Window) -> Self {
+        Self {
+            feature,
+            unit: "".into(),
+            scope: Scope::Tenant,
+            kind: WindowKind::Lifetime,
+            window,
+            soft: None,
+            hard: None,
+            granted: Quantity::ZERO,
+        }
+    }
+
     /// The value that a reservation must fit under, with its kind.
     #[must_use]
     pub fn ceiling(&self, mode: SoftLimitMode) -> Option<(Quantity, LimitType)> {

@@ -531,6 +531,20 @@ impl Catalogue {
         }
     }
 
+    /// Usage of a tenant before this has burned grants by `now`; `None`: it has none.
+    #[must_use]
+    pub fn burned_until(&self, policy: &Policy, now: Timestamp) -> Option<Timestamp> {
+        let planned = policy.plan.as_ref().filter(|_| !policy.grants.is_empty())?;
+        let features = planned.features.iter().filter(|it| it.is_metered);
+        let until = features.flat_map(|feature| {
+            let granting = self.granting(policy, &feature.key, now);
+            let raised = policy.limits_of(feature, now).into_iter();
+            let raised = raised.filter(grants::raises);
+            raised.map(move |limit| granting.burned_until(limit.window, now))
+        });
+        until.max()
+    }
+
     /// What is left of each grant of a tenant that has begun, by the first of its limits that grants raise.
     ///
     /// # Errors

@@ -82,7 +82,10 @@ impl Granting<'_> {
             stretches.push(Stretch {
                 window,
                 start,
-                used_by_end: self.used(until_now).await?,
+                used_by_end: self
+                    .recorder
+                    .used(self.tenant, self.feature, until_now)
+                    .await?,
             });
         }
         let replayed = grant::replay(&self.grants, hard, &stretches, window, now);
@@ -123,14 +126,13 @@ impl Granting<'_> {
             stretches.push(Stretch {
                 window,
                 start,
-                used_by_end: self.used(until_cut).await?,
+                used_by_end: self
+                    .recorder
+                    .used_by_all(self.tenant, self.feature, until_cut)
+                    .await?,
             });
             start = cut;
         }
         Ok((stretches, start))
-    }
-
-    async fn used(&self, window: Window) -> StoreResult<Quantity> {
-        self.recorder.used(self.tenant, self.feature, window).await
     }
 }

@@ -1,7 +1,8 @@
-//! What others are to be told of recorded usage: its events, what counts on meters, and that limits are to be looked at.
+//! What others are to be told of recorded usage: its events, what counts on meters, that limits are to be looked at, and
+//! whose grants it has burned late.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{Arc, Weak},
 };
 
@@ -12,7 +13,7 @@ use crate::{
     analytics,
     billing::stripe::{self, Metering},
     clock::Clock,
-    domain::{ids::TenantId, usage::UsageEvent},
+    domain::{ids::TenantId, time::Timestamp, usage::UsageEvent},
     services::{
         catalogue::{Catalogue, Policy},
         notices,
@@ -40,6 +41,8 @@ pub struct Onward {
     pub notices: Told,
     /// `None` if nothing goes to Stripe.
     pub metering: Option<Metering>,
+    /// Other servers that decide by the same totals.
+    pub replicas: Told,
 }
 
 type Policies = HashMap<TenantId, Option<Arc<Policy>>>;
@@ -49,7 +52,8 @@ impl Teller for Onward {
     async fn tell(&self, journal: Uuid, events: &[(Seq, UsageEvent)]) -> StoreResult<Tell> {
         let now = self.clock.now();
         let mut tell = Tell::default();
-        if self.analytics == Told::Yes || self.metering.is_some() {
+        let replicas = self.replicas == Told::Yes;
+        if self.analytics == Told::Yes || self.metering.is_some() || replicas {
             let policies = self.policies(events).await?;
             if self.analytics == Told::Yes {
                 let slug_of = |tenant: TenantId| {
@@ -62,6 +66,9 @@ impl Teller for Onward {
                 let policy_of = |tenant: TenantId| policies.get(&tenant).and_then(Option::as_deref);
                 tell.meters = stripe::uses(events, policy_of, metering);
             }
+            if replicas {
+                tell.late = self.late(events, &policies, now)?;
+            }
         }
         if self.notices == Told::Yes {
             tell.entries.extend(notices::check_of(journal, events, now));
@@ -71,9 +78,39 @@ impl Teller for Onward {
 }
 
 impl Onward {
-    async fn policies(&self, events: &[(Seq, UsageEvent)]) -> StoreResult<Policies> {
+    /// The tenants of usage that has burned grants by now, although it was admitted in a window that is over.
+    fn late(
+        &self,
+        events: &[(Seq, UsageEvent)],
+        policies: &Policies,
+        now: Timestamp,
+    ) -> StoreResult<Vec<TenantId>> {
+        let catalogue = self.catalogue()?;
+        let policies = policies.values().flatten();
+        let burned = policies.filter_map(|policy| {
+            let until = catalogue.burned_until(policy, now)?;
+            Some((policy.tenant.tenant_id, until))
+        });
+        let burned: HashMap<TenantId, Timestamp> = burned.collect();
+        if burned.is_empty() {
+            return Ok(Vec::new()); // nearly always
+        }
+        let is_late = |event: &&UsageEvent| {
+            let until = burned.get(&event.tenant_id);
+            until.is_some_and(|until| event.admitted_at < *until)
+        };
+        let late = events.iter().map(|(_, event)| event).filter(is_late);
+        let late: HashSet<TenantId> = late.map(|event| event.tenant_id).collect();
+        Ok(late.into_iter().collect())
+    }
+
+    fn catalogue(&self) -> StoreResult<Arc<Catalogue>> {
         let gone = || StoreError::Unavailable("shutting down".to_owned());
-        let catalogue: Arc<Catalogue> = self.catalogue.upgrade().ok_or_else(gone)?;
+        self.catalogue.upgrade().ok_or_else(gone)
+    }
+
+    async fn policies(&self, events: &[(Seq, UsageEvent)]) -> StoreResult<Policies> {
+        let catalogue = self.catalogue()?;
         let mut policies = Policies::new();
         for (_, event) in events {
             if let Entry::Vacant(unknown) = policies.entry(event.tenant_id) {

@@ -19,6 +19,7 @@ use crate::{
         administrator::Actor,
         feature::FeatureKey,
         ids::{EventId, TenantId},
+        limit::ActiveLimit,
         quantity::Quantity,
         reservation::Reservation,
         time::Timestamp,
@@ -41,6 +42,8 @@ use crate::{
 
 /// How many events one drain moves at most: large enough for SQLite to write 100,000 a second.
 pub(crate) const BATCH: usize = 20_000;
+/// After so long what is settled is in the store, unless that is away. Redis keeps what a window counted no longer.
+const DRAINED_WITHIN: Duration = Duration::from_secs(240);
 /// How long a start waits for totals that are shared; then requests get what the fail mode says until they are there.
 const SHARED_TOTALS_TIME: Duration = Duration::from_secs(3);
 /// How many tenants have their counters in memory at most.
@@ -439,6 +442,28 @@ impl Recorder {
             .totals(tenant, std::slice::from_ref(feature), window, None)
             .await?;
         Ok(totals.totals.iter().map(|total| total.quantity).sum())
+    }
+
+    /// The same of a window that has ended; where replicas share their totals, what the journals of the others have is
+    /// included, as long as it may not be in the store yet.
+    ///
+    /// # Errors
+    /// As [`used`](Self::used).
+    pub async fn used_by_all(
+        &self,
+        tenant: TenantId,
+        feature: &FeatureKey,
+        window: Window,
+    ) -> StoreResult<Quantity> {
+        let now = self.clock.now();
+        if matches!(self.ledger, Ledger::Redis(_)) && now.since(window.end()) < DRAINED_WITHIN {
+            let limits = [ActiveLimit::unlimited(feature.clone(), window)].into();
+            let states = self.ledger.states(tenant, None, "", &limits, now).await;
+            if let Ok([state]) = states.as_deref() {
+                return Ok(state.settled);
+            }
+        }
+        self.used(tenant, feature, window).await
     }
 
     /// Forgets an end user: its id is replaced by one that says nothing, in the store and in live totals. Usage that is

@@ -42,6 +42,9 @@ pub struct Tell {
     pub entries: Vec<NewEntry>,
     /// What counts on Stripe's meters; only that of events which are new is added.
     pub meters: Vec<MeterUse>,
+    /// Tenants that used something in a window that is over: it may have burned grants that other servers take for whole,
+    /// which are to read them again.
+    pub late: Vec<TenantId>,
 }
 
 /// One counter of the ledger, as the store can sum it.

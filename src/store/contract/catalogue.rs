@@ -1,7 +1,7 @@
 //! Plans, tenants, subscriptions, overrides, grants, and the feed of what changed.
 
 use super::{
-    SharedStore, ada, at, by, key_of, limit, new_tenant_id, plan, secret, stored_plan,
+    SharedStore, ada, at, by, key_of, limit, new_tenant_id, plan, position, secret, stored_plan,
     stored_tenant, subscription, tenant,
 };
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     store::{
         StoreError,
         catalogue::{Changed, TenantPolicy, TenantSearch},
+        usage::Tell,
         versions,
     },
 };
@@ -56,6 +57,7 @@ macro_rules! cases {
             revoking_a_grant_again_changes_nothing,
             the_change_feed_names_what_every_write_changed,
             a_write_that_fails_is_not_in_the_change_feed,
+            late_usage_is_a_change_of_its_tenant,
             a_pruned_change_feed_says_that_everything_changed,
             a_change_feed_is_pruned_from_its_beginning_a_part_at_a_time,
             a_version_that_the_store_has_not_reached_means_that_everything_changed,
@@ -769,4 +771,17 @@ pub(crate) async fn a_version_that_the_store_has_not_reached_means_that_everythi
     let changes = store.changes_since(1_000_000).await.unwrap();
     assert_eq!(changes.changed, [Changed::Everything]);
     assert!(changes.version < 1_000_000);
+}
+
+/// Other servers have placed its limits by what they knew of its grants.
+pub(crate) async fn late_usage_is_a_change_of_its_tenant(store: &SharedStore) {
+    let late = new_tenant_id();
+    let before = store.changes_since(0).await.unwrap().version;
+    let tell = Tell {
+        late: vec![late],
+        ..Tell::default()
+    };
+    store.record(&[], position(1), &tell).await.unwrap();
+    let changes = store.changes_since(before).await.unwrap();
+    assert_eq!(changes.changed, [Changed::Tenant(late)]);
 }

@@ -99,8 +99,8 @@ fn used(slot: &Slot, quantity: i64, customer: Option<&str>) -> (UsageEvent, Mete
 async fn record(store: &SharedStore, used: &[(UsageEvent, MeterUse)]) {
     let (events, meters): (Vec<_>, Vec<_>) = used.iter().cloned().unzip();
     let tell = Tell {
-        entries: vec![],
         meters,
+        ..Tell::default()
     };
     store.record(&events, position(1), &tell).await.unwrap();
 }

@@ -312,7 +312,7 @@ async fn batches_that_replicas_record_at_once_count_once() {
             payload: "{}".to_owned(),
             created_at: at,
         }],
-        meters: vec![],
+        ..Tell::default()
     };
     let batches = (0..30).map(|number: usize| {
         let (store, shared) = (&stores[number % 3], &shared);
@@ -369,8 +369,8 @@ async fn slots_that_replicas_fill_and_hand_on_at_once_are_told_of_whole_and_once
                     events.reverse();
                 }
                 let tell = Tell {
-                    entries: vec![],
                     meters: events.iter().map(counted).collect(),
+                    ..Tell::default()
                 };
                 let drained = position(writer as u128, u64::from(round));
                 store.record(&events, drained, &tell).await.unwrap();
@@ -517,8 +517,8 @@ async fn everything_of_a_sqlite_database_moves_and_only_to_an_empty_one() {
         .collect();
     events[1].event_id = EventId::new(Uuid::new_v5(&Uuid::NAMESPACE_URL, b"x"));
     let tell = Tell {
-        entries: vec![],
         meters: events.iter().map(counted).collect(),
+        ..Tell::default()
     };
     old.record(&events, position(7, 3), &tell).await.unwrap();
     let pushed_at = "2026-02-15T12:00:00Z".parse().unwrap();

@@ -360,6 +360,17 @@ async fn record(
         ],
     )
     .await?;
+    // Last, as other changes wait for whoever makes one.
+    if !tell.late.is_empty() {
+        let late: Vec<Uuid> = tell.late.iter().map(|tenant| tenant.uuid()).collect();
+        rows::run(
+            tx,
+            "SELECT add_catalogue_change('tenant', id::text) FROM unnest($1::uuid[]) AS late (id)",
+            params![late],
+        )
+        .await?;
+        rows::run(tx, "SELECT pg_notify('tollgate_catalogue', '')", params![]).await?;
+    }
     Ok(Record::Done(recorded))
 }
 

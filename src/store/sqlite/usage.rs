@@ -51,6 +51,14 @@ impl UsageStore for SqliteStore {
             })?;
             outbox::enqueue(tx, &tell.entries)?;
             stripe::add_waiting(tx, &tell.meters, &new)?;
+            for tenant in &tell.late {
+                rows::run(
+                    tx,
+                    "INSERT INTO catalogue_changes (kind, id, changed_at)
+                     SELECT 'tenant', ?1, at FROM change_in_progress",
+                    params![blob(tenant.uuid())],
+                )?;
+            }
             Ok(recorded)
         })
         .await

@@ -17,6 +17,8 @@ mod durable;
 mod every_run_is_paid_for;
 #[path = "../promises/exact.rs"]
 mod exact;
+#[path = "../promises/late.rs"]
+mod late;
 #[path = "../promises/repeats.rs"]
 mod repeats;
 #[path = "../promises/reservations.rs"]

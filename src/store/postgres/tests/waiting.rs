@@ -225,8 +225,8 @@ async fn what_replicas_do_one_after_another_waits_for_whoever_does_it() {
     let other = by_hand(&database.url()).await;
     let event = used(TenantId::new(new_id()), 1, ada().at);
     let tell = Tell {
-        entries: vec![],
         meters: vec![counted(&event)],
+        ..Tell::default()
     };
     let now = ada().at.plus(Duration::from_secs(60));
     store.record(&[event], position(1, 1), &tell).await.unwrap();
