@@ -261,6 +261,8 @@ async fn lowered_outputs_share_what_is_left() {
         .sum();
     assert_eq!(granted, 50_000, "all of it, and no more");
     drop(decided);
+    // What a node gave back without waiting for it is behind its next question.
+    output(Named::ByClient).totals(&nodes.ledgers[1]).await;
     assert_eq!(
         output(Named::ByClient).totals(&nodes.ledgers[0]).await,
         [(0, 0)]

@@ -217,6 +217,10 @@ async fn open_counts_every_request_that_was_decided_without_redis() {
     let beta = beta.limit("messages", hard(5)).create().await;
     let mut let_by = 0;
     for replica in replicas.everywhere(&beta) {
+        eventually("the database has told its key", || async {
+            (replica.get("/v1/models").await.status == 200).then_some(())
+        })
+        .await;
         for _ in 0..7 {
             let_by += i64::from(replica.complete(json!({})).await.status == 200);
         }
