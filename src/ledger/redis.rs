@@ -171,8 +171,6 @@ pub struct RedisLedger {
     /// recorded and forgotten between look and telling would be counted twice.
     telling: tokio::sync::RwLock<()>,
     dark: Mutex<drain::Dark>,
-    /// Held by whoever has a tenant's totals read anew and strikes it off `dark`.
-    anew: tokio::sync::Mutex<()>,
     tally: Tally,
 }
 
@@ -222,7 +220,6 @@ impl RedisLedger {
             told: AtomicU64::new(0),
             telling: tokio::sync::RwLock::default(),
             dark: Mutex::default(),
-            anew: tokio::sync::Mutex::default(),
             tally: Tally::default(),
             buckets,
         });

@@ -48,6 +48,8 @@ pub(super) struct Bucket {
     /// Told when the state may have changed.
     pub(super) turned: Notify,
     pub(super) memory: Mutex<Memory>,
+    /// Held by whoever has totals of its tenants read anew and strikes them off those to be read.
+    pub(super) anew: tokio::sync::Mutex<()>,
 }
 
 /// What the heartbeat remembers of a bucket.
@@ -73,6 +75,7 @@ impl Bucket {
             wake: Notify::new(),
             turned: Notify::new(),
             memory: Mutex::default(),
+            anew: tokio::sync::Mutex::default(),
         }
     }
 
@@ -90,7 +93,7 @@ impl Bucket {
     /// # Errors
     /// Why nothing is to be asked of it now.
     pub(super) fn term(&self) -> Result<Term, Fault> {
-        let outage = self.outages.load(Ordering::SeqCst); // before the state, which turns first
+        let outage = self.outages(); // before the state, which turns first
         match &**self.state.load() {
             State::Down(fault) => Err(fault.clone()),
             State::Rebuilding(epoch) | State::Live(epoch) => Ok(Term {
@@ -103,7 +106,7 @@ impl Bucket {
     /// Whether it was away since a call was made: what answers now may be another server, which has something else in
     /// the same epoch until its first heartbeat.
     pub(super) fn was_away_since(&self, term: &Term) -> bool {
-        term.outage != self.outages.load(Ordering::SeqCst)
+        term.outage != self.outages()
     }
 
     /// Whether it is in another epoch now than when a call was made, as far as this node knows.
@@ -114,17 +117,33 @@ impl Bucket {
         }
     }
 
-    pub(super) fn set(&self, state: State) {
+    fn set(&self, state: State) {
         self.state.store(Arc::new(state));
         self.turned.notify_waiters();
     }
 
+    /// How often it was away so far.
+    pub(super) fn outages(&self) -> u64 {
+        self.outages.load(Ordering::SeqCst)
+    }
+
+    /// Turns to what a heartbeat found that began after so many outages; `false`: there was another one since.
+    pub(super) fn turn(&self, state: State, outages: u64) -> bool {
+        let _against_fail = self.lock();
+        let is_so = self.outages() == outages;
+        if is_so && **self.state.load() != state {
+            self.set(state);
+        }
+        is_so
+    }
+
     /// Notes that a call failed: from now on none waits for it.
     pub(super) fn fail(&self, fault: &Fault) {
+        let mut memory = self.lock();
         if !matches!(&**self.state.load(), State::Down(_)) {
             self.set(State::Down(told(fault)));
             self.outages.fetch_add(1, Ordering::SeqCst);
-            self.lock().was_down = true;
+            memory.was_down = true;
             self.wake.notify_one();
         }
     }

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
     Fault, RedisLedger, Script, lock,
@@ -71,11 +71,19 @@ impl RedisLedger {
             written
         };
         // Where Redis is back already, or only some calls failed.
-        for tenant in written {
-            let of_tenant = events.iter().map(|(_, event)| event);
-            let of_tenant = of_tenant.filter(|event| event.tenant_id == tenant);
-            let stored: Vec<Event> = of_tenant.map(Event::of).collect();
-            let _alone = self.anew.lock().await;
+        let is_back = |tenant: &TenantId| self.bucket(*tenant).term().is_ok();
+        let back = written.into_iter().filter(is_back);
+        let mut stored: HashMap<TenantId, Vec<Event>> = back.map(|it| (it, Vec::new())).collect();
+        if stored.is_empty() {
+            return;
+        }
+        for (_, event) in events {
+            if let Some(of_tenant) = stored.get_mut(&event.tenant_id) {
+                of_tenant.push(Event::of(event));
+            }
+        }
+        for (tenant, stored) in stored {
+            let _alone = self.bucket(tenant).anew.lock().await;
             let is_done = self.begin_anew(tenant, &stored).await.is_ok();
             let mut dark = lock(&self.dark);
             if is_done {
@@ -86,22 +94,21 @@ impl RedisLedger {
         }
     }
 
-    /// Has the totals of tenants read anew whose usage may have come into the store while Redis was away.
-    pub(super) async fn begin_anew_where(
-        &self,
-        is_meant: impl Fn(TenantId) -> bool,
-    ) -> Result<(), Fault> {
-        let meant: Vec<TenantId> = {
+    /// Has totals of a bucket read anew that may lack usage which came into the store while Redis was away.
+    pub(super) async fn begin_all_anew(&self, index: usize) -> Result<(), Fault> {
+        let _alone = self.buckets[index].anew.lock().await;
+        let tenants: Vec<TenantId> = {
             let dark = lock(&self.dark);
             let all = dark.written.union(&dark.writing).copied();
-            all.filter(|tenant| is_meant(*tenant)).collect()
+            all.filter(|it| self.bucket_index(*it) == index).collect()
         };
-        for tenant in meant {
-            let _alone = self.anew.lock().await;
+        let calls = tenants.into_iter().map(|tenant| async move {
             self.begin_anew(tenant, &[]).await?;
             lock(&self.dark).written.remove(&tenant);
-        }
-        Ok(())
+            Ok(())
+        });
+        let calls = stream::iter(calls).buffer_unordered(CALLS_AT_ONCE);
+        calls.try_collect().await
     }
 
     /// Takes note that the journal has forgotten them.

@@ -71,7 +71,7 @@ impl RedisLedger {
     /// One heartbeat; how long until the next.
     async fn beat(&self, index: usize) -> Duration {
         let bucket = &self.buckets[index];
-        let began = Instant::now();
+        let (began, outages) = (Instant::now(), bucket.outages());
         let reply = match self.heartbeat(index).await {
             Ok(reply) => reply,
             Err(fault) => {
@@ -99,7 +99,10 @@ impl RedisLedger {
         };
         let was_down = std::mem::take(&mut bucket.lock().was_down);
         if is_new || was_down {
-            bucket.set(State::Rebuilding(Arc::clone(&epoch)));
+            if !bucket.turn(State::Rebuilding(Arc::clone(&epoch)), outages) {
+                bucket.lock().was_down = true;
+                return Duration::ZERO;
+            }
             if let Err(fault) = self.tell(index, is_new).await {
                 tracing::debug!(%fault, "Redis could not be told everything yet");
                 bucket.lock().was_down = true;
@@ -110,15 +113,23 @@ impl RedisLedger {
                 return Duration::ZERO; // to say so
             }
         }
-        if !reply.is_live {
-            bucket.set(State::Rebuilding(epoch));
-            return REBUILD_BEAT;
+        let state = if reply.is_live {
+            State::Live(epoch)
+        } else {
+            State::Rebuilding(epoch)
+        };
+        let is_news = *bucket.state() != state;
+        if !bucket.turn(state, outages) {
+            return Duration::ZERO;
         }
-        if *bucket.state() != State::Live(Arc::clone(&epoch)) {
-            bucket.set(State::Live(epoch));
+        if is_news && reply.is_live {
             self.apart.end();
         }
-        BEAT_EVERY
+        if reply.is_live {
+            BEAT_EVERY
+        } else {
+            REBUILD_BEAT
+        }
     }
 
     async fn heartbeat(&self, index: usize) -> Result<Reply, Fault> {
@@ -196,7 +207,7 @@ impl RedisLedger {
         if is_new {
             self.hold_reservations(index).await?;
         }
-        self.begin_anew_where(of_bucket).await
+        self.begin_all_anew(index).await
     }
 
     /// Holds again what the reservation API has open, by the store. What is settled or released meanwhile is given back.

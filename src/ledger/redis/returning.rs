@@ -322,3 +322,16 @@ async fn a_request_that_settles_at_any_point_of_a_drain_in_the_dark_counts_once(
         }
     }
 }
+
+#[test]
+fn a_heartbeat_that_began_before_an_outage_does_not_end_it() {
+    let bucket = Bucket::new(0);
+    let live = || State::Live("epoch".into());
+    let before = bucket.outages();
+    assert!(bucket.turn(live(), before));
+    bucket.fail(&Fault::TimedOut);
+    assert!(!bucket.turn(live(), before));
+    assert!(matches!(*bucket.state(), State::Down(_)));
+    assert!(bucket.turn(live(), bucket.outages()));
+    assert_eq!(*bucket.state(), live());
+}
