@@ -84,12 +84,8 @@ impl RedisLedger {
         }
         for (tenant, stored) in stored {
             let _alone = self.bucket(tenant).anew.lock().await;
-            let is_done = self.begin_anew(tenant, &stored).await.is_ok();
-            let mut dark = lock(&self.dark);
-            if is_done {
-                dark.written.remove(&tenant);
-            } else {
-                dark.written.insert(tenant); // a heartbeat may have struck it off before the store had them
+            if self.begin_anew(tenant, &stored).await.is_ok() {
+                lock(&self.dark).written.remove(&tenant);
             }
         }
     }
@@ -98,17 +94,23 @@ impl RedisLedger {
     pub(super) async fn begin_all_anew(&self, index: usize) -> Result<(), Fault> {
         let _alone = self.buckets[index].anew.lock().await;
         let tenants: Vec<TenantId> = {
-            let dark = lock(&self.dark);
+            let mut dark = lock(&self.dark);
             let all = dark.written.union(&dark.writing).copied();
-            all.filter(|it| self.bucket_index(*it) == index).collect()
+            let meant: Vec<TenantId> = all.filter(|it| self.bucket_index(*it) == index).collect();
+            // Now, so that what comes into the store meanwhile is noted anew.
+            for tenant in &meant {
+                dark.written.remove(tenant);
+            }
+            meant
         };
-        let calls = tenants.into_iter().map(|tenant| async move {
-            self.begin_anew(tenant, &[]).await?;
-            lock(&self.dark).written.remove(&tenant);
-            Ok(())
-        });
+        let calls = tenants.clone().into_iter();
+        let calls = calls.map(|tenant| async move { self.begin_anew(tenant, &[]).await });
         let calls = stream::iter(calls).buffer_unordered(CALLS_AT_ONCE);
-        calls.try_collect().await
+        let done: Result<(), Fault> = calls.try_collect().await;
+        if done.is_err() {
+            lock(&self.dark).written.extend(tenants);
+        }
+        done
     }
 
     /// Takes note that the journal has forgotten them.
