@@ -143,7 +143,8 @@ async fn record_events(backup: &mut OpenedBackup, staged: &Path) -> Result<u64, 
             path: rows.path().to_owned(),
             why: format!("its events can't be read: {why}"),
         })?;
-        let Recorded { inserted, .. } = store.record(&events, position, &Tell::default()).await?;
+        let batch = events.into_iter().collect();
+        let Recorded { inserted, .. } = store.record(batch, position, Tell::default()).await?;
         added += inserted;
     }
     doubt_what_stripe_is_to_be_told(&store, backup.manifest.made_at).await?;

@@ -250,7 +250,8 @@ impl Journal {
         &self,
         limit: usize,
     ) -> Result<Vec<(Seq, UsageEvent)>, JournalError> {
-        self.read(move |read| tables::read_undrained(read, limit))
+        let pending = usize::try_from(self.pending()).unwrap_or(usize::MAX);
+        self.read(move |read| tables::read_undrained(read, limit, pending))
             .await
     }
 

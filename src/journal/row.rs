@@ -18,6 +18,8 @@ use crate::domain::{
 
 /// The first byte of a row.
 const FORMAT: u8 = 1;
+/// Bytes that no event is without: two ids, and a byte for each of the rest.
+const SMALLEST_EVENT: usize = 2 * 16 + 11;
 
 /// Why a row could not be read.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -98,7 +100,9 @@ pub(super) fn count_events(row: &[u8]) -> Result<u64, RowError> {
 /// The events of `row`, in order.
 pub(super) fn decode_row(row: &[u8]) -> Result<Vec<UsageEvent>, RowError> {
     let (count, mut rest) = read_head(row)?;
-    let mut events = Vec::new();
+    // A damaged row may say any number.
+    let most = rest.len() / SMALLEST_EVENT;
+    let mut events = Vec::with_capacity(usize::try_from(count).map_or(most, |it| it.min(most)));
     for _ in 0..count {
         let (stored, after) =
             postcard::take_from_bytes::<StoredEvent<'_>>(rest).map_err(damaged)?;

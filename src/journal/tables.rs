@@ -132,12 +132,13 @@ pub(super) fn survey(read: &ReadTransaction) -> TableResult<HashMap<TenantId, Se
     Ok(last_of)
 }
 
-/// The oldest events not yet drained, at most `limit`.
+/// The oldest events not yet drained, at most `limit`, of about `pending`.
 pub(super) fn read_undrained(
     read: &ReadTransaction,
     limit: usize,
+    pending: usize,
 ) -> TableResult<Vec<(Seq, UsageEvent)>> {
-    let mut events = Vec::new();
+    let mut events = Vec::with_capacity(limit.min(pending));
     each_undrained(read, |seq, event| {
         if events.len() == limit {
             return ControlFlow::Break(());

@@ -35,7 +35,7 @@ use crate::{
     store::{
         SharedStore, StoreError, StoreResult,
         maintenance::StoreCopy,
-        usage::{CounterOf, JournalPosition, Recorded, Seq, Tell},
+        usage::{Batch, CounterOf, JournalPosition, Recorded, Seq, Tell},
     },
     telemetry::{events, metrics::Metrics},
 };
@@ -243,7 +243,7 @@ impl Recorder {
         if self.journal.pending() == 0 {
             return Ok(Progress::Idle);
         }
-        let batch = self.journal.read_undrained(BATCH).await?;
+        let batch = Batch::from(self.journal.read_undrained(BATCH).await?);
         let Some((upto, _)) = batch.last() else {
             return Ok(Progress::Idle);
         };
@@ -252,9 +252,8 @@ impl Recorder {
             journal: self.journal.id(),
             seq: upto,
         };
-        let events: Vec<UsageEvent> = batch.iter().map(|(_, event)| event.clone()).collect();
         let recorded = match self.new_of(&batch).await {
-            Ok(new) => self.record_batch(&events, new, position).await,
+            Ok(new) => self.record_batch(batch.clone(), new, position).await,
             Err(error) => Err(error),
         };
         // After a failure the store may have it or not.
@@ -299,7 +298,7 @@ impl Recorder {
 
     async fn record_batch(
         &self,
-        events: &[UsageEvent],
+        batch: Batch,
         new: &[(Seq, UsageEvent)],
         position: JournalPosition,
     ) -> StoreResult<Recorded> {
@@ -308,7 +307,7 @@ impl Recorder {
             _ => Tell::default(),
         };
         self.ledger.announce(new).await;
-        self.store.record(events, position, &tell).await
+        self.store.record(batch, position, tell).await
     }
 
     /// Has `teller` say what others are to be told of usage; the first one given stays.

@@ -1,6 +1,6 @@
 //! Usage events and their rollups.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::Deref, sync::Arc};
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -26,6 +26,51 @@ pub struct Seq(pub u64);
 pub struct JournalPosition {
     pub journal: Uuid,
     pub seq: Seq,
+}
+
+/// Events on their way into the store, in order, each with its place in the journal that it comes from. Sharing them costs
+/// nothing: a store may write them on a thread of its own.
+#[derive(Clone, Debug, Default)]
+pub struct Batch(Arc<Vec<(Seq, UsageEvent)>>);
+
+impl Batch {
+    pub fn events(&self) -> impl ExactSizeIterator<Item = &UsageEvent> + Clone {
+        self.0.iter().map(|(_, event)| event)
+    }
+}
+
+impl Deref for Batch {
+    type Target = [(Seq, UsageEvent)];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl From<Vec<(Seq, UsageEvent)>> for Batch {
+    fn from(events: Vec<(Seq, UsageEvent)>) -> Self {
+        Self(Arc::new(events))
+    }
+}
+
+/// Events of no journal that is known: their places count from 1.
+impl FromIterator<UsageEvent> for Batch {
+    fn from_iter<I: IntoIterator<Item = UsageEvent>>(events: I) -> Self {
+        let events: Vec<_> = (1..).map(Seq).zip(events).collect();
+        events.into()
+    }
+}
+
+impl<const N: usize> From<[UsageEvent; N]> for Batch {
+    fn from(events: [UsageEvent; N]) -> Self {
+        events.into_iter().collect()
+    }
+}
+
+impl From<&[UsageEvent]> for Batch {
+    fn from(events: &[UsageEvent]) -> Self {
+        events.iter().cloned().collect()
+    }
 }
 
 /// What became of a batch.
@@ -135,9 +180,9 @@ pub trait UsageStore: Send + Sync {
     /// returns: the journal forgets these events.
     async fn record(
         &self,
-        events: &[UsageEvent],
+        batch: Batch,
         drained: JournalPosition,
-        tell: &Tell,
+        tell: Tell,
     ) -> StoreResult<Recorded>;
 
     /// How far `journal` has been recorded; 0 if never.

@@ -781,7 +781,7 @@ pub(crate) async fn late_usage_is_a_change_of_its_tenant(store: &SharedStore) {
         late: vec![late],
         ..Tell::default()
     };
-    store.record(&[], position(1), &tell).await.unwrap();
+    store.record([].into(), position(1), tell).await.unwrap();
     let changes = store.changes_since(before).await.unwrap();
     assert_eq!(changes.changed, [Changed::Tenant(late)]);
 }

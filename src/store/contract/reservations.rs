@@ -174,7 +174,7 @@ pub(crate) async fn a_settlement_waits_until_its_event_is_recorded(store: &Share
         recorded_at: settled.at,
     };
     store
-        .record(&[event], position(1), &Tell::default())
+        .record([event].into(), position(1), Tell::default())
         .await
         .unwrap();
     assert_eq!(store.list_unrecorded_reservations().await, Ok(vec![]));

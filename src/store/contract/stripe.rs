@@ -102,7 +102,10 @@ async fn record(store: &SharedStore, used: &[(UsageEvent, MeterUse)]) {
         meters,
         ..Tell::default()
     };
-    store.record(&events, position(1), &tell).await.unwrap();
+    store
+        .record(events.as_slice().into(), position(1), tell)
+        .await
+        .unwrap();
 }
 
 /// Usage of `quantity` in a slot of customer `cus_1`.

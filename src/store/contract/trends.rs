@@ -63,11 +63,11 @@ pub(crate) async fn usage_by_hour_is_that_of_all_tenants_or_of_one(store: &Share
         event(other, "2026-05-01T12:00:00Z", 4, 0),
     ];
     store
-        .record(&events[..2], position(2), &Tell::default())
+        .record((&events[..2]).into(), position(2), Tell::default())
         .await
         .unwrap();
     store
-        .record(&events[2..], position(4), &Tell::default())
+        .record((&events[2..]).into(), position(4), Tell::default())
         .await
         .unwrap();
     let asked = window("2026-05-01T10:00:00Z", "2026-05-01T12:00:00Z");
@@ -93,7 +93,7 @@ pub(crate) async fn a_repeated_event_adds_nothing_to_an_hour(store: &SharedStore
     for seq in 1..3 {
         let events = [event.clone()];
         store
-            .record(&events, position(seq), &Tell::default())
+            .record(events.as_slice().into(), position(seq), Tell::default())
             .await
             .unwrap();
     }

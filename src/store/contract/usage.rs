@@ -95,7 +95,7 @@ fn seats() -> FeatureKey {
 
 async fn record(store: &SharedStore, events: &[UsageEvent]) -> Recorded {
     store
-        .record(events, position(0), &Tell::default())
+        .record(events.into(), position(0), Tell::default())
         .await
         .unwrap()
 }
@@ -352,7 +352,7 @@ pub(crate) async fn counters_are_summed_by_subject_with_the_position_they_cover(
     let journal = position(7).journal;
     assert_eq!(store.drained(journal).await, Ok(Seq(0)));
     store
-        .record(&events, position(7), &Tell::default())
+        .record(events.as_slice().into(), position(7), Tell::default())
         .await
         .unwrap();
 
@@ -401,7 +401,7 @@ pub(crate) async fn a_journals_position_never_goes_back(store: &SharedStore) {
     let journal = position(0).journal;
     for (noted, expected) in [(5, 5), (3, 5), (8, 8)] {
         store
-            .record(&[], position(noted), &Tell::default())
+            .record([].into(), position(noted), Tell::default())
             .await
             .unwrap();
         assert_eq!(store.drained(journal).await, Ok(Seq(expected)));

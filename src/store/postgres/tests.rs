@@ -324,7 +324,7 @@ async fn batches_that_replicas_record_at_once_count_once() {
             }
             let drained = position(u128::try_from(number % 3).unwrap(), number as u64);
             store
-                .record(&batch, drained, &tell(number % 3))
+                .record(batch.as_slice().into(), drained, tell(number % 3))
                 .await
                 .unwrap()
         }
@@ -373,7 +373,10 @@ async fn slots_that_replicas_fill_and_hand_on_at_once_are_told_of_whole_and_once
                     ..Tell::default()
                 };
                 let drained = position(writer as u128, u64::from(round));
-                store.record(&events, drained, &tell).await.unwrap();
+                store
+                    .record(events.as_slice().into(), drained, tell)
+                    .await
+                    .unwrap();
             }
         }
     });
@@ -434,7 +437,7 @@ async fn a_nul_in_a_name_keeps_no_batch_from_being_written() {
     };
     let events = [named("a\0b"), named("a\u{FFFD}b"), named("c")];
     store
-        .record(&events, position(1, 3), &Tell::default())
+        .record(events.as_slice().into(), position(1, 3), Tell::default())
         .await
         .unwrap();
     assert_eq!(store.check_rollups().await, Ok(vec![]));
@@ -461,9 +464,9 @@ async fn a_user_is_forgotten_while_usage_comes_in_and_sums_agree() {
     let at: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
     store
         .record(
-            &[used(acme.tenant_id, 1, at)],
+            [used(acme.tenant_id, 1, at)].into(),
             position(1, 1),
-            &Tell::default(),
+            Tell::default(),
         )
         .await
         .unwrap();
@@ -471,7 +474,7 @@ async fn a_user_is_forgotten_while_usage_comes_in_and_sums_agree() {
         for seq in 2..40 {
             let event = used(acme.tenant_id, 1, at);
             other
-                .record(&[event], position(1, seq), &Tell::default())
+                .record([event].into(), position(1, seq), Tell::default())
                 .await
                 .unwrap();
         }
@@ -520,7 +523,9 @@ async fn everything_of_a_sqlite_database_moves_and_only_to_an_empty_one() {
         meters: events.iter().map(counted).collect(),
         ..Tell::default()
     };
-    old.record(&events, position(7, 3), &tell).await.unwrap();
+    old.record(events.as_slice().into(), position(7, 3), tell)
+        .await
+        .unwrap();
     let pushed_at = "2026-02-15T12:00:00Z".parse().unwrap();
     old.hand_on(Which::All, pushed_at, pushed_at, 100)
         .await

@@ -32,8 +32,8 @@ use crate::{
         StoreResult,
         rollups::{ROLLUP_MAX, Rollups},
         usage::{
-            CounterOf, Dimension, FeatureSum, HeaviestAsk, JournalPosition, Recorded, Seq, Tell,
-            TenantAsk, Totals, UsageStore, UsedBy,
+            Batch, CounterOf, Dimension, FeatureSum, HeaviestAsk, JournalPosition, Recorded, Seq,
+            Tell, TenantAsk, Totals, UsageStore, UsedBy,
         },
     },
 };
@@ -42,15 +42,15 @@ use crate::{
 impl UsageStore for PostgresStore {
     async fn record(
         &self,
-        events: &[UsageEvent],
+        batch: Batch,
         drained: JournalPosition,
-        tell: &Tell,
+        tell: Tell,
     ) -> StoreResult<Recorded> {
         // By id, as every replica does: they then wait for each other, if ever, in one direction only.
-        let events = with_plain_names(events);
-        let mut sorted: Vec<&UsageEvent> = events.iter().collect();
+        let batch = with_plain_names(batch);
+        let mut sorted: Vec<&UsageEvent> = batch.events().collect();
         sorted.sort_by_key(|event| event.event_id);
-        let sorted = sorted.as_slice();
+        let (sorted, tell) = (sorted.as_slice(), &tell);
         self.ensure_months(sorted.iter().map(|event| event.event_id))
             .await?;
         let name = "usage.record";
@@ -291,20 +291,20 @@ enum Record {
 }
 
 /// Events as Postgres can hold them ([`rows::text`]): names that become alike count together from here on.
-fn with_plain_names(events: &[UsageEvent]) -> Cow<'_, [UsageEvent]> {
+fn with_plain_names(batch: Batch) -> Batch {
     let is_plain = |event: &UsageEvent| {
         let model = event.model.as_deref().unwrap_or_default();
         !event.user.contains('\0') && !model.contains('\0')
     };
-    if events.iter().all(is_plain) {
-        return Cow::Borrowed(events); // nearly always
+    if batch.events().all(is_plain) {
+        return batch; // nearly always
     }
     let plain = |event: &UsageEvent| UsageEvent {
         user: rows::text(&event.user).into_owned(),
         model: event.model.as_deref().map(|it| rows::text(it).into_owned()),
         ..event.clone()
     };
-    Cow::Owned(events.iter().map(plain).collect())
+    batch.events().map(plain).collect()
 }
 
 /// `events` are sorted by id. Rollups are added to in the order of their key, and what all tenants share comes last: it

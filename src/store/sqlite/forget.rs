@@ -229,7 +229,7 @@ mod tests {
             seq: Seq(6),
         };
         store
-            .record(&events, drained, &Tell::default())
+            .record(events.as_slice().into(), drained, Tell::default())
             .await
             .unwrap();
         let what = Forgetting {

@@ -158,7 +158,7 @@ async fn what_was_written_is_there_after_the_store_was_closed() {
     let store = scratch.open();
     store.create_tenant(&acme, &ada()).await.unwrap();
     store
-        .record(std::slice::from_ref(&event), position(3), &Tell::default())
+        .record([event.clone()].into(), position(3), Tell::default())
         .await
         .unwrap();
     drop(store);
@@ -315,9 +315,9 @@ async fn a_damaged_row_is_an_error_that_names_it() {
     store.create_tenant(&acme, &ada()).await.unwrap();
     store
         .record(
-            &[used(acme.tenant_id, 1, ada().at)],
+            [used(acme.tenant_id, 1, ada().at)].into(),
             position(1),
-            &Tell::default(),
+            Tell::default(),
         )
         .await
         .unwrap();
@@ -476,7 +476,11 @@ async fn a_rollup_that_differs_from_its_events_is_named() {
     let store = scratch.open();
     let acme = TenantId::new(new_id());
     store
-        .record(&[used(acme, 3, ada().at)], position(1), &Tell::default())
+        .record(
+            [used(acme, 3, ada().at)].into(),
+            position(1),
+            Tell::default(),
+        )
         .await
         .unwrap();
     let hand = scratch.by_hand();
@@ -599,7 +603,7 @@ async fn the_usage_view_sums_the_current_period_of_each_metered_feature() {
         store.create_tenant(tenant, &ada()).await.unwrap();
     }
     store
-        .record(&events, position(1), &Tell::default())
+        .record(events.as_slice().into(), position(1), Tell::default())
         .await
         .unwrap();
     let hand = scratch.by_hand();

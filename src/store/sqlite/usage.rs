@@ -27,8 +27,8 @@ use crate::{
         StoreResult,
         rollups::{ROLLUP_MAX, Rollups},
         usage::{
-            CounterOf, Dimension, FeatureSum, HeaviestAsk, JournalPosition, Recorded, Seq, Tell,
-            TenantAsk, Totals, UsageStore, UsedBy,
+            Batch, CounterOf, Dimension, FeatureSum, HeaviestAsk, JournalPosition, Recorded, Seq,
+            Tell, TenantAsk, Totals, UsageStore, UsedBy,
         },
     },
 };
@@ -37,14 +37,13 @@ use crate::{
 impl UsageStore for SqliteStore {
     async fn record(
         &self,
-        events: &[UsageEvent],
+        batch: Batch,
         drained: JournalPosition,
-        tell: &Tell,
+        tell: Tell,
     ) -> StoreResult<Recorded> {
-        let (events, tell) = (events.to_vec(), tell.clone());
         self.write("usage.record", move |tx| {
             let mut new = HashSet::new();
-            let recorded = record(tx, &events, drained, |event| {
+            let recorded = record(tx, &batch, drained, |event| {
                 if !tell.meters.is_empty() {
                     new.insert(event);
                 }
@@ -256,14 +255,14 @@ const ADD_TO_TREND: &str = "
 
 fn record(
     tx: &Transaction<'_>,
-    events: &[UsageEvent],
+    batch: &Batch,
     drained: JournalPosition,
     mut is_new: impl FnMut(EventId),
 ) -> Result<Recorded, Failed> {
     let mut recorded = Recorded::default();
     let mut rollups = Rollups::default();
     let mut insert = tx.prepare_cached(INSERT_EVENT)?;
-    for event in events {
+    for event in batch.events() {
         let used = |feature| event.quantities.of(&feature).get();
         let inserted = insert.execute(params![
             blob(event.event_id.uuid()),

@@ -236,7 +236,7 @@ fn time_of_year(events_an_hour: i64) -> Duration {
                 seq: Seq(0),
             };
             store
-                .record(batch, position, &Tell::default())
+                .record(batch.into(), position, Tell::default())
                 .await
                 .expect("the disk takes it");
         }

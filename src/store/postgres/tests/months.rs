@@ -39,7 +39,7 @@ async fn old_months_are_dropped_whole_and_their_sums_stay() {
         event("2026-03-01T00:00:00Z", 4),
     ];
     store
-        .record(&events, position(1, 4), &Tell::default())
+        .record(events.as_slice().into(), position(1, 4), Tell::default())
         .await
         .unwrap();
     let by_month = |numbers: &[u32]| {
@@ -69,7 +69,7 @@ async fn old_months_are_dropped_whole_and_their_sums_stay() {
     let late = event("2026-01-05T00:00:00Z", 9);
     let late = [late];
     let recorded = other
-        .record(&late, position(2, 1), &Tell::default())
+        .record(late.as_slice().into(), position(2, 1), Tell::default())
         .await
         .unwrap();
     assert_eq!(recorded.inserted, 1);
@@ -79,7 +79,7 @@ async fn old_months_are_dropped_whole_and_their_sums_stay() {
         ..late[0].clone()
     };
     let recorded = store
-        .record(&[again], position(1, 5), &Tell::default())
+        .record([again].into(), position(1, 5), Tell::default())
         .await
         .unwrap();
     assert_eq!(recorded.duplicates, 1);
@@ -96,7 +96,7 @@ async fn a_month_that_somebody_reads_is_dropped_another_time() {
         ..used(acme, 1, at.parse().unwrap())
     };
     store
-        .record(&[event], position(1, 1), &Tell::default())
+        .record([event].into(), position(1, 1), Tell::default())
         .await
         .unwrap();
     let hand = by_hand(&database.url()).await;

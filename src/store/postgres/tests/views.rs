@@ -89,7 +89,7 @@ async fn the_usage_view_sums_the_current_period_of_each_metered_feature() {
     .map(|(when, messages)| used(acme.tenant_id, messages, at(when)));
     store.create_tenant(&acme, &ada()).await.unwrap();
     store
-        .record(&events, position(1, 1), &Tell::default())
+        .record(events.as_slice().into(), position(1, 1), Tell::default())
         .await
         .unwrap();
     let hand = by_hand(&database.url()).await;

@@ -95,7 +95,7 @@ async fn a_transaction_that_is_dropped_leaves_nothing_behind() {
     let acme = TenantId::new(new_id());
     let event = used(acme, 1, ada().at);
     store
-        .record(&[event], position(1, 1), &Tell::default())
+        .record([event].into(), position(1, 1), Tell::default())
         .await
         .unwrap();
     let horizon = store.write("test", |tx| async move {
@@ -153,7 +153,7 @@ async fn a_server_that_is_gone_or_stands_still_is_waited_for_no_longer_than_a_qu
         }
         let batch = [event.clone()];
         store
-            .record(&batch, position(1, 1), &Tell::default())
+            .record(batch.as_slice().into(), position(1, 1), Tell::default())
             .await
             .unwrap();
     }
@@ -193,7 +193,7 @@ async fn over_a_slow_wire_requests_do_not_wait_and_usage_still_arrives() {
     // Work in the background bears it.
     let event = used(acme.tenant_id, 1, ada().at);
     store
-        .record(&[event], position(1, 1), &Tell::default())
+        .record([event].into(), position(1, 1), Tell::default())
         .await
         .unwrap();
     wire.delay(Duration::ZERO);
@@ -229,7 +229,10 @@ async fn what_replicas_do_one_after_another_waits_for_whoever_does_it() {
         ..Tell::default()
     };
     let now = ada().at.plus(Duration::from_secs(60));
-    store.record(&[event], position(1, 1), &tell).await.unwrap();
+    store
+        .record([event].into(), position(1, 1), tell)
+        .await
+        .unwrap();
     let hand_on = async {
         let done = store.hand_on(Which::Due, now, now, 10).await;
         assert_eq!(done.unwrap().entries, 1);
