@@ -33,7 +33,6 @@ use crate::{
 const POLL_EVERY: Duration = Duration::from_millis(500);
 /// How soon usage leaves the journal: within the second that is promised, and in batches under load.
 const DRAIN_EVERY: Duration = Duration::from_millis(200);
-const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How much of what was decided a crash may lose from the overview, where it is shown by the hour.
 const KEEP_DECISIONS_EVERY: Duration = Duration::from_secs(5);
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
@@ -68,6 +67,8 @@ enum Again {
     After(Duration),
     /// Once usage has been written down, and a moment to let more of it come together.
     AfterUsage(Duration),
+    /// Once the journal may have begun or ceased to fail.
+    AfterJournalTurned,
     /// Once the store tells that the catalogue may have changed, or after this time.
     OnChange(Duration),
     /// Once an application has reserved something.
@@ -141,6 +142,7 @@ where
                         app.recorder.journal().written().await;
                         tokio::time::sleep(pause).await;
                     }
+                    Again::AfterJournalTurned => app.recorder.journal().turned().await,
                     Again::AfterReserved => app.reservations.made().await,
                 }
             };
@@ -218,7 +220,7 @@ impl JournalHealth {
             }
             (JournalStatus::Failing { .. }, true) | (JournalStatus::Ok, false) => {}
         }
-        Again::After(WATCH_EVERY)
+        Again::AfterJournalTurned
     }
 }
 

@@ -242,6 +242,11 @@ impl Journal {
         self.inner.shared.written.notified().await;
     }
 
+    /// Waits until [`status`](Self::status) may have changed since this was last waited for. One at a time may wait.
+    pub async fn turned(&self) {
+        self.inner.shared.turned.notified().await;
+    }
+
     /// The oldest events not yet drained, at most `limit`, in order.
     ///
     /// # Errors

@@ -25,6 +25,8 @@ pub(super) struct Shared {
     pub(super) company: Company,
     /// Told of each commit of events.
     pub(super) written: Notify,
+    /// Told when it begins or ceases to be failing.
+    pub(super) turned: Notify,
 }
 
 /// How far the journal is written and drained.
@@ -86,6 +88,7 @@ impl Shared {
             availability: Mutex::new(Availability::Open),
             company: Company::new(),
             written: Notify::new(),
+            turned: Notify::new(),
         };
         Ok((shared, id))
     }
@@ -113,10 +116,12 @@ impl Shared {
 
     pub(super) fn set_failing(&self, detail: String) {
         *self.availability() = Availability::Failing(detail);
+        self.turned.notify_one();
     }
 
     pub(super) fn set_writable(&self) {
         *self.availability() = Availability::Open;
+        self.turned.notify_one();
     }
 
     fn availability(&self) -> MutexGuard<'_, Availability> {
