@@ -41,10 +41,31 @@ impl Calibration {
     /// `reported` × the factor of the first rule that matches, rounded half up.
     #[must_use]
     pub fn apply(&self, model: &str, direction: Direction, reported: Quantity) -> Quantity {
-        let rule = self.0.iter().find(|rule| {
+        self.factor(model, direction)
+            .map_or(reported, |factor| factor.times(reported))
+    }
+
+    /// The most that is recorded of `count` tokens: at least `count`, since what a tokenizer has counted, where the
+    /// provider reports nothing, is not multiplied.
+    #[must_use]
+    pub fn at_most(&self, model: &str, direction: Direction, count: Quantity) -> Quantity {
+        self.factor(model, direction)
+            .map_or(count, |factor| factor.times_at_most(count))
+    }
+
+    /// The largest count of which no more than `recorded` is recorded; of several such counts together no more than
+    /// as many times `recorded`.
+    #[must_use]
+    pub fn within(&self, model: &str, direction: Direction, recorded: Quantity) -> Quantity {
+        self.factor(model, direction)
+            .map_or(recorded, |factor| factor.within(recorded))
+    }
+
+    fn factor(&self, model: &str, direction: Direction) -> Option<Factor> {
+        let applies = |rule: &&Rule| {
             rule.direction.is_none_or(|only| only == direction) && rule.model.matches(model)
-        });
-        rule.map_or(reported, |rule| rule.factor.times(reported))
+        };
+        self.0.iter().find(applies).map(|rule| rule.factor)
     }
 
     #[must_use]
@@ -55,11 +76,31 @@ impl Calibration {
 
 impl Factor {
     fn times(self, quantity: Quantity) -> Quantity {
-        // 2^53 × 10^9 fits an i128 many times over.
-        let scaled = i128::from(quantity.get()) * i128::from(self.0) + i128::from(SCALE / 2);
-        let rounded = scaled.div_euclid(i128::from(SCALE));
-        i64::try_from(rounded).map_or(Quantity::MAX, Quantity::new)
+        self.scaled(quantity, SCALE / 2)
     }
+
+    fn times_at_most(self, quantity: Quantity) -> Quantity {
+        self.at_least_one().scaled(quantity, SCALE - 1)
+    }
+
+    fn within(self, quantity: Quantity) -> Quantity {
+        let count = i128::from(quantity.get()) * i128::from(SCALE);
+        saturated(count.div_euclid(i128::from(self.at_least_one().0)))
+    }
+
+    fn at_least_one(self) -> Self {
+        Self(self.0.max(SCALE))
+    }
+
+    fn scaled(self, quantity: Quantity, rounding: i64) -> Quantity {
+        // 2^53 × 10^9 fits an i128 many times over.
+        let scaled = i128::from(quantity.get()) * i128::from(self.0) + i128::from(rounding);
+        saturated(scaled.div_euclid(i128::from(SCALE)))
+    }
+}
+
+fn saturated(count: i128) -> Quantity {
+    i64::try_from(count).map_or(Quantity::MAX, Quantity::new)
 }
 
 /// Which rule can't be read, and why.
@@ -183,6 +224,26 @@ mod tests {
                 expected,
                 "{factor} × {reported}"
             );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_held_is_enough_for_what_is_recorded(
+            millionths in 0_i64..=5_000_000,
+            count in 0_i64..1_000_000,
+            answers in 1_i64..9,
+        ) {
+            let rules = format!("*={}.{:06}", millionths / SCALE, millionths % SCALE);
+            let rules: Calibration = rules.parse().unwrap();
+            let (count, of) = (Quantity::new(count), Direction::Output);
+            let held = rules.at_most("m", of, count);
+            prop_assert!(rules.apply("m", of, count) <= held && count <= held);
+            prop_assert!(rules.within("m", of, held) >= count, "nothing of it has to be lowered");
+            let most = rules.within("m", of, count);
+            let reported = most.times(answers);
+            prop_assert!(rules.apply("m", of, reported) <= count.times(answers));
+            prop_assert!(reported <= count.times(answers), "as counted by a tokenizer");
         }
     }
 

@@ -41,7 +41,7 @@ pub struct Admitted {
 pub struct OutputGrant {
     /// What the client named, or the model's largest output.
     pub asked: Quantity,
-    /// Per answer, reserved.
+    /// Per answer, as the upstream counts; what it can come to with the settings' calibration is held.
     pub granted: Quantity,
     pub named: Named,
 }

@@ -421,7 +421,7 @@ impl Guard {
             let Some(Want { amount, .. }) = input.filter(|_| by_input) else {
                 return Ok(reserved);
             };
-            let tokenized = (ask.tokenized_input)().await;
+            let tokenized = self.recorded(ask, Direction::Input, (ask.tokenized_input)().await);
             let tighter = match amount {
                 Amount::UpTo { want, .. } => Amount::UpTo {
                     want: *want,
@@ -440,13 +440,16 @@ impl Guard {
 
     fn wants(&self, asked: &Asked<'_>) -> Wants {
         let ask = asked.ask;
+        let bound = self.recorded(ask, Direction::Input, ask.input_bound);
         let input = match ask.open_input {
             // At least what can be seen of it must fit; for the rest, what is left will do.
             Some(_) => Amount::UpTo {
-                want: asked.bounds.context_tokens.max(ask.input_bound),
-                floor: ask.input_bound,
+                want: self
+                    .recorded(ask, Direction::Input, asked.bounds.context_tokens)
+                    .max(bound),
+                floor: bound,
             },
-            None => Amount::Exact(ask.input_bound),
+            None => Amount::Exact(bound),
         };
         let mut wants: Wants = smallvec![
             Want {
@@ -459,13 +462,14 @@ impl Guard {
             },
         ];
         if let (Some(output), Some(grant)) = (ask.output, asked.output) {
+            let floor = self.config.min_output.max(smallest_output(ask.endpoint));
             wants.push(Want {
                 feature: FeatureKey::OutputTokens,
                 amount: Amount::Output {
-                    per_answer: grant.asked,
+                    per_answer: self.recorded(ask, Direction::Output, grant.asked),
                     answers: output.answers,
                     named: grant.named,
-                    floor: self.config.min_output.max(smallest_output(ask.endpoint)),
+                    floor: self.recorded(ask, Direction::Output, floor),
                     reservation: self.config.output_reservation,
                 },
             });
@@ -489,9 +493,14 @@ impl Guard {
         let ask = asked.ask;
         let granted = hold.granted(&FeatureKey::OutputTokens);
         let output = asked.output.zip(ask.output);
-        let output = output.map(|(grant, output)| OutputGrant {
-            granted: Quantity::new(granted.get() / output.answers.max(1)),
-            ..grant
+        let output = output.map(|(grant, output)| {
+            let held = Quantity::new(granted.get() / output.answers.max(1));
+            let factors = &self.config.calibration;
+            let granted = factors.within(ask.model, Direction::Output, held);
+            OutputGrant {
+                granted: granted.min(grant.asked),
+                ..grant
+            }
         });
         let decision = match standing {
             Standing::Good => Decision::of(hold.states(), hold.violations()),
@@ -566,6 +575,11 @@ impl Guard {
         }
         self.note_fail_open(asked, reason, why);
         Ok(self.pass(asked, plan_code))
+    }
+
+    /// The most that is recorded of `count` tokens, which is what limits count and holds are made of.
+    fn recorded(&self, ask: &Ask<'_>, direction: Direction, count: Quantity) -> Quantity {
+        self.config.calibration.at_most(ask.model, direction, count)
     }
 
     /// A provider's count, as the settings say it is to be read.

@@ -135,6 +135,49 @@ async fn output_tokens_are_never_passed_by_requests_at_once() {
     gate.finish().await;
 }
 
+/// What is recorded is what limits hold, not what the provider reported.
+#[tokio::test]
+async fn a_limit_holds_what_calibration_makes_of_a_count() {
+    let upstream = FakeOpenAi::start().await;
+    let gate = serve()
+        .upstream(&upstream)
+        .set(
+            "USAGE_TOKEN_CALIBRATION",
+            "gpt-*:output=2.5,gpt-*:input=1.5",
+        )
+        .start()
+        .await;
+    let acme = gate
+        .tenant("acme")
+        .limit("output_tokens", hard(100))
+        .create()
+        .await;
+    let ask = |most: i64| acme.complete(json!({ "model": "gpt-4o", "max_tokens": most }));
+    // It uses up whatever it may.
+    upstream.always(Reply::text("hm", 10, 20));
+    let answers = join_all((0..10).map(|_| ask(20))).await;
+    let answered = answers.iter().filter(|answer| answer.status == 200).count();
+    assert_eq!((answered, acme.used("output_tokens").await), (2, 100));
+    assert_eq!(acme.used("input_tokens").await, 30);
+
+    let bolt = gate
+        .tenant("bolt")
+        .limit("output_tokens", hard(99))
+        .create()
+        .await;
+    upstream.always(Reply::text("hm", 10, 39));
+    bolt.complete(json!({ "model": "gpt-4o", "max_tokens": 50 }))
+        .await
+        .expect_ok();
+    assert_eq!(upstream.last().json()["max_tokens"], 39, "97.5 of 99");
+    assert_eq!(bolt.used("output_tokens").await, 98);
+    assert_eq!(
+        gate.metric("usage_overshoot_total", "output_tokens").await,
+        0
+    );
+    gate.finish().await;
+}
+
 #[tokio::test]
 async fn limits_of_several_scopes_and_windows_hold_together() {
     let upstream = FakeOpenAi::start().await;
