@@ -130,6 +130,8 @@ pub enum ApiError {
     Refused(Box<Refusal>),
     /// The upstream answered with an error, or not at all; the message is shown.
     Upstream(String),
+    /// The same, where asking again does not help.
+    UpstreamRefused(String),
     UpstreamTimeout,
     /// No decision can be made, or usage can't be written down; the detail is logged, not shown.
     StoreUnavailable {
@@ -192,7 +194,7 @@ impl ApiError {
                 (S::TOO_MANY_REQUESTS, refusal::RESERVED)
             }
             Self::Refused(_) => (S::TOO_MANY_REQUESTS, refusal::EXCEEDED),
-            Self::Upstream(_) => (S::BAD_GATEWAY, "upstream_error"),
+            Self::Upstream(_) | Self::UpstreamRefused(_) => (S::BAD_GATEWAY, "upstream_error"),
             Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, "upstream_timeout"),
             Self::StoreUnavailable { .. } => (S::SERVICE_UNAVAILABLE, "usage_store_unavailable"),
             Self::Overloaded { .. } => (S::SERVICE_UNAVAILABLE, "overloaded"),
@@ -221,6 +223,7 @@ impl ApiError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Refused(refusal) => refusal.may_fit_later(),
+            Self::UpstreamRefused(_) => false,
             _ => {
                 let status = self.row().0;
                 status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT
@@ -237,6 +240,7 @@ impl ApiError {
             | Self::UnsupportedMediaType(message)
             | Self::VersionConflict { message, .. }
             | Self::Upstream(message)
+            | Self::UpstreamRefused(message)
             | Self::ProviderNotConfigured(message) => message.clone(),
             Self::UnsupportedParameter { param, reason } => {
                 format!("'{param}' is not supported: {reason}")
@@ -391,7 +395,7 @@ impl ApiError {
                 request_id = &*request_id.0,
                 "a request was answered 503"
             ),
-            Self::Upstream(message) => tracing::warn!(
+            Self::Upstream(message) | Self::UpstreamRefused(message) => tracing::warn!(
                 code = self.code(),
                 detail = message,
                 request_id = &*request_id.0,

@@ -23,6 +23,10 @@ pub struct FrameLook<'a> {
     pub is_last: bool,
     /// The completion's id, for frames that tollgate itself adds.
     pub id: Option<Cow<'a, str>>,
+    /// The `sequence_number` of a response's event.
+    pub number: Option<u64>,
+    /// The upstream says that it failed.
+    pub is_error: bool,
 }
 
 /// Looks at the data of one event; one that can't be read tells nothing and is passed on as it is.
@@ -43,6 +47,8 @@ struct Chunk<'a> {
     choices: Option<Vec<ChunkChoice<'a>>>,
     #[serde(borrow)]
     usage: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -108,6 +114,7 @@ fn look_at_chunk(data: &str) -> Option<FrameLook<'_>> {
     let chunk: Chunk = serde_json::from_str(data).ok()?;
     let mut look = FrameLook {
         id: chunk.id,
+        is_error: chunk.error.is_some(),
         ..FrameLook::default()
     };
     let choices = chunk.choices.unwrap_or_default();
@@ -151,6 +158,16 @@ struct Event<'a> {
     kind: Cow<'a, str>,
     #[serde(borrow)]
     delta: Option<&'a RawValue>,
+    #[serde(borrow)]
+    response: Option<&'a RawValue>,
+    #[serde(borrow)]
+    sequence_number: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Begun<'a> {
+    #[serde(borrow)]
+    id: Option<Cow<'a, str>>,
 }
 
 fn look_at_event(data: &str) -> Option<FrameLook<'_>> {
@@ -165,6 +182,16 @@ fn look_at_event(data: &str) -> Option<FrameLook<'_>> {
         // All items of a response share its one maximum.
         look.texts.push((0, Cow::Owned(text.into_owned())));
     }
+    if event.kind == "response.created"
+        && let Some(Ok(begun)) = event
+            .response
+            .map(|response| serde_json::from_str::<Begun>(response.get()))
+    {
+        look.id = begun.id;
+    }
+    look.number = event
+        .sequence_number
+        .and_then(|number| number.get().parse().ok());
     look.is_last = matches!(
         &*event.kind,
         "response.completed" | "response.incomplete" | "response.failed" | "error"
@@ -220,6 +247,22 @@ mod tests {
             .into_iter()
             .map(|(choice, text)| (choice, text.into_owned()))
             .collect()
+    }
+
+    #[test]
+    fn an_upstreams_own_error_and_a_responses_name_and_numbers_are_seen() {
+        let chat = |data| look_at_frame(Endpoint::ChatCompletions, data);
+        assert!(chat(r#"{"error":{"message":"boom"}}"#).is_error);
+        assert!(!chat(r#"{"error":null,"choices":[]}"#).is_error);
+        let event = |data| look_at_frame(Endpoint::Responses, data);
+        let created =
+            event(r#"{"type":"response.created","sequence_number":0,"response":{"id":"resp_1"}}"#);
+        assert_eq!(
+            (created.id.as_deref(), created.number),
+            (Some("resp_1"), Some(0))
+        );
+        let delta = event(r#"{"type":"x.delta","sequence_number":1.5,"delta":"hi"}"#);
+        assert_eq!((delta.texts.len(), delta.number), (1, None));
     }
 
     #[test]

@@ -107,9 +107,18 @@ impl From<ProviderError> for ApiError {
             ProviderError::Refused {
                 status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
                 ..
-            } => Self::Upstream("The upstream refused the operator's key.".to_owned()),
+            } => Self::UpstreamRefused("The upstream refused the operator's key.".to_owned()),
             ProviderError::Refused { status, .. } => {
-                Self::Upstream(format!("The upstream answered {status}."))
+                let message = format!("The upstream answered {status}.");
+                let may_pass = matches!(
+                    status,
+                    StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
+                );
+                if may_pass || !status.is_client_error() {
+                    Self::Upstream(message)
+                } else {
+                    Self::UpstreamRefused(message)
+                }
             }
         }
     }

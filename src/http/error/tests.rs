@@ -1,6 +1,6 @@
 //! Every row of the table, in both dialects.
 
-use axum::body::to_bytes;
+use axum::body::{Bytes, to_bytes};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -11,6 +11,7 @@ use crate::domain::{
     quantity::Quantity,
     window::{Window, WindowKind},
 };
+use crate::provider::ProviderError;
 
 const NOW: &str = "2026-11-24T20:30:00Z";
 
@@ -345,6 +346,33 @@ async fn of_several_violations_the_one_that_resets_last_is_on_top() {
     assert_eq!(body["error"]["type"], "insufficient_quota");
     assert_eq!(parts.headers[RETRY_AFTER], "531000");
     assert_eq!(parts.headers[X_SHOULD_RETRY], "false");
+}
+
+#[test]
+fn what_the_upstream_will_refuse_again_is_not_said_to_be_worth_a_retry() {
+    let refused = |status| {
+        ApiError::from(ProviderError::Refused {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: Box::default(),
+            body: Bytes::new(),
+        })
+    };
+    for (status, may_pass) in [
+        (400, false),
+        (401, false),
+        (403, false),
+        (404, false),
+        (408, true),
+        (413, false),
+        (422, false),
+        (429, true),
+        (500, true),
+        (503, true),
+    ] {
+        let error = refused(status);
+        assert_eq!(error.is_retryable(), may_pass, "{status}");
+        assert_eq!(error.code(), "upstream_error", "{status}");
+    }
 }
 
 #[tokio::test]

@@ -326,7 +326,11 @@ async fn whole(
 ) -> ApiResult<Response> {
     let (head, body) = collect(answer).await?;
     if !head.status.is_success() {
-        return passed_on(head, body); // the run is dropped: free
+        let guard_headers = GuardHeaders::at_admission(run.admitted(), capped, app.clock.now());
+        drop(run); // free
+        let mut response = passed_on(head, body)?;
+        guard_headers.put(response.headers_mut(), Dialect::OpenAi);
+        return Ok(response);
     }
     match usage::usage_of_answer(endpoint, &body) {
         Some(usage) => run.saw_usage(usage),

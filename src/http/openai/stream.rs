@@ -61,6 +61,8 @@ struct Reading {
     /// Every answer has said why it ended; what is missing is `[DONE]`.
     has_finished: bool,
     completion_id: Option<String>,
+    /// Of the last event, where they are numbered.
+    number: Option<u64>,
     /// What came while the tokenizer that has to count it is read in.
     waiting: Option<(Bytes, BoxFuture<'static, ()>)>,
 }
@@ -95,6 +97,7 @@ impl MeteredStream {
             wants_usage_chunk,
             has_finished: false,
             completion_id: None,
+            number: None,
             waiting: None,
         };
         if !tokens::is_read_in(reading.run.model()) {
@@ -288,6 +291,14 @@ impl Reading {
         if self.completion_id.is_none() {
             self.completion_id = look.id.as_deref().map(str::to_owned);
         }
+        self.number = look.number.or(self.number);
+        if look.is_error {
+            // The upstream says itself what it could not do.
+            return Step::End {
+                end: End::Broken,
+                last: event,
+            };
+        }
         self.has_finished |= look.finishes;
         for (choice, text) in &look.texts {
             self.run.saw_text(*choice, text);
@@ -356,16 +367,22 @@ impl Reading {
     fn cut_off(&self) -> Bytes {
         let frames = match self.endpoint {
             Endpoint::Responses => {
-                let event = json!({
+                let mut event = json!({
                     "type": "response.incomplete",
                     "response": {
+                        "id": self.completion_id.as_deref().unwrap_or("resp-cut-off"),
                         "object": "response",
                         "model": self.run.model(),
                         "status": "incomplete",
                         "incomplete_details": { "reason": "max_output_tokens" },
+                        "output": [],
                         "usage": self.usage("input_tokens", "output_tokens"),
                     },
                 });
+                if let Some(number) = self.number {
+                    // Of the event in whose place it comes.
+                    event["sequence_number"] = json!(number);
+                }
                 format!("event: response.incomplete\ndata: {event}\n\n")
             }
             Endpoint::ChatCompletions | Endpoint::Embeddings | Endpoint::Models => {

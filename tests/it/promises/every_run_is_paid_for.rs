@@ -132,6 +132,35 @@ async fn a_whole_answer_whose_client_has_gone_is_read_to_its_end() {
     gate.finish().await;
 }
 
+/// What it says itself is the last word, and what it had produced is charged.
+#[tokio::test]
+async fn an_upstream_that_says_in_a_stream_that_it_failed_is_believed() {
+    let upstream = FakeOpenAi::start().await;
+    let gate = serve().upstream(&upstream).start().await;
+    let acme = gate.tenant("acme").create().await;
+    let frames = [
+        r#"{"id":"c","choices":[{"index":0,"delta":{"content":"two words"}}]}"#,
+        r#"{"error":{"message":"boom"}}"#,
+    ];
+    let frames = frames.map(|data| format!("data: {data}\n\n"));
+    upstream.next(Reply::Raw(
+        200,
+        vec![("content-type", "text/event-stream")],
+        frames.concat(),
+    ));
+    let answer = acme.complete(json!({ "stream": true })).await;
+    assert_eq!(
+        answer.text.matches(r#""error""#).count(),
+        1,
+        "{}",
+        answer.text
+    );
+    assert!(answer.text.contains("boom"), "{}", answer.text);
+    settled(&acme, 1).await;
+    assert_eq!(acme.used("output_tokens").await, 2);
+    gate.finish().await;
+}
+
 #[tokio::test]
 async fn an_upstream_that_fails_before_any_output_is_free() {
     let upstream = FakeOpenAi::start().await;
@@ -150,6 +179,7 @@ async fn an_upstream_that_fails_before_any_output_is_free() {
         (answer.status, answer.text.as_str()),
         (500, r#"{"error":{"message":"no"}}"#)
     );
+    assert_eq!(answer.header("x-usage-decision"), Some("allow"));
     upstream.next(failing());
     acme.chat("hi").await.expect(502, "upstream_error");
     upstream.next(failing());
