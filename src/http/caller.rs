@@ -89,7 +89,8 @@ impl Caller {
             self.user = user.as_str().into();
             return Ok(());
         }
-        let Some(value) = headers.get("x-tollgate-user") else {
+        let named = headers.get("x-tollgate-user");
+        let Some(value) = named.filter(|value| !value.is_empty()) else {
             self.user = in_body.unwrap_or("").into();
             return Ok(());
         };

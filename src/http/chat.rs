@@ -216,7 +216,10 @@ impl ChatRequest {
         let max_output_tokens = self.max_output_tokens.map(maximum).transpose()?;
         caller.name_user(
             headers,
-            self.user.as_deref().or(self.safety_identifier.as_deref()),
+            self.user
+                .as_deref()
+                .filter(|user| !user.is_empty())
+                .or(self.safety_identifier.as_deref()),
         )?;
         let ask = ChatAsk {
             caller: caller.guarded(),

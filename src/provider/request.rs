@@ -188,7 +188,8 @@ impl RequestLook {
                 text: r#""stream_options":{"include_usage":true},"#.to_owned(),
             });
         }
-        look.user = look.user.take().or(safety_identifier);
+        let user = look.user.take().filter(|user| !user.is_empty());
+        look.user = user.or(safety_identifier);
         look.body = body;
         Ok(look)
     }
@@ -277,7 +278,11 @@ impl RequestLook {
         }
         if let Some(most) = lowered_to {
             let text = most.to_string();
-            for maximum in &self.maxima {
+            // A null beside a maximum says nothing, and stays; where nothing else is there, the first is taken.
+            let named = self.maxima.iter().filter(|maximum| maximum.value.is_some());
+            let nulls = self.maxima.iter().take(1);
+            let to_lower = named.chain(nulls.filter(|_| self.named_maximum().is_none()));
+            for maximum in to_lower {
                 if maximum.value.is_none_or(|value| value > most.get()) {
                     splices.push(Splice {
                         span: maximum.span.clone(),

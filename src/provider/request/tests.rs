@@ -100,11 +100,32 @@ fn a_maximum_is_lowered_in_the_field_that_is_there() {
         r#"{"max_completion_tokens":7,"max_tokens":3}"#
     );
     assert_eq!(lowered(r#"{"max_tokens":null}"#), r#"{"max_tokens":7}"#);
+    // OpenAI takes one of both: a null that would become the other is left alone.
+    assert_eq!(
+        lowered(r#"{"max_tokens":null,"max_completion_tokens":100}"#),
+        r#"{"max_tokens":null,"max_completion_tokens":7}"#
+    );
+    assert_eq!(
+        lowered(r#"{"max_tokens":null,"max_completion_tokens":null}"#),
+        r#"{"max_tokens":7,"max_completion_tokens":null}"#
+    );
     assert_eq!(
         lowered(r#"{"messages":[]}"#),
         r#"{"max_tokens":7,"messages":[]}"#
     );
     assert_eq!(lowered("{ }"), r#"{"max_tokens":7 }"#);
+}
+
+#[test]
+fn a_user_that_is_empty_names_nobody() {
+    for (body, user) in [
+        (r#"{"user":"ann","safety_identifier":"bob"}"#, Some("ann")),
+        (r#"{"user":"","safety_identifier":"bob"}"#, Some("bob")),
+        (r#"{"user":null,"safety_identifier":"bob"}"#, Some("bob")),
+        (r#"{"user":""}"#, None),
+    ] {
+        assert_eq!(chat(body).user.as_deref(), user, "{body}");
+    }
 }
 
 #[test]
