@@ -217,7 +217,7 @@ impl App {
             node: node_name(),
         })
         .await
-        .context("reservations can't be read")?;
+        .with_context(|| format!("reservations can't be read from {}", config.database))?;
         let in_flight = InFlight {
             store: Arc::clone(&store),
             recorder: Arc::clone(&recorder),
@@ -306,18 +306,10 @@ impl App {
 
 /// Opens the store that the settings name, and brings its schema up to date.
 async fn open_store(database: &Database) -> anyhow::Result<SharedStore> {
+    let failed = || format!("{database} can't be opened");
     Ok(match database {
-        Database::Sqlite(path) => {
-            let store = SqliteStore::open(path);
-            Arc::new(
-                store
-                    .with_context(|| format!("the database {} can't be opened", path.display()))?,
-            )
-        }
-        Database::Postgres(url) => {
-            let store = PostgresStore::open(url).await;
-            Arc::new(store.context("the database of DATABASE_URL can't be opened")?)
-        }
+        Database::Sqlite(path) => Arc::new(SqliteStore::open(path).with_context(failed)?),
+        Database::Postgres(url) => Arc::new(PostgresStore::open(url).await.with_context(failed)?),
     })
 }
 

@@ -20,9 +20,10 @@ use super::{App, cores::Cores, data_dir::DataDir, dev, workers};
 use crate::{
     cli::output,
     clock::Clock,
-    config::{Config, Guardrails, Loaded},
+    config::{Config, Guardrails, Loaded, Mode},
     control,
     http::{direct, server},
+    provider::ProviderStatus,
     services::doctor,
     telemetry::events,
 };
@@ -127,6 +128,19 @@ async fn say_what_is_odd(app: &App) {
         tracing::warn!(
             code = "guardrails_off",
             "usage is neither metered nor limited; set ENABLE_USAGE_GUARDRAILS=true to turn that on"
+        );
+    }
+    if app.config.guardrails == Guardrails::Off && app.config.mode == Mode::Observe {
+        tracing::warn!(
+            code = "guardrails_off",
+            "USAGE_GUARDRAIL_MODE=observe has no effect with guardrails off"
+        );
+    }
+    if let ProviderStatus::NotConfigured(missing) = app.provider.status() {
+        tracing::warn!(
+            code = "provider_not_configured",
+            missing,
+            "no model can be asked until that is set"
         );
     }
     if let Some(moved_to) = app.recorder.journal().damaged_moved_to() {

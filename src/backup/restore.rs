@@ -7,7 +7,7 @@
 use std::{
     fs::{self, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -114,6 +114,9 @@ pub async fn restore(
     rename_or_copy(&staged, database).map_err(unwritable(database))?;
     fs::remove_dir_all(&staging).map_err(unwritable(&staging))?;
     sync_directory_of(&staging).map_err(unwritable(data_dir.path()))?;
+    for path in moved_to.iter().map(PathBuf::as_path).chain([database]) {
+        give_to_owner_of(data_dir.path(), path).map_err(unwritable(path))?;
+    }
     Ok(Restored {
         events_added: added,
         moved_to,
@@ -204,6 +207,16 @@ fn move_aside(data_dir: &Path, database: &Path, now: Timestamp) -> io::Result<Op
         sync_directory_of(&path)?;
     }
     Ok(Some(aside))
+}
+
+/// Whoever restores as root does so for the user that the server runs as.
+fn give_to_owner_of(data_dir: &Path, path: &Path) -> io::Result<()> {
+    let owner = |path: &Path| fs::metadata(path).map(|it| (it.uid(), it.gid()));
+    let (uid, gid) = owner(data_dir)?;
+    if owner(path)? == (uid, gid) {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(path, Some(uid), Some(gid))
 }
 
 fn unused(path: &Path) -> PathBuf {

@@ -46,7 +46,7 @@ use crate::{
         data_dir::{DataDir, DataDirError},
     },
     config::{
-        Config, Loaded, LogFormat,
+        Config, Database, Loaded, LogFormat,
         sources::{SettingFlags, Sources},
     },
     control::{self, Asked, Backend, Failure, Input, Progress, Typed},
@@ -158,6 +158,11 @@ impl Stored {
             | Self::Doctor(_) => None,
             Self::Backup(command) => command.question(),
         }
+    }
+
+    /// Whether one that it would make itself is of no use to it.
+    fn wants_a_database(&self) -> bool {
+        matches!(self, Self::Backup(_))
     }
 
     /// Whether it shows itself again and again until it is interrupted.
@@ -439,6 +444,15 @@ async fn run_somewhere(command: Stored, typed: &Typed, loaded: &Loaded) -> anyho
             opened => break opened?,
         }
     };
+    if command.wants_a_database()
+        && let Database::Sqlite(path) = &loaded.config.database
+        && !path.exists()
+    {
+        anyhow::bail!(
+            "there is no database at {}; name the server's data dir with --data-dir or TOLLGATE_DATA_DIR",
+            path.display()
+        );
+    }
     let local = app::open_local(loaded, held).await?;
     let output = command.run(&local.backend, typed, &progress).await;
     local.close().await;

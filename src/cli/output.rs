@@ -386,6 +386,9 @@ fn bar(percent: f64) -> String {
     format!("{} {percent:6.2} %", blocks.collect::<String>())
 }
 
+/// A terminal that says it is narrower does not know how wide it is: many say 0.
+const NARROWEST: u16 = 20;
+
 fn bare(look: Look) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
@@ -398,6 +401,9 @@ fn bare(look: Look) -> Table {
             .enforce_styling()
             .set_content_arrangement(ContentArrangement::Dynamic),
     };
+    if table.width().is_some_and(|width| width < NARROWEST) {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    }
     table
 }
 

@@ -5,7 +5,7 @@ pub mod reference;
 pub mod settings;
 pub mod sources;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 use serde::Serialize;
@@ -22,6 +22,16 @@ use sources::{DotEnvError, Origin, Sources};
 pub enum Database {
     Sqlite(PathBuf),
     Postgres(PostgresUrl),
+}
+
+/// As people know it; what is secret in an address is left out.
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "the database {}", path.display()),
+            Self::Postgres(_) => f.write_str("the database of DATABASE_URL"),
+        }
+    }
 }
 
 /// Whether usage is metered and limited at all.

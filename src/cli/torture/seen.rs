@@ -136,6 +136,8 @@ pub(super) struct Verdict {
     /// Still reserved when all requests had ended.
     pub(super) reserved: Option<u64>,
     lost_tokens: u64,
+    /// Whether any request ran.
+    is_tried: bool,
     pub(super) notes: Vec<String>,
 }
 
@@ -152,6 +154,7 @@ impl Account {
                 .as_ref()
                 .map(|counted| counted.values().map(|count| count.reserved).sum()),
             lost_tokens: self.phases.iter().map(|phase| phase.lost_tokens).sum(),
+            is_tried: self.ran() > 0,
             notes: self.notes(),
         }
     }
@@ -232,6 +235,12 @@ impl Verdict {
         add(Some(self.lost_tokens), "tokens answered and not counted");
         add(self.double, "requests counted and never answered");
         add(self.reserved, "units left reserved");
+        if !self.is_tried {
+            breaches.push(
+                "nothing was tried, since no request ran: take a key that has something left"
+                    .to_owned(),
+            );
+        }
         breaches
     }
 }

@@ -1,6 +1,6 @@
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::Path,
     sync::{
         Arc,
@@ -161,6 +161,45 @@ async fn a_relative_path_is_where_the_command_was_typed() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
+}
+
+#[tokio::test]
+async fn where_there_is_no_database_no_backup_is_made_of_an_empty_one() {
+    let nowhere = Tollgate::serve();
+    let file = nowhere.data_dir().join("../all.backup");
+    let run = nowhere.cli(&["backup", file.to_str().unwrap()]).await;
+    assert_eq!((run.code, run.stdout.as_str()), (1, ""), "{run:?}");
+    assert!(run.stderr.contains("there is no database at"), "{run:?}");
+    assert!(run.stderr.contains("--data-dir"), "{run:?}");
+    assert!(!file.exists());
+    assert!(!nowhere.data_dir().join("tollgate.db").exists());
+}
+
+/// Root restores for the user that the server runs as; anybody else can only restore for themselves.
+#[tokio::test]
+async fn what_is_restored_belongs_to_the_owner_of_the_data_dir() {
+    let settings = Tollgate::serve();
+    let file = settings.data_dir().join("../all.backup");
+    let path = file.to_str().unwrap();
+    settings.cli(&["plan", "create", "p", "--name", "P"]).await;
+    let run = settings.cli(&["backup", path]).await;
+    assert_eq!(run.code, 0, "{run:?}");
+    let owner = |path: &Path| {
+        let found = fs::metadata(path).unwrap();
+        (found.uid(), found.gid())
+    };
+    if rustix::process::geteuid().is_root() {
+        chown(settings.data_dir(), Some(65_534), Some(65_534)).unwrap();
+    }
+    let run = settings
+        .cli(&["restore", path, "--yes", "--output", "json"])
+        .await;
+    assert_eq!(run.code, 0, "{run:?}");
+    let restored: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let aside = Path::new(restored["moved_to"].as_str().unwrap());
+    let expected = owner(&settings.data_dir());
+    assert_eq!(owner(&settings.data_dir().join("tollgate.db")), expected);
+    assert_eq!(owner(aside), expected);
 }
 
 #[tokio::test]
