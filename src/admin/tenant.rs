@@ -37,7 +37,7 @@ use crate::{
         plans::Plans,
         reports::unit_of,
         tenants::Tenants,
-        usage_view::{DEFAULT_WARN_PERCENT, UsageItem, UsageStatus},
+        usage_view::{DEFAULT_WARN_PERCENT, Percent, UsageItem, UsageStatus},
     },
     store::{
         trends::UsedInHour,
@@ -468,14 +468,9 @@ pub(super) async fn usage(
             .totals(&policy, &asked, window, Some(dimension))
             .await?;
         let name = |by: &str| match (by, dimension) {
-            ("", _) => format!(
-                "no {}",
-                if dimension == Dimension::User {
-                    "user named"
-                } else {
-                    "one"
-                }
-            ),
+            ("", Dimension::Key) => "no key".to_owned(),
+            ("", Dimension::User) => "no user named".to_owned(),
+            ("", Dimension::Model) => "no model named".to_owned(),
             (by, Dimension::Key) => key_name(by),
             (by, _) => by.to_owned(),
         };
@@ -509,10 +504,14 @@ fn parts_of(
     name: impl Fn(&str) -> String,
 ) -> Parts {
     totals.sort_by_key(|total| std::cmp::Reverse(total.quantity));
-    let all: Quantity = totals.iter().map(|total| total.quantity).sum();
+    // What corrections took away is no part of what was used.
+    let used = |total: &Total| total.quantity.at_least_zero();
+    let all: Quantity = totals.iter().map(used).sum();
     let more = totals.len().saturating_sub(MOST_PARTS);
     let rows = totals.iter().take(MOST_PARTS).map(|total| {
-        let share = crate::services::usage_view::Percent::of(total.quantity, all);
+        let share = (total.quantity >= Quantity::ZERO)
+            .then(|| Percent::of(total.quantity, all))
+            .flatten();
         (
             name(total.by.as_deref().unwrap_or_default()),
             amount(total.quantity, unit).to_string(),
