@@ -155,7 +155,7 @@ dist: static-binary ## Build the static binary, and pack it as tarball, .deb and
 	mkdir -p $(STAGE)/man $(STAGE)/completions
 	install -d -m 0700 dist/container/directories/data dist/container/directories/tmp
 	cp $(BUILT) README.md LICENSE CHANGELOG.md $(STAGE)/
-	cp -r packaging $(STAGE)/
+	cp -r packaging docs $(STAGE)/
 	$(STAGE)/tollgate man > $(STAGE)/man/tollgate.1
 	$(STAGE)/tollgate completions bash > $(STAGE)/completions/tollgate.bash
 	$(STAGE)/tollgate completions zsh > $(STAGE)/completions/_tollgate

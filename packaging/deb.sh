@@ -20,11 +20,11 @@ put 0644 "$stage/completions/tollgate.bash" usr/share/bash-completion/completion
 put 0644 "$stage/completions/_tollgate" usr/share/zsh/vendor-completions/_tollgate
 put 0644 "$stage/completions/tollgate.fish" usr/share/fish/vendor_completions.d/tollgate.fish
 put 0644 README.md usr/share/doc/tollgate/README.md
-put 0644 docs/guide/packages.md usr/share/doc/tollgate/packages.md
 put 0644 LICENSE usr/share/doc/tollgate/copyright
 install -d "$root/usr/share/man/man1" "$root/usr/share/tollgate"
 gzip -9n <"$stage/man/tollgate.1" >"$root/usr/share/man/man1/tollgate.1.gz"
 gzip -9n <CHANGELOG.md >"$root/usr/share/doc/tollgate/changelog.gz"
+cp -r docs "$root/usr/share/doc/tollgate/"
 cp -r "$stage"/assets/{alerts,dashboards,presets} "$root/usr/share/tollgate/"
 
 install -d -m 0755 "$root/DEBIAN"
