@@ -94,16 +94,15 @@ impl Caller {
             self.user = in_body.unwrap_or("").into();
             return Ok(());
         };
-        let user = std::str::from_utf8(value.as_bytes())
-            .ok()
-            .filter(|user| user.len() <= LONGEST_USER_BYTES);
-        let user = user.ok_or_else(|| {
-            ApiError::bad_field(
-                "X-Tollgate-User",
-                format!("a text of {} bytes", value.len()),
-                "a text of at most 128 bytes",
-            )
-        })?;
+        let bad = |found| {
+            let accepted = "a text of at most 128 bytes in UTF-8";
+            ApiError::bad_field("X-Tollgate-User", found, accepted)
+        };
+        let user =
+            std::str::from_utf8(value.as_bytes()).map_err(|_| bad("not UTF-8".to_owned()))?;
+        if user.len() > LONGEST_USER_BYTES {
+            return Err(bad(format!("a text of {} bytes", user.len())));
+        }
         self.user = user.into();
         Ok(())
     }

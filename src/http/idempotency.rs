@@ -100,7 +100,11 @@ fn read_key(headers: &HeaderMap) -> ApiResult<Option<&str>> {
         .filter(is_key)
         .and_then(|key| std::str::from_utf8(key).ok());
     key.map(Some).ok_or_else(|| {
-        let found = format!("a text of {} bytes", value.len());
+        let found = if value.len() > LONGEST_KEY {
+            format!("a text of {} bytes", value.len())
+        } else {
+            "empty, or holds other characters".to_owned()
+        };
         ApiError::bad_field("Idempotency-Key", found, accepted)
     })
 }

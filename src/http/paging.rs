@@ -29,14 +29,16 @@ impl<K: FieldType> Page<K> {
     /// # Errors
     /// [`ApiError::Invalid`].
     pub fn of(query: &mut Query) -> ApiResult<Self> {
-        let limit = query.optional::<u64>("limit")?.unwrap_or(DEFAULT_LIMIT);
-        if !(1..=LARGEST_LIMIT).contains(&limit) {
-            return Err(ApiError::bad_field(
-                "limit",
-                limit,
-                format!("a whole number from 1 to {LARGEST_LIMIT}"),
-            ));
-        }
+        let limit = match query.optional::<i64>("limit")? {
+            None => DEFAULT_LIMIT,
+            Some(asked) => match u64::try_from(asked) {
+                Ok(limit) if (1..=LARGEST_LIMIT).contains(&limit) => limit,
+                _ => {
+                    let accepted = format!("a whole number from 1 to {LARGEST_LIMIT}");
+                    return Err(ApiError::bad_field("limit", asked, accepted));
+                }
+            },
+        };
         let cursor = query.optional::<String>("cursor")?;
         let after = cursor.map(|cursor| {
             let bytes = URL_SAFE_NO_PAD.decode(&cursor).ok();

@@ -156,14 +156,19 @@ fn is_key(key: &str) -> bool {
 fn read_new(mut caller: Caller, headers: &HeaderMap, body: &[u8]) -> ApiResult<NewReservation> {
     let mut fields = Fields::of(body)?;
     let quantities = fields.quantities("quantities")?;
-    let ttl: u64 = fields.optional("ttl_seconds")?.unwrap_or(USUAL_TTL);
+    let ttl: Option<i64> = fields.optional("ttl_seconds")?;
     let user = fields.short_text("user")?;
     let model = fields.short_text("model")?;
     fields.finish()?;
-    if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) {
-        let accepted = format!("a whole number of seconds from {SHORTEST_TTL} to {LONGEST_TTL}");
-        return Err(ApiError::bad_field("ttl_seconds", ttl, accepted));
-    }
+    let ttl = match ttl.map(|ttl| (ttl, u64::try_from(ttl))) {
+        None => USUAL_TTL,
+        Some((_, Ok(ttl))) if (SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) => ttl,
+        Some((ttl, _)) => {
+            let accepted =
+                format!("a whole number of seconds from {SHORTEST_TTL} to {LONGEST_TTL}");
+            return Err(ApiError::bad_field("ttl_seconds", ttl, accepted));
+        }
+    };
     caller.name_user(headers, user.as_deref())?;
     Ok(NewReservation {
         caller: caller.guarded(),

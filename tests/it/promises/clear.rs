@@ -143,6 +143,26 @@ async fn an_open_prompt_reserves_the_context_window_or_is_refused() {
 }
 
 #[tokio::test]
+async fn a_number_and_a_path_that_cannot_be_are_named_with_what_is_accepted() {
+    let gate = Tollgate::serve().start().await;
+    let acme = gate.tenant("acme").create().await;
+    for (ttl, found) in [
+        (json!(-1), "'ttl_seconds' is -1"),
+        (json!(0), "'ttl_seconds' is 0"),
+    ] {
+        let body = json!({ "quantities": { "messages": 1 }, "ttl_seconds": ttl });
+        let refused = acme.post("/api/v1/usage/reservations", &body).await;
+        let refused = refused.expect(422, "invalid_request");
+        assert!(refused.text.contains(found), "{}", refused.text);
+        assert!(refused.text.contains("from 1 to 86400"), "{}", refused.text);
+    }
+    let path = "/api/v1/usage/reservations/nothing/settle";
+    let refused = acme.post(path, &json!({})).await.expect(404, "not_found");
+    assert!(refused.text.contains(path), "{}", refused.text);
+    gate.finish().await;
+}
+
+#[tokio::test]
 async fn conversations_remember_and_belong_to_their_tenant() {
     let upstream = FakeOpenAi::start().await;
     let gate = Tollgate::serve().upstream(&upstream).start().await;
