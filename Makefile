@@ -148,7 +148,7 @@ test-clients: ## Run the clients of docs/guide/clients.md as they stand there (n
 
 STAGE := dist/$(DIST)
 COMMITTED := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
-BUILT := $(TARGET_DIR)/$(HOST)/release/tollgate
+BUILT := $(TARGET_DIR)/$(HOST)/dist/tollgate
 .PHONY: dist
 dist: static-binary ## Build the static binary, and pack it as tarball, .deb and an image's context, with checksums: dist/
 	rm -rf $(STAGE) dist/*.deb dist/*.tar.gz dist/container dist/SHA256SUMS
@@ -171,7 +171,7 @@ dist: static-binary ## Build the static binary, and pack it as tarball, .deb and
 
 .PHONY: static-binary
 static-binary:
-	RUSTFLAGS='$(STATIC)' cargo build --locked --release --target $(HOST)
+	RUSTFLAGS='$(STATIC)' cargo build --locked --profile dist --target $(HOST)
 	@if LC_ALL=C ldd $(BUILT) 2>&1 | grep -vE 'statically linked|not a dynamic executable' | grep .; then \
 		echo 'the binary is not static: it asks for the libraries above'; exit 1; fi
 
