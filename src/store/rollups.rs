@@ -51,15 +51,53 @@ pub(super) struct Span {
     pub(super) end: i64,
 }
 
-/// A window as a store sums it: whole hours from rollups, what is left at its ends from events.
+/// Events at an end of a window, where it cuts an hour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Edge {
+    pub(super) span: Span,
+    /// Their hour is among the whole ones, and they are not in the window.
+    pub(super) is_left_out: bool,
+}
+
+impl Edge {
+    fn added(start: i64, end: i64) -> Option<Self> {
+        Self::of(start, end, false)
+    }
+
+    fn left_out(start: i64, end: i64) -> Option<Self> {
+        Self::of(start, end, true)
+    }
+
+    fn of(start: i64, end: i64, is_left_out: bool) -> Option<Self> {
+        let span = Span { start, end };
+        (start < end).then_some(Self { span, is_left_out })
+    }
+
+    /// Nothing is cut.
+    pub(super) const fn whole(span: Span) -> Self {
+        Self {
+            span,
+            is_left_out: false,
+        }
+    }
+
+    /// What the events of the edge add to the window's sum if they come to `sum`.
+    pub(super) const fn adds(self, sum: i128) -> i128 {
+        if self.is_left_out { -sum } else { sum }
+    }
+}
+
+/// A window as a store sums it: whole hours from rollups, what is cut at its ends from events.
+///
+/// Of a cut hour, either what lies in the window is added or what does not is taken off, whichever is shorter: most
+/// periods begin with their tenant, and before that there is nothing to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CutWindow {
     /// What is summed: the window asked, or wider where events are gone.
     pub(super) window: Window,
     /// Rollups whose hour starts in here are summed.
     pub(super) hours: Span,
-    /// Events admitted in these are summed.
-    pub(super) edges: [Option<Span>; 2],
+    pub(super) edges: [Option<Edge>; 2],
 }
 
 impl CutWindow {
@@ -74,23 +112,38 @@ impl CutWindow {
         if !never_ends && hour_before(end) < horizon.micros() {
             end = hour_after(end);
         }
-        let first = hour_after(start);
-        let last = if never_ends { end } else { hour_before(end) };
-        let span = |start, end| (start < end).then_some(Span { start, end });
-        let edges = if first > last {
-            [span(start, end), None] // both bounds cut the same hour
-        } else {
-            [span(start, first), span(last, end)]
-        };
         let widened = Window::new(Timestamp::from_micros(start), Timestamp::from_micros(end));
-        Self {
+        let mut cut = Self {
             window: widened.unwrap_or(window),
             hours: Span {
-                start: first,
-                end: last,
+                start: hour_after(start),
+                end: if never_ends { end } else { hour_before(end) },
             },
-            edges,
+            edges: [None, None],
+        };
+        let Span {
+            start: first,
+            end: last,
+        } = cut.hours;
+        if first > last {
+            cut.edges = [Edge::added(start, end), None]; // both bounds cut the same hour
+            return cut;
         }
+        let before = hour_before(start);
+        cut.edges[0] = if start - before < first - start && before >= horizon.micros() {
+            cut.hours.start = before;
+            Edge::left_out(before, start)
+        } else {
+            Edge::added(start, first)
+        };
+        let after = if never_ends { end } else { hour_after(end) };
+        cut.edges[1] = if after - end < end - last {
+            cut.hours.end = after;
+            Edge::left_out(end, after)
+        } else {
+            Edge::added(last, end)
+        };
+        cut
     }
 }
 
@@ -223,26 +276,52 @@ mod tests {
         CutWindow::new(window, Timestamp::from_micros(i64::MIN))
     }
 
-    fn span(start: &str, end: &str) -> Option<Span> {
+    fn span(start: &str, end: &str) -> Span {
         let micros = |text: &str| text.parse::<Timestamp>().unwrap().micros();
-        Some(Span {
+        Span {
             start: micros(start),
             end: micros(end),
-        })
+        }
+    }
+
+    fn added(start: &str, end: &str) -> Option<Edge> {
+        let Span { start, end } = span(start, end);
+        Edge::added(start, end)
+    }
+
+    fn left_out(start: &str, end: &str) -> Option<Edge> {
+        let Span { start, end } = span(start, end);
+        Edge::left_out(start, end)
     }
 
     #[test]
     fn whole_hours_come_from_rollups_and_cut_ones_from_events() {
         let cut = cut(window("2026-01-01T10:30:00Z", "2026-01-01T13:15:00Z"));
         assert_eq!(
-            Some(cut.hours),
+            cut.hours,
             span("2026-01-01T11:00:00Z", "2026-01-01T13:00:00Z")
         );
         assert_eq!(
             cut.edges,
             [
-                span("2026-01-01T10:30:00Z", "2026-01-01T11:00:00Z"),
-                span("2026-01-01T13:00:00Z", "2026-01-01T13:15:00Z"),
+                added("2026-01-01T10:30:00Z", "2026-01-01T11:00:00Z"),
+                added("2026-01-01T13:00:00Z", "2026-01-01T13:15:00Z"),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_shorter_part_of_a_cut_hour_is_read() {
+        let cut = cut(window("2026-01-01T10:29:00Z", "2026-01-01T13:31:00Z"));
+        assert_eq!(
+            cut.hours,
+            span("2026-01-01T10:00:00Z", "2026-01-01T14:00:00Z")
+        );
+        assert_eq!(
+            cut.edges,
+            [
+                left_out("2026-01-01T10:00:00Z", "2026-01-01T10:29:00Z"),
+                left_out("2026-01-01T13:31:00Z", "2026-01-01T14:00:00Z"),
             ]
         );
     }
@@ -253,7 +332,7 @@ mod tests {
         let cut = cut(within);
         assert_eq!(
             cut.edges,
-            [span("2026-01-01T10:30:00Z", "2026-01-01T10:31:00Z"), None]
+            [added("2026-01-01T10:30:00Z", "2026-01-01T10:31:00Z"), None]
         );
         assert!(cut.hours.end <= cut.hours.start);
     }
@@ -286,28 +365,37 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hours_and_edges_cover_the_window_once(
+        fn an_instant_counts_once_if_it_is_in_the_window_and_else_not(
             start in -10_000_000_000_i64..100_000_000_000,
             length in 1_i64..20_000_000_000,
             horizon in -20_000_000_000_i64..120_000_000_000,
             forever in prop::bool::weighted(0.2),
+            instant in -20_000_000_000_i64..120_000_000_000,
         ) {
             let end = if forever { i64::MAX } else { start + length };
             let asked = Window::new(Timestamp::from_micros(start), Timestamp::from_micros(end)).unwrap();
             let cut = CutWindow::new(asked, Timestamp::from_micros(horizon));
-            let mut parts: Vec<Span> = cut.edges.iter().flatten().copied().collect();
+            let (first, last) = (cut.window.start().micros(), cut.window.end().micros());
+            let ends = if forever { [first; 2] } else { [last - 1, last] };
+            for at in [instant, first - 1, first].into_iter().chain(ends) {
+                let hour = hour_before(at);
+                let mut counted = i128::from(cut.hours.start <= hour && hour < cut.hours.end);
+                for edge in cut.edges.iter().flatten() {
+                    let is_in = edge.span.start <= at && at < edge.span.end;
+                    counted += edge.adds(i128::from(is_in));
+                }
+                let is_in = cut.window.contains(Timestamp::from_micros(at));
+                prop_assert_eq!(counted, i128::from(is_in), "{} in {:?}", at, cut);
+            }
             if cut.hours.start < cut.hours.end {
                 prop_assert_eq!(cut.hours.start % HOUR_MICROS, 0);
-                parts.push(cut.hours);
-            }
-            parts.sort_by_key(|part| part.start);
-            prop_assert_eq!(parts.first().unwrap().start, cut.window.start().micros());
-            prop_assert_eq!(parts.last().unwrap().end, cut.window.end().micros());
-            for pair in parts.windows(2) {
-                prop_assert_eq!(pair[0].end, pair[1].start);
             }
             for edge in cut.edges.iter().flatten() {
-                prop_assert!(edge.start >= horizon, "{:?} needs events that are gone", edge);
+                prop_assert!(edge.span.start >= horizon, "{:?} needs events that are gone", edge);
+                let is_alone = hour_before(first) == hour_before(last);
+                let is_near = hour_before(edge.span.start) < horizon;
+                let is_short = edge.span.end - edge.span.start <= HOUR_MICROS / 2;
+                prop_assert!(is_short || is_alone || is_near, "{:?} is the longer part", edge);
             }
             prop_assert!(cut.window.start() <= asked.start() && asked.end() <= cut.window.end());
         }

@@ -609,6 +609,8 @@ pub(crate) async fn those_who_used_most_are_found_for_many_tenants_at_once(store
     .await;
     // Cuts an hour at either end.
     let cut = window("2026-01-05T10:30:00Z", "2026-01-05T12:05:00Z");
+    // Most of both hours is in it.
+    let mostly = window("2026-01-05T10:25:00Z", "2026-01-05T12:55:00Z");
     let ask = |tenant, by, window, at_least, most| HeaviestAsk {
         tenant,
         feature: FeatureKey::Messages,
@@ -624,6 +626,7 @@ pub(crate) async fn those_who_used_most_are_found_for_many_tenants_at_once(store
         ask(idle, Dimension::User, january(), 1, 10),
         ask(acme, Dimension::User, cut, 1, 10),
         ask(acme, Dimension::Key, cut, 1, 10),
+        ask(acme, Dimension::Key, mostly, 1, 10),
         ask(acme, Dimension::User, january(), 1, 2),
     ];
     let found = store.heaviest(asks).await.unwrap();
@@ -644,6 +647,7 @@ pub(crate) async fn those_who_used_most_are_found_for_many_tenants_at_once(store
         named(&[]),
         named(&[("bob", 6), ("eve", 6)]),
         named(&[]),
+        named(&[(&second, 9)]),
         named(&[("", 16), ("bob", 6)]),
     ];
     assert_eq!(found, expected);

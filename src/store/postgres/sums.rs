@@ -22,7 +22,7 @@ use crate::{
         window::Window,
     },
     store::{
-        rollups::{CutWindow, Facet, Span, quantity_of},
+        rollups::{CutWindow, Edge, Facet, Span, quantity_of},
         usage::{CounterOf, Dimension, Total, Totals},
     },
 };
@@ -155,24 +155,24 @@ pub(super) async fn all(tx: &Tx, asks: &[Ask<'_>]) -> Result<Vec<i128>, Failed> 
     let (mut hours, mut edges) = (Spans::default(), Spans::default());
     for (place, ask) in asks.iter().enumerate() {
         if ask.cut.hours.start < ask.cut.hours.end {
-            hours.add(place, ask, ask.cut.hours);
+            hours.add(place, ask, Edge::whole(ask.cut.hours));
         }
         for edge in ask.cut.edges.iter().flatten() {
             edges.add(place, ask, *edge);
         }
     }
-    if !hours.places.is_empty() {
+    if !hours.of.is_empty() {
         let from_rollups = "
-            SELECT place, coalesce((SELECT sum(quantity) FROM usage_rollups
+            SELECT nth, coalesce((SELECT sum(quantity) FROM usage_rollups
                 WHERE tenant_id = asked.tenant_id AND feature_key = asked.feature AND dimension = asked.dimension
                   AND value = asked.value AND hour >= asked.starts AND hour < asked.ends), 0)::text AS sum
             FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[])
-                AS asked (place, tenant_id, feature, dimension, value, starts, ends)";
+                AS asked (nth, tenant_id, feature, dimension, value, starts, ends)";
         hours.sum(tx, from_rollups, &mut sums).await?;
     }
-    if !edges.places.is_empty() {
+    if !edges.of.is_empty() {
         let from_events = format!(
-            "SELECT place, coalesce((SELECT sum({USED}) FROM usage_events
+            "SELECT nth, coalesce((SELECT sum({USED}) FROM usage_events
                 WHERE tenant_id = asked.tenant_id AND admitted_at >= asked.starts AND admitted_at < asked.ends
                   AND CASE asked.dimension
                       WHEN 'all' THEN TRUE
@@ -180,7 +180,7 @@ pub(super) async fn all(tx: &Tx, asks: &[Ask<'_>]) -> Result<Vec<i128>, Failed> 
                       WHEN 'user' THEN end_user = asked.value
                       ELSE model = asked.value END), 0)::text AS sum
              FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[])
-                AS asked (place, tenant_id, feature, dimension, value, starts, ends)"
+                AS asked (nth, tenant_id, feature, dimension, value, starts, ends)"
         );
         edges.sum(tx, &from_events, &mut sums).await?;
     }
@@ -190,7 +190,9 @@ pub(super) async fn all(tx: &Tx, asks: &[Ask<'_>]) -> Result<Vec<i128>, Failed> 
 /// Spans to sum, as the columns that the statements take.
 #[derive(Default)]
 struct Spans<'a> {
-    places: Vec<i64>,
+    /// Which sum each belongs to.
+    of: Vec<(usize, Edge)>,
+    nths: Vec<i64>,
     tenants: Vec<Uuid>,
     features: Vec<&'a str>,
     dimensions: Vec<&'static str>,
@@ -200,21 +202,22 @@ struct Spans<'a> {
 }
 
 impl<'a> Spans<'a> {
-    fn add(&mut self, place: usize, ask: &Ask<'a>, span: Span) {
-        self.places.push(rows::limit(place));
+    fn add(&mut self, place: usize, ask: &Ask<'a>, edge: Edge) {
+        self.nths.push(rows::limit(self.of.len()));
+        self.of.push((place, edge));
         self.tenants.push(ask.tenant.uuid());
         self.features.push(ask.feature.as_str());
         self.dimensions.push(ask.facet.dimension());
         self.values
             .push(rows::text(&ask.facet.value()).into_owned());
-        self.starts.push(span.start);
-        self.ends.push(span.end);
+        self.starts.push(edge.span.start);
+        self.ends.push(edge.span.end);
     }
 
-    /// Adds each sum to that of its place.
+    /// Adds each sum to that of its place, or takes it off.
     async fn sum(&self, tx: &Tx, sql: &str, sums: &mut [i128]) -> Result<(), Failed> {
         let values = params![
-            self.places,
+            self.nths,
             self.tenants,
             self.features,
             self.dimensions,
@@ -223,15 +226,13 @@ impl<'a> Spans<'a> {
             self.ends,
         ];
         let found = rows::list(tx, "usage_rollups, usage_events", sql, values, |cells| {
-            let place: i64 = cells.get("place")?;
-            Ok((
-                cells.check("place", usize::try_from(place))?,
-                cells.sum("sum")?,
-            ))
+            let nth: i64 = cells.get("nth")?;
+            Ok((cells.check("nth", usize::try_from(nth))?, cells.sum("sum")?))
         })
         .await?;
-        for (place, sum) in found {
-            sums[place] += sum;
+        for (nth, sum) in found {
+            let (place, edge) = self.of[nth];
+            sums[place] += edge.adds(sum);
         }
         Ok(())
     }
@@ -252,8 +253,8 @@ async fn sums_by(
         }
     }
     for edge in cut.edges.iter().flatten() {
-        for (value, quantity) in events_by(tx, tenant, feature, by, *edge).await? {
-            *parts.entry(value).or_insert(0) += quantity;
+        for (value, quantity) in events_by(tx, tenant, feature, by, edge.span).await? {
+            *parts.entry(value).or_insert(0) += edge.adds(quantity);
         }
     }
     Ok(parts)
@@ -302,7 +303,7 @@ async fn events_by(
     tenant: TenantId,
     feature: &FeatureKey,
     by: Dimension,
-    edge: Span,
+    span: Span,
 ) -> Result<Vec<(String, i128)>, Failed> {
     let column = match by {
         Dimension::Key => "key_id",
@@ -315,7 +316,7 @@ async fn events_by(
          WHERE tenant_id = $1 AND admitted_at >= $3 AND admitted_at < $4 AND {column} IS NOT NULL
          GROUP BY {column}"
     );
-    let values = params![tenant.uuid(), feature.as_str(), edge.start, edge.end];
+    let values = params![tenant.uuid(), feature.as_str(), span.start, span.end];
     rows::list(tx, "usage_events", &sql, values, |cells| {
         let value = match by {
             Dimension::Key => KeyId::new(cells.uuid("value")?).to_string(),

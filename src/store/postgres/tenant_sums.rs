@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::{feature::FeatureKey, ids::TenantId},
     store::{
-        rollups::{CutWindow, Facet, Span, heaviest_of, quantity_of},
+        rollups::{CutWindow, Edge, Facet, heaviest_of, quantity_of},
         usage::{FeatureSum, HeaviestAsk, TenantAsk, UsedBy},
     },
 };
@@ -83,19 +83,19 @@ pub(super) async fn heaviest(tx: &Tx, asks: &[HeaviestAsk]) -> Result<Vec<Vec<Us
     for (place, ask) in asks.iter().enumerate() {
         let cut = CutWindow::new(ask.window, horizon);
         if cut.hours.start < cut.hours.end {
-            hours.add(place, ask, cut.hours);
+            hours.add(place, ask, Edge::whole(cut.hours));
         }
         for edge in cut.edges.iter().flatten() {
             edges.add(place, ask, *edge);
         }
     }
     let mut found = vec![BTreeMap::new(); asks.len()];
-    if !hours.places.is_empty() {
+    if !hours.of.is_empty() {
         // Steps from value to value through the primary key, so that only the hours asked are read of each.
         let from_rollups = "
-            SELECT place, found.value, found.sum FROM unnest(
+            SELECT nth, found.value, found.sum FROM unnest(
                 $1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::bigint[])
-                AS asked (place, tenant_id, feature, dimension, starts, ends)
+                AS asked (nth, tenant_id, feature, dimension, starts, ends)
             CROSS JOIN LATERAL (
                 WITH RECURSIVE named (value) AS (
                     (SELECT value FROM usage_rollups
@@ -117,11 +117,11 @@ pub(super) async fn heaviest(tx: &Tx, asks: &[HeaviestAsk]) -> Result<Vec<Vec<Us
             ) AS found";
         hours.sum(tx, from_rollups, &mut found).await?;
     }
-    if !edges.places.is_empty() {
+    if !edges.of.is_empty() {
         let from_events = format!(
-            "SELECT place, found.value, found.sum FROM unnest(
+            "SELECT nth, found.value, found.sum FROM unnest(
                 $1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::bigint[])
-                AS asked (place, tenant_id, feature, dimension, starts, ends)
+                AS asked (nth, tenant_id, feature, dimension, starts, ends)
              CROSS JOIN LATERAL (
                 SELECT CASE asked.dimension
                            WHEN 'key' THEN 'key_' || replace(key_id::text, '-', '')
@@ -143,7 +143,9 @@ pub(super) async fn heaviest(tx: &Tx, asks: &[HeaviestAsk]) -> Result<Vec<Vec<Us
 /// Spans of which the parts are summed, as the columns that the statements take.
 #[derive(Default)]
 struct Parts<'a> {
-    places: Vec<i64>,
+    /// Which ask each belongs to.
+    of: Vec<(usize, Edge)>,
+    nths: Vec<i64>,
     tenants: Vec<Uuid>,
     features: Vec<&'a str>,
     dimensions: Vec<&'static str>,
@@ -152,16 +154,17 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn add(&mut self, place: usize, ask: &'a HeaviestAsk, span: Span) {
-        self.places.push(rows::limit(place));
+    fn add(&mut self, place: usize, ask: &'a HeaviestAsk, edge: Edge) {
+        self.nths.push(rows::limit(self.of.len()));
+        self.of.push((place, edge));
         self.tenants.push(ask.tenant.uuid());
         self.features.push(ask.feature.as_str());
         self.dimensions.push(ask.by.as_str());
-        self.starts.push(span.start);
-        self.ends.push(span.end);
+        self.starts.push(edge.span.start);
+        self.ends.push(edge.span.end);
     }
 
-    /// Adds each sum to the part of its place.
+    /// Adds each sum to the part of its place, or takes it off.
     async fn sum(
         &self,
         tx: &Tx,
@@ -169,7 +172,7 @@ impl<'a> Parts<'a> {
         found: &mut [BTreeMap<String, i128>],
     ) -> Result<(), Failed> {
         let values = params![
-            self.places,
+            self.nths,
             self.tenants,
             self.features,
             self.dimensions,
@@ -177,13 +180,14 @@ impl<'a> Parts<'a> {
             self.ends,
         ];
         let parts = rows::list(tx, "usage_rollups, usage_events", sql, values, |cells| {
-            let place: i64 = cells.get("place")?;
-            let place = cells.check("place", usize::try_from(place))?;
-            Ok((place, cells.get::<String>("value")?, cells.sum("sum")?))
+            let nth: i64 = cells.get("nth")?;
+            let nth = cells.check("nth", usize::try_from(nth))?;
+            Ok((nth, cells.get::<String>("value")?, cells.sum("sum")?))
         })
         .await?;
-        for (place, value, sum) in parts {
-            *found[place].entry(value).or_insert(0) += sum;
+        for (nth, value, sum) in parts {
+            let (place, edge) = self.of[nth];
+            *found[place].entry(value).or_insert(0) += edge.adds(sum);
         }
         Ok(())
     }

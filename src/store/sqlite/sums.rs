@@ -46,9 +46,10 @@ pub(super) fn totals(
     by: Option<Dimension>,
 ) -> Result<Totals, Failed> {
     let cut = CutWindow::new(window, horizon(tx)?);
+    let mut sums = Sums::new(tx, tenant);
     let mut totals = Vec::new();
     for feature in features {
-        let whole = sum(tx, tenant, feature, Facet::All, &cut)?;
+        let whole = sums.of(feature, Facet::All, &cut)?;
         let Some(by) = by else {
             totals.push(Total {
                 feature: feature.clone(),
@@ -81,6 +82,7 @@ pub(super) fn counters(
     counters: &[CounterOf],
 ) -> Result<Vec<Quantity>, Failed> {
     let horizon = horizon(tx)?;
+    let mut sums = Sums::new(tx, tenant);
     counters
         .iter()
         .map(|counter| {
@@ -90,7 +92,7 @@ pub(super) fn counters(
                 Subject::User(user) => Facet::User(user),
             };
             let cut = CutWindow::new(counter.window, horizon);
-            sum(tx, tenant, &counter.feature, facet, &cut).map(quantity_of)
+            sums.of(&counter.feature, facet, &cut).map(quantity_of)
         })
         .collect()
 }
@@ -120,76 +122,144 @@ pub(super) fn corrections(
     features.iter().map(sum).collect()
 }
 
-/// What `facet` of `tenant` used of one feature in a window.
-pub(super) fn sum(
-    tx: &Transaction<'_>,
+/// Sums of one tenant. What it used in cut hours is read once for all features that have columns, since most share
+/// their windows.
+pub(super) struct Sums<'t, 'f> {
+    tx: &'t Transaction<'t>,
     tenant: TenantId,
-    feature: &FeatureKey,
-    facet: Facet<'_>,
-    cut: &CutWindow,
-) -> Result<i128, Failed> {
-    let mut whole = 0;
-    if cut.hours.start < cut.hours.end {
-        let from_rollups = rows::find(
+    edges: Vec<(Facet<'f>, Span, [i128; COLUMNS.len()])>,
+}
+
+/// The features that have columns of their own in `usage_events`.
+const COLUMNS: [FeatureKey; 4] = [
+    FeatureKey::Messages,
+    FeatureKey::InputTokens,
+    FeatureKey::OutputTokens,
+    FeatureKey::Cost,
+];
+
+impl<'t, 'f> Sums<'t, 'f> {
+    pub(super) fn new(tx: &'t Transaction<'t>, tenant: TenantId) -> Self {
+        Self {
             tx,
+            tenant,
+            edges: Vec::new(),
+        }
+    }
+
+    /// What `facet` of the tenant used of one feature in a window.
+    pub(super) fn of(
+        &mut self,
+        feature: &FeatureKey,
+        facet: Facet<'f>,
+        cut: &CutWindow,
+    ) -> Result<i128, Failed> {
+        let mut whole = 0;
+        if cut.hours.start < cut.hours.end {
+            whole += self.rollups(feature, facet, cut.hours)?;
+        }
+        let column = COLUMNS.iter().position(|it| it == feature);
+        for edge in cut.edges.iter().flatten() {
+            whole += edge.adds(match column {
+                Some(column) => self.columns(facet, edge.span)?[column],
+                None => self.events(feature, facet, edge.span)?,
+            });
+        }
+        Ok(whole)
+    }
+
+    fn rollups(&self, feature: &FeatureKey, facet: Facet<'_>, hours: Span) -> Result<i128, Failed> {
+        let sum = rows::find(
+            self.tx,
             "usage_rollups",
             "SELECT sum(quantity >> 32) AS high, sum(quantity & 4294967295) AS low FROM usage_rollups
              WHERE tenant_id = :tenant AND feature_key = :feature AND dimension = :dimension AND value = :value
                AND hour >= :start AND hour < :end",
             named_params! {
-                ":tenant": blob(tenant.uuid()),
+                ":tenant": blob(self.tenant.uuid()),
                 ":feature": feature.as_str(),
                 ":dimension": facet.dimension(),
                 ":value": facet.value(),
-                ":start": cut.hours.start,
-                ":end": cut.hours.end,
+                ":start": hours.start,
+                ":end": hours.end,
             },
             read_halves,
         )?;
-        whole += from_rollups.unwrap_or(0);
+        Ok(sum.unwrap_or(0))
     }
-    for edge in cut.edges.iter().flatten() {
-        whole += sum_events(tx, tenant, feature, facet, *edge)?;
-    }
-    Ok(whole)
-}
 
-fn sum_events(
-    tx: &Transaction<'_>,
-    tenant: TenantId,
-    feature: &FeatureKey,
-    facet: Facet<'_>,
-    edge: Span,
-) -> Result<i128, Failed> {
-    let used = Used::of(feature);
-    let condition = match facet {
-        Facet::All => "",
-        Facet::Key(_) => "AND key_id = :value",
-        Facet::Model(_) => "AND model = :value",
-        Facet::User(_) => "AND end_user = :value",
-    };
-    let tenant = blob(tenant.uuid());
-    let value: Option<Box<dyn ToSql>> = match facet {
-        Facet::All => None,
-        Facet::Key(key) => Some(Box::new(blob(key.uuid()))),
-        Facet::Model(name) | Facet::User(name) => Some(Box::new(name.to_owned())),
-    };
-    let mut params: Vec<(&str, &dyn ToSql)> = vec![
-        (":tenant", &tenant),
-        (":start", &edge.start),
-        (":end", &edge.end),
-    ];
-    used.add_param(&mut params);
-    if let Some(value) = &value {
-        params.push((":value", value));
+    fn columns(&mut self, facet: Facet<'f>, span: Span) -> Result<[i128; COLUMNS.len()], Failed> {
+        let mut known = self.edges.iter();
+        if let Some((.., sums)) = known.find(|(of, at, _)| *of == facet && *at == span) {
+            return Ok(*sums);
+        }
+        let halves = |(place, feature): (usize, &FeatureKey)| {
+            let column = feature.as_str();
+            format!(
+                "sum({column} >> 32) AS high_{place}, sum({column} & 4294967295) AS low_{place}"
+            )
+        };
+        let halves: Vec<String> = COLUMNS.iter().enumerate().map(halves).collect();
+        let sums = self.of_events(&halves.join(", "), facet, span, None, |cells| {
+            let mut sums = [0; COLUMNS.len()];
+            for (place, sum) in sums.iter_mut().enumerate() {
+                *sum = read_halves_as(cells, &format!("high_{place}"), &format!("low_{place}"))?;
+            }
+            Ok(sums)
+        })?;
+        let sums = sums.unwrap_or_default();
+        self.edges.push((facet, span, sums));
+        Ok(sums)
     }
-    let sql = format!(
-        "SELECT sum({used} >> 32) AS high, sum({used} & 4294967295) AS low FROM usage_events
-         WHERE tenant_id = :tenant AND admitted_at >= :start AND admitted_at < :end {condition}",
-        used = used.expression,
-    );
-    let halves = rows::find(tx, "usage_events", &sql, params.as_slice(), read_halves)?;
-    Ok(halves.unwrap_or(0))
+
+    fn events(&self, feature: &FeatureKey, facet: Facet<'_>, span: Span) -> Result<i128, Failed> {
+        let used = Used::of(feature);
+        let halves = format!(
+            "sum({used} >> 32) AS high, sum({used} & 4294967295) AS low",
+            used = used.expression
+        );
+        let sum = self.of_events(&halves, facet, span, used.path.as_deref(), read_halves)?;
+        Ok(sum.unwrap_or(0))
+    }
+
+    /// `select` over the events of `facet` in `span`; `path` is the parameter that it has, if any.
+    fn of_events<T>(
+        &self,
+        select: &str,
+        facet: Facet<'_>,
+        span: Span,
+        path: Option<&str>,
+        read: impl FnMut(&Cells<'_>) -> Result<T, Failed>,
+    ) -> Result<Option<T>, Failed> {
+        let condition = match facet {
+            Facet::All => "",
+            Facet::Key(_) => "AND key_id = :value",
+            Facet::Model(_) => "AND model = :value",
+            Facet::User(_) => "AND end_user = :value",
+        };
+        let tenant = blob(self.tenant.uuid());
+        let value: Option<Box<dyn ToSql>> = match facet {
+            Facet::All => None,
+            Facet::Key(key) => Some(Box::new(blob(key.uuid()))),
+            Facet::Model(name) | Facet::User(name) => Some(Box::new(name.to_owned())),
+        };
+        let mut params: Vec<(&str, &dyn ToSql)> = vec![
+            (":tenant", &tenant),
+            (":start", &span.start),
+            (":end", &span.end),
+        ];
+        if let Some(path) = &path {
+            params.push((":path", path));
+        }
+        if let Some(value) = &value {
+            params.push((":value", value));
+        }
+        let sql = format!(
+            "SELECT {select} FROM usage_events
+             WHERE tenant_id = :tenant AND admitted_at >= :start AND admitted_at < :end {condition}"
+        );
+        rows::find(self.tx, "usage_events", &sql, params.as_slice(), read)
+    }
 }
 
 /// What was used of one feature in a window, by key, user or model; only those named.
@@ -207,8 +277,8 @@ pub(super) fn sums_by(
         }
     }
     for edge in cut.edges.iter().flatten() {
-        for (value, quantity) in events_by(tx, tenant, feature, by, *edge)? {
-            *parts.entry(value).or_insert(0) += quantity;
+        for (value, quantity) in events_by(tx, tenant, feature, by, edge.span)? {
+            *parts.entry(value).or_insert(0) += edge.adds(quantity);
         }
     }
     Ok(parts)
@@ -256,7 +326,7 @@ fn events_by(
     tenant: TenantId,
     feature: &FeatureKey,
     by: Dimension,
-    edge: Span,
+    span: Span,
 ) -> Result<Vec<(String, i128)>, Failed> {
     let column = match by {
         Dimension::Key => "key_id",
@@ -267,8 +337,8 @@ fn events_by(
     let tenant = blob(tenant.uuid());
     let mut params: Vec<(&str, &dyn ToSql)> = vec![
         (":tenant", &tenant),
-        (":start", &edge.start),
-        (":end", &edge.end),
+        (":start", &span.start),
+        (":end", &span.end),
     ];
     used.add_param(&mut params);
     let sql = format!(
@@ -319,7 +389,11 @@ impl Used {
 }
 
 fn read_halves(cells: &Cells<'_>) -> Result<i128, Failed> {
-    let high: Option<i64> = cells.get("high")?;
-    let low: Option<i64> = cells.get("low")?;
+    read_halves_as(cells, "high", "low")
+}
+
+fn read_halves_as(cells: &Cells<'_>, high: &str, low: &str) -> Result<i128, Failed> {
+    let high: Option<i64> = cells.get(high)?;
+    let low: Option<i64> = cells.get(low)?;
     Ok((i128::from(high.unwrap_or(0)) << 32) + i128::from(low.unwrap_or(0)))
 }

@@ -5,12 +5,12 @@ use rusqlite::{Transaction, named_params};
 use super::{
     Failed,
     rows::{self, blob},
-    sums,
+    sums::{self, Sums},
 };
 use crate::{
     domain::{feature::FeatureKey, ids::TenantId, window::Window},
     store::{
-        rollups::{CutWindow, Facet, Span, heaviest_of, quantity_of},
+        rollups::{CutWindow, Facet, heaviest_of, quantity_of},
         usage::{FeatureSum, HeaviestAsk, TenantAsk, UsedBy},
     },
 };
@@ -33,13 +33,13 @@ fn of_tenant(
     ask: &TenantAsk,
     cut: impl Fn(Window) -> CutWindow,
 ) -> Result<Vec<FeatureSum>, Failed> {
-    let mut edges = Edges::default();
+    let mut sums = Sums::new(tx, ask.tenant);
     let mut found = Vec::with_capacity(ask.features.len());
     for (feature, window) in &ask.features {
         let cut = cut(*window);
         found.push(FeatureSum {
             feature: feature.clone(),
-            quantity: quantity_of(sum(tx, ask.tenant, feature, &cut, &mut edges)?),
+            quantity: quantity_of(sums.of(feature, Facet::All, &cut)?),
             window: cut.window,
         });
     }
@@ -52,7 +52,7 @@ fn of_tenant(
         if ask.features.iter().any(|(asked, _)| *asked == feature) {
             continue;
         }
-        let quantity = quantity_of(sum(tx, ask.tenant, &feature, &others, &mut edges)?);
+        let quantity = quantity_of(sums.of(&feature, Facet::All, &others)?);
         if quantity.get() != 0 {
             found.push(FeatureSum {
                 feature,
@@ -102,76 +102,4 @@ fn next_feature(
         named_params! { ":tenant": blob(tenant.uuid()), ":last": last },
         |cells| cells.parse("feature_key"),
     )
-}
-
-fn sum(
-    tx: &Transaction<'_>,
-    tenant: TenantId,
-    feature: &FeatureKey,
-    cut: &CutWindow,
-    edges: &mut Edges,
-) -> Result<i128, Failed> {
-    let Some(column) = built_in(feature) else {
-        return sums::sum(tx, tenant, feature, Facet::All, cut);
-    };
-    let hours = CutWindow {
-        edges: [None, None],
-        ..cut.clone()
-    };
-    let mut whole = sums::sum(tx, tenant, feature, Facet::All, &hours)?;
-    for edge in cut.edges.iter().flatten() {
-        whole += edges.sums(tx, tenant, *edge)?[column];
-    }
-    Ok(whole)
-}
-
-/// Where a feature that has a column of its own stands among [`Edges`].
-fn built_in(feature: &FeatureKey) -> Option<usize> {
-    match feature {
-        FeatureKey::Messages => Some(0),
-        FeatureKey::InputTokens => Some(1),
-        FeatureKey::OutputTokens => Some(2),
-        FeatureKey::Cost => Some(3),
-        FeatureKey::Named(_) => None,
-    }
-}
-
-/// What one tenant used in cut hours of the features that have columns: most of its features share their windows.
-#[derive(Default)]
-struct Edges(Vec<(Span, [i128; 4])>);
-
-impl Edges {
-    fn sums(
-        &mut self,
-        tx: &Transaction<'_>,
-        tenant: TenantId,
-        edge: Span,
-    ) -> Result<[i128; 4], Failed> {
-        if let Some((_, sums)) = self.0.iter().find(|(span, _)| *span == edge) {
-            return Ok(*sums);
-        }
-        let found = rows::find(
-            tx,
-            "usage_events",
-            "SELECT sum(messages >> 32) AS high_0, sum(messages & 4294967295) AS low_0,
-                    sum(input_tokens >> 32) AS high_1, sum(input_tokens & 4294967295) AS low_1,
-                    sum(output_tokens >> 32) AS high_2, sum(output_tokens & 4294967295) AS low_2,
-                    sum(cost >> 32) AS high_3, sum(cost & 4294967295) AS low_3
-             FROM usage_events WHERE tenant_id = :tenant AND admitted_at >= :start AND admitted_at < :end",
-            named_params! { ":tenant": blob(tenant.uuid()), ":start": edge.start, ":end": edge.end },
-            |cells| {
-                let half = |column| Ok::<_, Failed>(cells.get::<Option<i64>>(column)?.unwrap_or(0));
-                let whole = |high, low| Ok::<_, Failed>((i128::from(half(high)?) << 32) + i128::from(half(low)?));
-                Ok([
-                    whole("high_0", "low_0")?,
-                    whole("high_1", "low_1")?,
-                    whole("high_2", "low_2")?,
-                    whole("high_3", "low_3")?,
-                ])
-            },
-        )?;
-        let sums = found.unwrap_or_default();
-        self.0.push((edge, sums));
-        Ok(sums)
-    }
 }
