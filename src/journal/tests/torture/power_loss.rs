@@ -105,7 +105,9 @@ async fn live(
                 Ok(())
             }
         };
-        let (seqs, marked) = futures_util::future::join(join_all(appends), mark).await;
+        // Unconstrained, or tokio may put some off when the task has done much, and they would come in another order.
+        let work = futures_util::future::join(join_all(appends), mark);
+        let (seqs, marked) = tokio::task::unconstrained(work).await;
         let seqs: Vec<_> = seqs.into_iter().map(Result::unwrap).collect();
         assert_eq!(seqs, (first..=now.begun).map(Seq).collect::<Vec<_>>());
         marked.unwrap();
