@@ -22,15 +22,13 @@ use crate::{
     },
     store::{
         StoreError,
+        catalogue::LOOK_EVERY,
         outbox::{Kind, Status},
         stripe::Which,
     },
     telemetry::{events, metrics::Metrics},
 };
 
-/// How soon a change in the catalogue is seen that did not come through this server, which sees its own at once: well
-/// within the second that is promised.
-const POLL_EVERY: Duration = Duration::from_millis(500);
 /// How soon usage leaves the journal: within the second that is promised, and in batches under load.
 const DRAIN_EVERY: Duration = Duration::from_millis(200);
 /// How much of what was decided a crash may lose from the overview, where it is shown by the hour.
@@ -69,8 +67,8 @@ enum Again {
     AfterUsage(Duration),
     /// Once the journal may have begun or ceased to fail.
     AfterJournalTurned,
-    /// Once the store tells that the catalogue may have changed, or after this time.
-    OnChange(Duration),
+    /// Once the catalogue may have changed.
+    OnChange,
     /// Once an application has reserved something.
     AfterReserved,
 }
@@ -135,9 +133,7 @@ where
                 match again {
                     Again::Now => {}
                     Again::After(pause) => tokio::time::sleep(pause).await,
-                    Again::OnChange(pause) => {
-                        let _ = tokio::time::timeout(pause, app.store.changed()).await;
-                    }
+                    Again::OnChange => app.store.changed().await,
                     Again::AfterUsage(pause) => {
                         app.recorder.journal().written().await;
                         tokio::time::sleep(pause).await;
@@ -155,10 +151,13 @@ where
 }
 
 async fn poll_catalogue(app: &App) -> Again {
-    if let Err(error) = app.catalogue.poll().await {
-        tracing::debug!(%error, "the catalogue's changes can't be read");
+    match app.catalogue.poll().await {
+        Ok(_) => Again::OnChange,
+        Err(error) => {
+            tracing::debug!(%error, "the catalogue's changes can't be read");
+            Again::After(LOOK_EVERY)
+        }
     }
-    Again::OnChange(POLL_EVERY)
 }
 
 /// Whether the last drain failed: its failure is logged once, not with every attempt.

@@ -1,5 +1,7 @@
 //! Plans, tenants, subscriptions, overrides and grants.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 use super::StoreResult;
@@ -16,6 +18,10 @@ use crate::domain::{
     tenant::{Tenant, TenantRef},
     time::Timestamp,
 };
+
+/// How soon a change is seen that did not come through this server, which sees its own at once: well within the second
+/// that is promised.
+pub const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// One thing of the catalogue that changed; caches drop it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,11 +194,8 @@ pub trait CatalogueStore: Send + Sync {
     /// What changed after `version`, up to now; `Everything` if the feed no longer reaches back that far.
     /// Call with 0 and ignore what changed to learn the present version.
     async fn changes_since(&self, version: i64) -> StoreResult<Changes>;
-    /// Comes back when something may have changed since the last call, if the store is told of changes; else never. Looking
-    /// now and then is needed all the same: a message may be lost.
-    async fn changed(&self) {
-        std::future::pending::<()>().await;
-    }
+    /// Comes back when something may have changed since the last call, at most [`LOOK_EVERY`] after it did.
+    async fn changed(&self);
     /// Shortens the change feed from its beginning, up to the first change at or after `before`, by at most `limit`
     /// rows; says by how many.
     async fn prune_changes(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;

@@ -28,7 +28,7 @@ use crate::{
     },
     store::{
         StoreResult, audited,
-        catalogue::{CatalogueStore, Changed, Changes, TenantPolicy, TenantSearch},
+        catalogue::{CatalogueStore, Changed, Changes, LOOK_EVERY, TenantPolicy, TenantSearch},
     },
 };
 
@@ -263,7 +263,8 @@ impl CatalogueStore for PostgresStore {
     }
 
     async fn changed(&self) {
-        self.pool.watch().changed().await;
+        // A message may be lost.
+        let _ = tokio::time::timeout(LOOK_EVERY, self.pool.watch().changed()).await;
     }
 
     async fn prune_changes(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {

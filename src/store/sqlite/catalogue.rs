@@ -263,6 +263,10 @@ impl CatalogueStore for SqliteStore {
         .await
     }
 
+    async fn changed(&self) {
+        self.pool.changed().await;
+    }
+
     async fn prune_changes(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
         self.write("catalogue.prune_changes", move |tx| {
             // Only from the beginning: a gap inside the feed would go unseen.

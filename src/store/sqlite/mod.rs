@@ -25,6 +25,7 @@ mod tenant_sums;
 mod tenants;
 mod trends;
 mod usage;
+mod watch;
 mod webhooks;
 
 use std::{path::Path, sync::Arc};

@@ -11,7 +11,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread::JoinHandle,
     time::Duration,
 };
@@ -22,8 +22,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use rustix::fs::Advice;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::{Failed, migrate};
-use crate::store::{StoreError, StoreResult};
+use super::{Failed, migrate, watch::Watch};
+use crate::store::{StoreError, StoreResult, catalogue::LOOK_EVERY};
 
 /// How many may read at once. More would not read faster on a few cores, and each has a page cache of its own.
 pub(super) const READERS: u32 = 4;
@@ -61,6 +61,8 @@ pub(super) struct Pool {
     path: PathBuf,
     readers: r2d2::Pool<ReaderManager>,
     free_readers: Arc<Semaphore>,
+    /// Begun by the first who asks; none if it could not be.
+    watch: OnceLock<Option<Watch>>,
     writer: Writer,
 }
 
@@ -92,6 +94,7 @@ impl Pool {
             free_readers: Arc::new(Semaphore::new(
                 usize::try_from(READERS).expect("a small number"),
             )),
+            watch: OnceLock::new(),
             writer: Writer::start(path, connection)
                 .map_err(|error| unavailable(error.to_string()))?,
         })
@@ -127,6 +130,15 @@ impl Pool {
                 "{name}: the runtime is shutting down"
             )))
         })
+    }
+
+    /// Comes back when something may have been committed since the last call.
+    pub(super) async fn changed(&self) {
+        let watch = self.watch.get_or_init(|| Watch::start(&self.path).ok());
+        match watch {
+            Some(watch) => watch.changed().await,
+            None => tokio::time::sleep(LOOK_EVERY).await,
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
