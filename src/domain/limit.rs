@@ -151,6 +151,8 @@ pub struct ActiveLimit {
     pub hard: Option<Quantity>,
     /// How much of `hard` came by grants.
     pub granted: Quantity,
+    /// The tenant's own, in place of its plan's.
+    pub is_own: bool,
 }
 
 impl ActiveLimit {
@@ -166,6 +168,7 @@ impl ActiveLimit {
             soft: None,
             hard: None,
             granted: Quantity::ZERO,
+            is_own: false,
         }
     }
 
@@ -471,6 +474,7 @@ mod tests {
                 soft: soft.map(Quantity::new),
                 hard: hard.map(Quantity::new),
                 granted: Quantity::ZERO,
+                is_own: false,
             },
             settled: Quantity::new(settled),
             reserved: Quantity::new(reserved),

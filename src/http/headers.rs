@@ -168,6 +168,7 @@ mod tests {
                 soft: Some(Quantity::new(150)),
                 hard: Some(Quantity::new(200)),
                 granted: Quantity::ZERO,
+                is_own: false,
             },
             settled: Quantity::new(used),
             reserved: Quantity::new(1),

@@ -229,6 +229,7 @@ mod tests {
                 soft: soft.map(Quantity::new),
                 hard: hard.map(Quantity::new),
                 granted: Quantity::ZERO,
+                is_own: false,
             },
             settled: Quantity::new(settled),
             reserved: Quantity::new(reserved),

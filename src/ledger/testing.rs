@@ -279,6 +279,7 @@ pub(super) fn limit(
         soft: None,
         hard: Some(Quantity::new(hard)),
         granted: Quantity::ZERO,
+        is_own: false,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
         feature::FeatureKey,
         grant::Grant,
         ids::{GrantId, KeyId, TenantId},
-        limit::{ActiveLimit, Limit, Scope},
+        limit::{ActiveLimit, Limit, Override, Scope},
         names::PlanCode,
         plan::{Plan, PlanFeature},
         quantity::Quantity,
@@ -161,13 +161,9 @@ impl Policy {
     /// The limits of a feature at `now`, overrides in their place; one without any is counted per period.
     fn limits_of(&self, feature: &PlanFeature, now: Timestamp) -> Vec<Limit> {
         let mut limits = feature.limits.clone();
-        for own in &self.tenant.overrides {
-            if own.feature == feature.key && own.until.is_none_or(|until| now < until) {
-                for limit in &own.limits {
-                    limits.retain(|plan| (plan.scope, plan.window) != (limit.scope, limit.window));
-                    limits.push(*limit);
-                }
-            }
+        for own in self.own_limits(&feature.key, now) {
+            limits.retain(|plan| (plan.scope, plan.window) != (own.scope, own.window));
+            limits.push(*own);
         }
         if limits.is_empty() {
             limits.push(Limit {
@@ -179,6 +175,15 @@ impl Policy {
         }
         limits.sort_by_key(|limit| (limit.scope, std::cmp::Reverse(limit.window)));
         limits
+    }
+
+    /// The tenant's own limits of a feature that are in force.
+    fn own_limits(&self, feature: &FeatureKey, now: Timestamp) -> impl Iterator<Item = &Limit> {
+        let is_in_force = move |own: &&Override| {
+            own.feature == *feature && own.until.is_none_or(|until| now < until)
+        };
+        let own = self.tenant.overrides.iter().filter(is_in_force);
+        own.flat_map(|own| &own.limits)
     }
 }
 
@@ -486,6 +491,9 @@ impl Catalogue {
                     }
                     None => Quantity::ZERO,
                 };
+                let is_own = policy
+                    .own_limits(&feature.key, now)
+                    .any(|own| (own.scope, own.window) == (limit.scope, limit.window));
                 limits.push(ActiveLimit {
                     feature: feature.key.clone(),
                     unit: feature.unit.as_str().into(),
@@ -495,6 +503,7 @@ impl Catalogue {
                     soft: limit.soft,
                     hard: limit.hard.map(|hard| hard.plus(granted)),
                     granted,
+                    is_own,
                 });
             }
         }

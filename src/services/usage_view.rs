@@ -405,6 +405,7 @@ mod tests {
                 soft: soft.map(Quantity::new),
                 hard: hard.map(Quantity::new),
                 granted: Quantity::new(3),
+                is_own: false,
             },
             settled: Quantity::new(used),
             reserved: Quantity::new(2),

@@ -582,6 +582,7 @@ mod tests {
                 soft: soft.map(Quantity::new),
                 hard: Some(Quantity::new(hard)),
                 granted: Quantity::ZERO,
+                is_own: false,
             },
             settled: Quantity::new(settled),
             reserved: Quantity::new(reserved),

@@ -11,11 +11,20 @@ impl Violation {
     #[must_use]
     pub fn message(&self, plan_code: &str) -> String {
         let limit = &self.limit;
-        let mut text = format!(
-            "Plan '{plan_code}' allows {} {}",
-            amount(self.limit_value, &limit.feature, &limit.unit),
-            per(limit.kind)
-        );
+        let mut text = if limit.is_own {
+            "The tenant's own limit".to_owned()
+        } else {
+            format!("Plan '{plan_code}'")
+        };
+        let is_raised = self.limit_type == LimitType::HardLimit && limit.granted > Quantity::ZERO;
+        text.push_str(if is_raised {
+            " with grants allows "
+        } else {
+            " allows "
+        });
+        text.push_str(&amount(self.limit_value, &limit.feature, &limit.unit));
+        text.push(' ');
+        text.push_str(per(limit.kind));
         text.push_str(match limit.scope {
             Scope::Tenant => "",
             Scope::Key => " for each API key",
@@ -86,5 +95,79 @@ fn per(kind: WindowKind) -> &'static str {
         WindowKind::Month => "per month",
         WindowKind::Period => "per period",
         WindowKind::Lifetime => "in all",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        limit::{ActiveLimit, LimitState, SoftLimitMode},
+        time::Timestamp,
+        window::Window,
+    };
+
+    #[test]
+    fn what_allows_it_is_the_plan_or_the_tenants_own_limit_with_grants() {
+        let told = |is_own, granted, mode, settled| {
+            let hard = Quantity::new(10 + granted);
+            let window = Window::new(Timestamp::EPOCH, Timestamp::NEVER).unwrap();
+            let limit = ActiveLimit {
+                soft: Some(Quantity::new(5)),
+                hard: Some(hard),
+                granted: Quantity::new(granted),
+                is_own,
+                ..ActiveLimit::unlimited(FeatureKey::Messages, window)
+            };
+            let state = LimitState {
+                limit,
+                settled: Quantity::new(settled),
+                reserved: Quantity::ZERO,
+            };
+            let broken = state.admit(Quantity::ONE, mode).unwrap();
+            let message = broken.message("starter");
+            let end = message.find(';').unwrap();
+            message[..end].to_owned()
+        };
+        let (warn, block) = (SoftLimitMode::Warn, SoftLimitMode::Block);
+        for (is_own, granted, mode, settled, expected) in [
+            (
+                false,
+                0,
+                warn,
+                10,
+                "Plan 'starter' allows 10 messages in all",
+            ),
+            (
+                false,
+                2,
+                warn,
+                12,
+                "Plan 'starter' with grants allows 12 messages in all",
+            ),
+            (
+                true,
+                0,
+                warn,
+                10,
+                "The tenant's own limit allows 10 messages in all",
+            ),
+            (
+                true,
+                2,
+                warn,
+                12,
+                "The tenant's own limit with grants allows 12 messages in all",
+            ),
+            (
+                false,
+                2,
+                block,
+                5,
+                "Plan 'starter' allows 5 messages in all (a soft limit, which blocks here)",
+            ),
+        ] {
+            assert_eq!(told(is_own, granted, mode, settled), expected);
+        }
     }
 }

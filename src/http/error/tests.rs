@@ -71,6 +71,7 @@ impl Case {
                 soft: Some(Quantity::new(self.hard * 3 / 4)),
                 hard: Some(Quantity::new(self.hard)),
                 granted: Quantity::ZERO,
+                is_own: false,
             },
             settled: Quantity::new(self.settled),
             reserved: Quantity::new(self.reserved),

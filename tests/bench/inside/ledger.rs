@@ -99,6 +99,7 @@ impl Request {
             soft: None,
             hard: Some(Quantity::MAX),
             granted: Quantity::ZERO,
+            is_own: false,
         };
         let want = |feature| Want {
             feature,

@@ -94,6 +94,7 @@ async fn measure() {
         soft: None,
         hard: Some(Quantity::MAX),
         granted: Quantity::ZERO,
+        is_own: false,
     };
     let limits: Arc<[ActiveLimit]> = FEATURES.map(limit).into();
     let decided = Arc::new(AtomicU64::new(0));
