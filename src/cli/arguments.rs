@@ -110,6 +110,13 @@ pub fn quantity(text: &str) -> Result<Quantity, String> {
         .ok_or_else(|| "write a whole number from 0 to 2^53 - 1".to_owned())
 }
 
+/// # Errors
+/// What may be written.
+pub fn seconds(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| "write a whole number of seconds, such as 3600".to_owned())
+}
+
 /// A quantity that may take away.
 ///
 /// # Errors

@@ -227,7 +227,7 @@ impl Output {
         }
     }
 
-    /// The first table, or the facts, as RFC 4180; a cell that a spreadsheet would run as a formula gets a leading `'`.
+    /// The first table, or the facts, or else the lines, as RFC 4180; a cell that a spreadsheet would run as a formula gets a leading `'`.
     fn csv(&self) -> String {
         let table = self.parts.iter().find_map(|part| match part {
             Part::Table { columns, rows, .. } => Some((columns.clone(), rows.clone())),
@@ -240,12 +240,18 @@ impl Output {
             }
             Part::Lines(_) | Part::Note(_) => None,
         });
-        let (columns, rows) = table.unwrap_or_default();
         let line = |cells: &Vec<String>| {
             let cells: Vec<String> = cells.iter().map(|cell| csv_cell(cell)).collect();
             format!("{}\r\n", cells.join(","))
         };
-        std::iter::once(&columns).chain(&rows).map(line).collect()
+        match table {
+            Some((columns, rows)) => std::iter::once(&columns).chain(&rows).map(line).collect(),
+            None => self
+                .text_lines()
+                .into_iter()
+                .map(|text| line(&vec![text]))
+                .collect(),
+        }
     }
 
     /// Prints it as asked, or as suits stdout.

@@ -6,7 +6,10 @@ use anyhow::Context as _;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::output::{NOTHING, Output};
+use super::{
+    arguments,
+    output::{NOTHING, Output},
+};
 use crate::{
     control::Backend,
     domain::{ids::ReservationId, tenant::TenantRef},
@@ -27,7 +30,7 @@ pub(super) struct List {
     #[arg(long)]
     tenant: Option<TenantRef>,
     /// Only what is at least this old
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = arguments::seconds)]
     older_than: Option<u64>,
 }
 

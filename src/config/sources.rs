@@ -1,6 +1,7 @@
 //! Where values come from: flag > environment > `.env` in the working directory > default.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     ffi::OsString,
     fmt, fs, io,
@@ -230,10 +231,16 @@ impl Sources {
 pub(super) struct NotUtf8;
 
 fn nearest(name: &str) -> &'static str {
-    let distance = |setting: &&Setting| strsim::damerau_levenshtein(setting.name, name);
+    let shared = |setting: &Setting| {
+        let words = setting.name.split('_');
+        words
+            .filter(|word| name.split('_').any(|it| it == *word))
+            .count()
+    };
+    let distance = |setting: &Setting| strsim::damerau_levenshtein(setting.name, name);
     SETTINGS
         .iter()
-        .min_by_key(distance)
+        .min_by_key(|setting| (Reverse(shared(setting)), distance(setting)))
         .map_or("", |setting| setting.name)
 }
 

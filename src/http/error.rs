@@ -374,7 +374,8 @@ impl ApiError {
                     HeaderValue::from_static("Bearer realm=\"tollgate\""),
                 );
             }
-            Self::RequestTimeout { .. } => {
+            // What is left of the body is not read.
+            Self::RequestTimeout { .. } | Self::BodyTooLarge { .. } => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Self::Overloaded { .. } => {

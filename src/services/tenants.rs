@@ -458,6 +458,23 @@ impl Tenants {
         Ok((grant, tenant))
     }
 
+    /// Whether the tenant's plan meters a feature: else nothing limits it, whatever grants and own limits there are.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn is_metered(
+        &self,
+        tenant: &Tenant,
+        feature: &FeatureKey,
+    ) -> Result<bool, AdminError> {
+        let plan = match &tenant.subscription {
+            Some(subscription) => self.store.find_plan(&subscription.plan_code).await?,
+            None => None,
+        };
+        let planned = plan.as_ref().and_then(|plan| plan.feature(feature));
+        Ok(planned.is_some_and(|planned| planned.is_metered))
+    }
+
     /// Has the limits of a feature count anew from `by.at` until their windows end; usage stays as it is.
     ///
     /// # Errors
@@ -471,12 +488,7 @@ impl Tenants {
     ) -> Result<(Reset, Tenant), AdminError> {
         check_text("reason", &reason, 500)?;
         let tenant = self.get(tenant).await?;
-        let plan = match &tenant.subscription {
-            Some(subscription) => self.store.find_plan(&subscription.plan_code).await?,
-            None => None,
-        };
-        let planned = plan.as_ref().and_then(|plan| plan.feature(&feature));
-        if !planned.is_some_and(|planned| planned.is_metered) {
+        if !self.is_metered(&tenant, &feature).await? {
             let accepted = format!("a feature that the plan of tenant '{}' meters", tenant.slug);
             return Err(AdminError::invalid("feature_key", feature, accepted));
         }

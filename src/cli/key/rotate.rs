@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::{Actor, Keys, Output, issued};
-use crate::domain::ids::KeyId;
+use crate::{cli::arguments, domain::ids::KeyId};
 
 /// Gives a key a new secret, shown once; id and counters stay
 #[derive(Debug, clap::Args)]
@@ -12,7 +12,7 @@ pub(in crate::cli) struct Rotate {
     /// Id of the key, not its secret
     id: KeyId,
     /// How long the old secret still works, up to 30 days
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = arguments::seconds)]
     grace_seconds: u64,
 }
 

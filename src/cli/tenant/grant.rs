@@ -1,6 +1,6 @@
 use clap::Subcommand;
 
-use super::{Actor, Backend, Output, Tenants, or_dash};
+use super::{Actor, Backend, Output, Tenants, or_dash, warn_if_unmetered};
 use crate::{
     cli::arguments,
     domain::{
@@ -74,8 +74,9 @@ impl Add {
             expires_at: self.expires,
         };
         let (grant, tenant) = tenants.add_grant(&self.tenant, new, by).await?;
-        let left = grant.quantity;
-        Ok(shown(grant, &tenant, Some(left), by.at))
+        let (left, feature) = (grant.quantity, grant.feature.clone());
+        let output = shown(grant, &tenant, Some(left), by.at);
+        warn_if_unmetered(output, tenants, &tenant, &feature).await
     }
 }
 

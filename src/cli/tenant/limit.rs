@@ -1,6 +1,6 @@
 use clap::Subcommand;
 
-use super::{Actor, Output, Tenants, shown};
+use super::{Actor, Output, Tenants, shown, warn_if_unmetered};
 use crate::{
     cli::arguments::{self, LimitOf, LimitValues, WhichLimit},
     domain::{feature::FeatureKey, tenant::TenantRef, time::Timestamp},
@@ -51,10 +51,9 @@ impl Set {
             window: self.limit.window,
             until: self.until.unwrap_or_default(),
         };
-        Ok(shown(
-            tenants.set_limit(&self.tenant, &change, by).await?,
-            by.at,
-        ))
+        let tenant = tenants.set_limit(&self.tenant, &change, by).await?;
+        let output = shown(tenant.clone(), by.at);
+        warn_if_unmetered(output, tenants, &tenant, &change.feature).await
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     control::Backend,
-    domain::{administrator::Actor, tenant::Tenant, time::Timestamp},
+    domain::{administrator::Actor, feature::FeatureKey, tenant::Tenant, time::Timestamp},
     services::{objects::TenantObject, tenants::Tenants},
 };
 
@@ -74,6 +74,22 @@ impl TenantCommand {
 }
 
 /// One tenant, as it stands at `now`.
+/// Says so where the tenant's plan does not meter what has just been granted or limited: a slip of the pen, most likely.
+async fn warn_if_unmetered(
+    output: Output,
+    tenants: &Tenants,
+    tenant: &Tenant,
+    feature: &FeatureKey,
+) -> anyhow::Result<Output> {
+    if tenants.is_metered(tenant, feature).await? {
+        return Ok(output);
+    }
+    let slug = &tenant.slug;
+    Ok(output.warn(&format!(
+        "the plan of tenant '{slug}' does not meter '{feature}': this has no effect until it does"
+    )))
+}
+
 fn shown(tenant: Tenant, now: Timestamp) -> Output {
     let tenant = TenantObject::at(tenant, now);
     let subscription = tenant.subscription.as_ref();

@@ -240,6 +240,21 @@ fn a_grant_lasts_to_the_end_of_the_period_unless_it_says_otherwise() {
 }
 
 #[test]
+fn what_has_no_effect_is_told_at_once() {
+    let shell = with_acme();
+    let warning = "warning: the plan of tenant 'acme' does not meter 'mesages': this has no effect until it does\n";
+    for command in [
+        "tenant grant add acme --feature FEATURE --quantity 5 --reason goodwill",
+        "tenant limit set acme FEATURE --hard 5",
+    ] {
+        for (feature, expected) in [("messages", ""), ("mesages", warning)] {
+            let ran = shell.line(&command.replace("FEATURE", feature));
+            assert_eq!((ran.code, ran.stderr.as_str()), (0, expected), "{ran:?}");
+        }
+    }
+}
+
+#[test]
 fn a_keys_secret_is_shown_once_and_rotating_keeps_its_id() {
     let shell = with_acme();
     let made = shell.json("key create acme --name laptop --user ada");

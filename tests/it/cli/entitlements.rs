@@ -274,6 +274,13 @@ fn a_report_ends_with_how_many_and_who_is_near() {
            acme messages: 120 of 200 requests (60.00 %), approaching\n  \
            beta messages: 41 of 40 requests (102.50 %), hard_limit_exceeded\n"
     );
+    // It has no table: each line is a cell.
+    let ran = shell.line(&format!("usage export-report {AS_OF} --output csv"));
+    assert!(
+        ran.stdout
+            .starts_with("json=var/reports/usage-dashboard.json\r\n"),
+        "{ran:?}"
+    );
 }
 
 #[test]

@@ -90,6 +90,15 @@ fn an_unknown_variable_is_a_warning_with_the_nearest_name() {
 }
 
 #[test]
+fn the_nearest_name_has_the_words_of_the_unknown_one() {
+    let ran = Shell::new().with("USAGE_MODE", "observe").run(&["config"]);
+    assert!(
+        ran.stderr.ends_with("did you mean USAGE_GUARDRAIL_MODE?\n"),
+        "{ran:?}"
+    );
+}
+
+#[test]
 fn a_faulty_dot_env_is_named_by_line_without_its_content() {
     let shell = Shell::new();
     fs::write(

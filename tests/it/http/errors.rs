@@ -258,6 +258,7 @@ async fn a_body_too_large_is_413_however_it_is_sent() {
         .await;
     let answer = raw.read_to_end().await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
 }
 
 #[tokio::test]
@@ -272,6 +273,7 @@ async fn a_large_body_is_refused_before_the_client_sends_it() {
     .await;
     let answer = raw.read_to_end().await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
 }
 
 #[tokio::test]
