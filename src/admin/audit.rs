@@ -106,6 +106,7 @@ async fn page<'a>(
     } else {
         String::new()
     };
+    let plans = app.store.list_plans().await?;
     let rows = entries.into_iter().map(|entry| {
         let mut changes = Vec::new();
         compare(
@@ -115,7 +116,7 @@ async fn page<'a>(
             &mut changes,
         );
         AuditRow {
-            can_undo: view.is_operator() && undo::can_undo(&entry),
+            can_undo: view.is_operator() && undo::can_undo(&entry, &plans),
             changes,
             entry,
         }

@@ -38,9 +38,15 @@ struct FeatureThen {
     stripe_meter: Option<String>,
 }
 
-/// Whether [`Plans::undo`] can take this back, if nothing was changed since.
+/// Whether [`Plans::undo`] can take this back: it is the last change of one of `plans`.
 #[must_use]
-pub fn can_undo(entry: &AuditEntry) -> bool {
+pub fn can_undo(entry: &AuditEntry, plans: &[Plan]) -> bool {
+    let after = entry.after.as_ref().and_then(|it| it["version"].as_i64());
+    let is_last = |plan: &Plan| plan.code.as_str() == entry.target && after == Some(plan.version);
+    is_plan_change(entry) && plans.iter().any(is_last)
+}
+
+fn is_plan_change(entry: &AuditEntry) -> bool {
     entry.action == "plan.update" && entry.before.is_some() && entry.after.is_some()
 }
 
@@ -52,7 +58,7 @@ impl Plans {
     pub async fn undo(&self, entry: &AuditEntry, by: &Actor) -> Result<Plan, AdminError> {
         let not_that =
             || AdminError::invalid("entry", &entry.action, "a change of a plan, plan.update");
-        if !can_undo(entry) {
+        if !is_plan_change(entry) {
             return Err(not_that());
         }
         let read = |value: &Option<Value>| {
