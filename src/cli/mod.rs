@@ -541,9 +541,9 @@ fn hint(error: &AdminError) -> Option<&'static str> {
         AdminError::AlreadyExists { what: "plan", .. } => {
             Some("; change it with `tollgate plan set`, or choose another code")
         }
-        AdminError::AlreadyExists { what: "tenant", .. } => {
-            Some("; change it with `tollgate tenant subscribe`, or choose another slug")
-        }
+        AdminError::AlreadyExists { what: "tenant", .. } => Some(
+            "; change it with `tollgate tenant subscribe`, or choose another slug (one that was deleted keeps its own)",
+        ),
         AdminError::Unavailable(_) => Some("; nothing was changed, so try again"),
         AdminError::Invalid { .. }
         | AdminError::NotFound { .. }

@@ -245,8 +245,13 @@ impl Tenants {
     }
 
     /// # Errors
-    /// `AlreadyExists` for a slug that is, or was, taken; `NotFound` for the plan.
+    /// `AlreadyExists` for a slug that is, or was, taken; `NotFound` for the plan; `Invalid` for a slug that would be
+    /// taken for an id.
     pub async fn create(&self, new: NewTenant, by: &Actor) -> Result<Tenant, AdminError> {
+        if new.slug.as_str().parse::<TenantId>().is_ok() {
+            let accepted = "a slug that does not look like a tenant's id";
+            return Err(AdminError::invalid("slug", &new.slug, accepted));
+        }
         let subscription = new.plan_code.map(|plan_code| SubscriptionChange {
             plan_code: Some(plan_code),
             ..SubscriptionChange::default()

@@ -71,6 +71,10 @@ async fn a_tenant_is_made_changed_and_subscribed_field_by_field() {
         .await
         .expect(409, "already_exists");
     owner
+        .post("/tenants", &json!({"slug": id, "name": "x"}))
+        .await
+        .expect_bad("slug");
+    owner
         .post("/tenants", &json!({"slug": "Bad", "name": "x"}))
         .await
         .expect_bad("slug");
