@@ -54,10 +54,14 @@ const CONFIRM_EVERY: Duration = Duration::from_secs(60);
 /// How long events can be seen that came from Stripe; it delivers one again for some days at most.
 const WEBHOOKS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// Where nobody is told anything; an earlier start may have left entries.
+const COUNT_RARELY: Duration = Duration::from_secs(60);
 /// While the other side takes nothing; each entry has a longer pause of its own.
 const FAILING_PAUSE: Duration = Duration::from_secs(2);
 /// How long what was sent can still be seen.
 const SENT_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// When a job is to run again.
 enum Again {
@@ -125,14 +129,16 @@ where
     F: Future<Output = Again> + Send + 'static,
 {
     let stopping: CancellationToken = app.tasks.stopping();
-    let app = app.clone();
+    let (app, begun) = (app.clone(), Instant::now());
     app.tasks.clone().spawn(async move {
         while !stopping.is_cancelled() {
             let again = step(app.clone()).await;
             let pause = async {
                 match again {
                     Again::Now => {}
-                    Again::After(pause) => tokio::time::sleep(pause).await,
+                    Again::After(pause) => {
+                        tokio::time::sleep_until(end_of(pause, begun).into()).await;
+                    }
                     Again::OnChange => app.store.changed().await,
                     Again::AfterUsage(pause) => {
                         app.recorder.journal().written().await;
@@ -148,6 +154,17 @@ where
             }
         }
     });
+}
+
+/// When a pause from now on ends. One of a second or more does so whole seconds after the job's begin, as those of other
+/// jobs do: an idle server then wakes up once for all of them.
+fn end_of(pause: Duration, begun: Instant) -> Instant {
+    let end = Instant::now() + pause;
+    if pause < SECOND {
+        return end;
+    }
+    let since = end.saturating_duration_since(begun) + SECOND / 2;
+    begun + Duration::from_secs(since.as_secs())
 }
 
 async fn poll_catalogue(app: &App) -> Again {
@@ -337,7 +354,8 @@ async fn count_outbox(app: &App) -> Again {
         }
         Err(error) => tracing::debug!(%error, "the outbox can't be counted"),
     }
-    Again::After(COUNT_EVERY)
+    let is_told = !app.senders.is_empty();
+    Again::After(if is_told { COUNT_EVERY } else { COUNT_RARELY })
 }
 
 async fn count_for_stripe(app: &App, counts: &[(Kind, Status, u64)]) {
@@ -399,6 +417,18 @@ mod tests {
     };
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    #[test]
+    fn long_pauses_of_all_jobs_end_together() {
+        let begun = Instant::now();
+        for (seconds, late) in [(1, 0), (5, 300), (60, 499)] {
+            let pause = Duration::from_secs(seconds);
+            let begun = begun - Duration::from_millis(late);
+            assert_eq!(end_of(pause, begun), begun + pause, "{late} ms");
+        }
+        let short = Duration::from_millis(200);
+        assert!(end_of(short, begun) >= begun + short);
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn what_is_past_its_days_is_pruned_and_the_sums_stay() {

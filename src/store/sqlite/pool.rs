@@ -61,7 +61,7 @@ pub(super) struct Pool {
     path: PathBuf,
     readers: r2d2::Pool<ReaderManager>,
     free_readers: Arc<Semaphore>,
-    /// Begun by the first who asks; none if it could not be.
+    /// Begun by the first who asks; none if the kernel can't tell.
     watch: OnceLock<Option<Watch>>,
     writer: Writer,
 }
@@ -134,7 +134,11 @@ impl Pool {
 
     /// Comes back when something may have been committed since the last call.
     pub(super) async fn changed(&self) {
-        let watch = self.watch.get_or_init(|| Watch::start(&self.path).ok());
+        let Some(watch) = self.watch.get() else {
+            // What was committed before it began is not told.
+            self.watch.get_or_init(|| Watch::start(&self.path).ok());
+            return;
+        };
         match watch {
             Some(watch) => watch.changed().await,
             None => tokio::time::sleep(LOOK_EVERY).await,
@@ -239,12 +243,18 @@ pub(super) fn look_at(path: &Path) -> StoreResult<()> {
     looked.map_err(|why| StoreError::Unavailable(format!("{}: {why}", path.display())))
 }
 
+/// The log of the database at `path`: beside the file itself, where that is a link.
+pub(super) fn log_of(path: &Path) -> PathBuf {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut log = path.into_os_string();
+    log.push("-wal");
+    log.into()
+}
+
 /// After a failed sync Linux keeps the pages that did not reach the disk, marked as clean. A log that ends in such
 /// pages would be read back as recorded, the journal would forget what it says, and power loss would take it.
 fn forget_cached_log(path: &Path) -> io::Result<()> {
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    match File::open(log) {
+    match File::open(log_of(path)) {
         Ok(log) => Ok(rustix::fs::fadvise(&log, 0, None, Advice::DontNeed)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),

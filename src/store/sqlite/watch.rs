@@ -1,149 +1,146 @@
-//! Whether anything was committed, by this process or by another: a thread that asks SQLite now and then.
-//!
-//! That is a look at shared memory. A query on a reader's connection would wake several threads for it each time.
+//! Whether anything was committed, by this process or by another: the kernel tells of writes to the log (inotify(7)),
+//! so that nothing need be looked at now and then, and an idle server sleeps.
 
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
-    thread::JoinHandle,
+    sync::{Mutex, PoisonError},
 };
 
-use rusqlite::{Connection, OpenFlags};
-use tokio::sync::Notify;
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Instant, sleep, sleep_until},
+};
 
-use super::pool::BUSY_TIMEOUT;
+use super::pool::log_of;
 use crate::store::catalogue::LOOK_EVERY;
 
-/// Dropping it ends the thread and closes its connection.
 pub(super) struct Watch {
-    changed: Arc<Notify>,
-    going: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    told: AsyncFd<OwnedFd>,
+    log: PathBuf,
+    seen: Mutex<Seen>,
+}
+
+struct Seen {
+    /// Of the log that is watched.
+    watch: i32,
+    /// A busy server commits many times a second: it is not told of each.
+    next: Instant,
 }
 
 impl Watch {
-    pub(super) fn start(path: &Path) -> io::Result<Self> {
-        let changed = Arc::new(Notify::new());
-        let (going, ended) = mpsc::channel::<()>();
-        let mut look = Look::new(path);
-        let thread = std::thread::Builder::new()
-            .name("sqlite-watch".to_owned())
-            .spawn({
-                let changed = Arc::clone(&changed);
-                move || {
-                    loop {
-                        if look.has_changed() {
-                            changed.notify_one();
-                        }
-                        if ended.recv_timeout(LOOK_EVERY) != Err(mpsc::RecvTimeoutError::Timeout) {
-                            return;
-                        }
-                    }
-                }
-            })?;
+    /// What is committed from now on is told, on the runtime that this is called on.
+    pub(super) fn start(database: &Path) -> io::Result<Self> {
+        let told = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        let log = log_of(database);
+        let seen = Seen {
+            watch: add(&told, &log)?,
+            next: Instant::now(),
+        };
+        #[expect(
+            deprecated,
+            reason = "what replaces it is unsafe, for types that may close what they give out; this one does not"
+        )]
+        let told = AsyncFd::with_interest(told, Interest::READABLE)?;
         Ok(Self {
-            changed,
-            going: Some(going),
-            thread: Some(thread),
+            told,
+            log,
+            seen: Mutex::new(seen),
         })
     }
 
-    /// Comes back when something may have been committed since the last call; the first time at once.
+    /// Comes back when something may have been committed since the last call. One at a time may wait.
     pub(super) async fn changed(&self) {
-        self.changed.notified().await;
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.going = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let next = self.seen().next;
+        sleep_until(next).await;
+        if self.told().await.is_err() {
+            sleep(LOOK_EVERY).await; // there may be no log for the moment
         }
+        self.seen().next = Instant::now() + LOOK_EVERY;
     }
-}
 
-/// What was seen at the last look.
-struct Look {
-    path: PathBuf,
-    connection: Option<Connection>,
-    version: Option<i64>,
-}
-
-impl Look {
-    fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            connection: None,
-            version: None,
+    async fn told(&self) -> io::Result<()> {
+        // A log that was made anew is another file, and its first writes were not told.
+        let watch = add(self.told.get_ref(), &self.log)?;
+        if std::mem::replace(&mut self.seen().watch, watch) != watch {
+            return Ok(());
         }
-    }
-
-    /// Whether anything may have been committed since the last call; yes while it can't be told, and the first time.
-    fn has_changed(&mut self) -> bool {
-        let seen = self.data_version().ok();
-        if seen.is_none() {
-            self.connection = None;
-        }
-        let before = std::mem::replace(&mut self.version, seen);
-        seen.is_none() || seen != before
-    }
-
-    /// Of this connection alone: another number when another connection has committed
-    /// (<https://sqlite.org/pragma.html#pragma_data_version>).
-    fn data_version(&mut self) -> rusqlite::Result<i64> {
-        let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                // What was seen by another connection says nothing.
-                self.version = None;
-                let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-                let connection = Connection::open_with_flags(&self.path, flags)?;
-                connection.busy_timeout(BUSY_TIMEOUT)?;
-                connection
+        loop {
+            let mut ready = self.told.readable().await?;
+            let (mut events, mut is_told) = ([0_u8; 4_096], false);
+            while rustix::io::read(self.told.get_ref(), &mut events).is_ok_and(|length| length > 0)
+            {
+                is_told = true;
             }
-        };
-        let connection = self.connection.insert(connection);
-        connection
-            .prepare_cached("PRAGMA data_version")?
-            .query_row([], |row| row.get(0))
+            ready.clear_ready();
+            if is_told {
+                return Ok(());
+            }
+        }
     }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of a file that is watched already this gives the same number again.
+fn add(told: &OwnedFd, log: &Path) -> io::Result<i32> {
+    let what = WatchFlags::MODIFY | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
+    Ok(inotify::add_watch(told, log, what)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+    use rusqlite::Connection;
+
     use super::*;
 
-    #[test]
-    fn a_commit_of_another_connection_is_seen_once() {
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn database() -> (tempfile::TempDir, PathBuf, Connection) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("test.db");
-        let other = Connection::open(&path).unwrap();
-        let execute = |sql: &str| other.execute_batch(sql).unwrap();
-        execute("PRAGMA journal_mode = WAL; CREATE TABLE numbers (number INTEGER)");
-        let mut look = Look::new(&path);
-        assert!(look.has_changed(), "nothing was seen before");
-        assert!(!look.has_changed());
-        execute("BEGIN; INSERT INTO numbers VALUES (1)");
-        assert!(!look.has_changed(), "it may still be rolled back");
-        execute("COMMIT");
-        assert!(look.has_changed());
-        assert!(!look.has_changed());
+        let connection = Connection::open(&path).unwrap();
+        let begin = "PRAGMA journal_mode = WAL; CREATE TABLE numbers (number INTEGER)";
+        connection.execute_batch(begin).unwrap();
+        (directory, path, connection)
     }
 
-    #[test]
-    fn what_cannot_be_looked_at_may_have_changed() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("test.db");
-        let mut look = Look::new(&path);
-        assert!(look.has_changed());
-        assert!(look.has_changed());
-        Connection::open(&path)
-            .unwrap()
-            .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE numbers (number INTEGER)")
-            .unwrap();
-        assert!(look.has_changed());
-        assert!(!look.has_changed());
+    async fn is_told(watch: &Watch) {
+        let told = tokio::time::timeout(LONG, watch.changed()).await;
+        told.expect("a commit that is told");
+    }
+
+    #[tokio::test]
+    async fn a_commit_of_any_connection_is_told_once() {
+        let (_directory, path, first) = database();
+        let watch = Watch::start(&path).unwrap();
+        let second = Connection::open(&path).unwrap();
+        for connection in [&first, &second] {
+            let insert = "INSERT INTO numbers VALUES (1)";
+            connection.execute_batch(insert).unwrap();
+            is_told(&watch).await;
+            assert!(watch.told().now_or_never().is_none(), "told before");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_that_was_made_anew_is_watched_too() {
+        let (_directory, path, connection) = database();
+        let watch = Watch::start(&path).unwrap();
+        drop(connection); // the last one takes the log away
+        is_told(&watch).await;
+        let connection = Connection::open(&path).unwrap();
+        let insert = "INSERT INTO numbers VALUES (1)";
+        connection.execute_batch(insert).unwrap();
+        is_told(&watch).await;
+        connection.execute_batch(insert).unwrap();
+        is_told(&watch).await;
     }
 }
