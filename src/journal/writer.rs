@@ -228,15 +228,17 @@ impl Writer {
                 seqs.push(progress.push(append.tenant));
             }
         }
-        if !seqs.is_empty() {
-            self.shared.written.notify_one();
-        }
+        let is_written = !seqs.is_empty();
         for (append, seq) in batch.appends.into_iter().zip(seqs) {
             // Who went away has its event written all the same.
             let _ = append.reply.send(Ok(seq));
         }
         for mark in batch.marks {
             let _ = mark.reply.send(Ok(()));
+        }
+        // Last: waking somebody takes a while, and answers go first.
+        if is_written {
+            self.shared.written.notify_one();
         }
     }
 
