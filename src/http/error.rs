@@ -501,10 +501,16 @@ pub async fn no_route(method: Method, uri: Uri) -> ApiError {
     std::future::ready(unrouted(method, uri.path())).await
 }
 
-/// What is answered where the path's parts name what can't be.
+/// What is answered where no route has the path.
 #[must_use]
 pub fn nothing_at(path: &str) -> ApiError {
     ApiError::NotFound(format!("page or endpoint at {}", shown(path)))
+}
+
+/// What is answered where the path's parts name what can't be.
+#[must_use]
+pub fn no_object_at(path: &str) -> ApiError {
+    ApiError::NotFound(format!("object at {}", shown(path)))
 }
 
 fn unrouted(method: Method, path: &str) -> ApiError {

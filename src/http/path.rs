@@ -23,7 +23,7 @@ impl<T: FieldType, S: Send + Sync> FromRequestParts<S> for InPath<T> {
             [text] => T::of_text(text),
             _ => None,
         };
-        read(&texts).map(Self).ok_or_else(|| nothing_at(parts))
+        read(&texts).map(Self).ok_or_else(|| no_object_at(parts))
     }
 }
 
@@ -36,19 +36,19 @@ impl<A: FieldType, B: FieldType, S: Send + Sync> FromRequestParts<S> for TwoInPa
             [first, second] => Some(Self(A::of_text(first)?, B::of_text(second)?)),
             _ => None,
         };
-        read(&texts).ok_or_else(|| nothing_at(parts))
+        read(&texts).ok_or_else(|| no_object_at(parts))
     }
 }
 
 async fn texts<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<Vec<String>, ApiError> {
     match RawPathParams::from_request_parts(parts, state).await {
         Ok(params) => Ok(params.iter().map(|(_, value)| value.to_owned()).collect()),
-        Err(_) => Err(nothing_at(parts)), // %-escapes that are no UTF-8
+        Err(_) => Err(no_object_at(parts)), // %-escapes that are no UTF-8
     }
 }
 
 /// Names the path that the client asked, of which a nested router sees the end only.
-fn nothing_at(parts: &Parts) -> ApiError {
+fn no_object_at(parts: &Parts) -> ApiError {
     let asked = parts.extensions.get::<OriginalUri>();
-    error::nothing_at(asked.map_or(parts.uri.path(), |asked| asked.0.path()))
+    error::no_object_at(asked.map_or(parts.uri.path(), |asked| asked.0.path()))
 }

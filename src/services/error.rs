@@ -46,6 +46,15 @@ impl AdminError {
     }
 
     #[must_use]
+    pub fn missing(field: &'static str, accepted: impl Into<String>) -> Self {
+        Self::Invalid {
+            field,
+            value: "missing".to_owned(),
+            accepted: accepted.into(),
+        }
+    }
+
+    #[must_use]
     pub fn not_found(what: &'static str, name: impl Display) -> Self {
         let name = name.to_string();
         Self::NotFound { what, name }

@@ -81,7 +81,7 @@ impl SubscriptionChange {
             .clone()
             .or_else(|| current.map(|it| it.plan_code.clone()));
         let plan_code =
-            plan_code.ok_or_else(|| AdminError::invalid("plan_code", "", "the code of a plan"))?;
+            plan_code.ok_or_else(|| AdminError::missing("plan_code", "the code of a plan"))?;
         let status = self.status.apply(current.map(|it| it.status));
         let unchanged = current.filter(|it| it.status == status);
         let customer = current.and_then(|it| it.processor_customer_id.clone());
@@ -215,7 +215,7 @@ impl NewGrant {
             (None, Some(subscription)) => Ok(subscription.period.window_at(now).end()),
             (None, None) => {
                 let accepted = "a time: the tenant has no subscription whose period could end it";
-                Err(AdminError::invalid("expires_at", "", accepted))
+                Err(AdminError::missing("expires_at", accepted))
             }
         }
     }

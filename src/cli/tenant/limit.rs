@@ -3,7 +3,12 @@ use clap::Subcommand;
 use super::{Actor, Output, Tenants, shown, warn_if_unmetered};
 use crate::{
     cli::arguments::{self, LimitOf, LimitValues, WhichLimit},
-    domain::{feature::FeatureKey, tenant::TenantRef, time::Timestamp},
+    domain::{
+        feature::FeatureKey,
+        limit::Limit,
+        tenant::{Tenant, TenantRef},
+        time::Timestamp,
+    },
     services::{plans::Change, tenants::OverrideChange},
 };
 
@@ -51,10 +56,41 @@ impl Set {
             window: self.limit.window,
             until: self.until.unwrap_or_default(),
         };
+        let before = tenants.get(&self.tenant).await?;
         let tenant = tenants.set_limit(&self.tenant, &change, by).await?;
-        let output = shown(tenant.clone(), by.at);
+        let mut output = shown(tenant.clone(), by.at);
+        if let Some(end) = end_of_others(&before, &tenant, &change, by.at) {
+            output = output.warn(&format!(
+                "own limits of one feature end together: all of '{}' {end}",
+                change.feature
+            ));
+        }
         warn_if_unmetered(output, tenants, &tenant, &change.feature).await
     }
+}
+
+/// When the tenant's own limits of a feature end, where a change of one of them has others end with it that did not, or
+/// has it end with others though that was not asked for.
+fn end_of_others(
+    before: &Tenant,
+    after: &Tenant,
+    change: &OverrideChange,
+    now: Timestamp,
+) -> Option<String> {
+    let of = |tenant: &Tenant| {
+        let mut own = tenant.overrides.iter();
+        own.find(|own| own.feature == change.feature).cloned()
+    };
+    let (was, is) = (of(before)?, of(after)?);
+    let is_other = |limit: &Limit| (limit.scope, limit.window) != (change.scope, change.window);
+    let has_others = was.until.is_none_or(|until| now < until) && was.limits.iter().any(is_other);
+    let is_new = was.limits.iter().all(is_other);
+    let is_unasked = is_new && change.until == Change::Keep && is.until.is_some();
+    let is_moved = was.until != is.until;
+    (has_others && (is_unasked || is_moved)).then(|| match is.until {
+        Some(until) => format!("now end at {until}"),
+        None => "now hold until they are removed".to_owned(),
+    })
 }
 
 /// Takes a tenant's own limits of a feature away, or only one of them; the plan holds again

@@ -240,6 +240,27 @@ fn a_grant_lasts_to_the_end_of_the_period_unless_it_says_otherwise() {
 }
 
 #[test]
+fn own_limits_that_end_with_others_are_told() {
+    let shell = with_acme();
+    let set = |limit: &str| {
+        let ran = shell.line(&format!("tenant limit set acme messages {limit}"));
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.stderr
+    };
+    let warning = |end: &str| {
+        format!("warning: own limits of one feature end together: all of 'messages' {end}\n")
+    };
+    let until = "now end at 2099-01-01T00:00:00Z";
+    assert_eq!(set("--hard 50"), "");
+    let of_day = "--hard 10 --window day --until 2099-01-01T00:00:00Z";
+    assert_eq!(set(of_day), warning(until));
+    assert_eq!(set(of_day), "", "as it was");
+    assert_eq!(set("--hard 5 --window hour"), warning(until));
+    let forever = warning("now hold until they are removed");
+    assert_eq!(set("--hard 50 --until none"), forever);
+}
+
+#[test]
 fn what_has_no_effect_is_told_at_once() {
     let shell = with_acme();
     let warning = "warning: the plan of tenant 'acme' does not meter 'mesages': this has no effect until it does\n";
