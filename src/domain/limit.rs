@@ -254,11 +254,12 @@ impl<L: Borrow<ActiveLimit>> LimitState<L> {
         self.settled.plus(self.reserved)
     }
 
-    /// What a new request may still use; `None` if unlimited.
+    /// What a new request may still use, as it is shown; `None` if unlimited. What corrections took away beyond what was
+    /// used does not show.
     #[must_use]
     pub fn remaining(&self) -> Option<Quantity> {
         self.limit().hard.map(|hard| {
-            hard.minus(self.settled)
+            hard.minus(self.settled.at_least_zero())
                 .minus(self.reserved)
                 .at_least_zero()
         })
@@ -479,6 +480,13 @@ mod tests {
             settled: Quantity::new(settled),
             reserved: Quantity::new(reserved),
         }
+    }
+
+    #[test]
+    fn what_corrections_took_away_beyond_what_was_used_is_not_shown_as_left() {
+        let left = |settled| state(None, Some(10), settled, 1).remaining();
+        assert_eq!(left(4), Some(Quantity::new(5)));
+        assert_eq!(left(-7), Some(Quantity::new(9)));
     }
 
     #[test]

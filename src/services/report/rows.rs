@@ -219,7 +219,8 @@ fn counted(window: Window, ask: &ReportAsk) -> Option<Window> {
 }
 
 fn feature_row(placed: PlacedFeature, sum: Option<&FeatureSum>, ask: &ReportAsk) -> FeatureRow {
-    let quantity = sum.map_or(Quantity::ZERO, |sum| sum.quantity);
+    // What corrections took away beyond what was used does not show, as in totals.
+    let quantity = sum.map_or(Quantity::ZERO, |sum| sum.quantity.at_least_zero());
     // Wider than the limit's own where a bound cuts an hour whose events are gone.
     let start = sum.map_or(placed.window.start(), |sum| {
         placed.window.start().min(sum.window.start())

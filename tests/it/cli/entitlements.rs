@@ -300,6 +300,18 @@ fn a_report_as_of_an_instant_is_the_same_whatever_comes_after() {
 }
 
 #[test]
+fn a_credit_beyond_what_was_used_is_reported_as_nothing_used() {
+    let shell = shell_with_usage();
+    shell.json("usage correct --tenant acme --feature messages --quantity -500 --reason credit");
+    let line = "usage export-report --tenant acme --feature messages";
+    let (json, _) = report(&shell, line);
+    let row = &json["tenants"][0]["features"][0];
+    assert_eq!(row["quantity"], 0, "{row}");
+    assert_eq!(row["remaining_to_hard_limit"], row["hard_limit"], "{row}");
+    assert!(row["hard_limit"].is_i64(), "{row}");
+}
+
+#[test]
 fn a_report_is_narrowed_by_what_is_asked() {
     let shell = shell_with_usage();
     let slugs = |arguments: &str| {
