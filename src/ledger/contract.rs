@@ -369,21 +369,33 @@ pub(super) async fn recorded_usage_counts_whatever_the_limit_says(open: impl Ope
     let ask = ask(vec![messages(5)]);
     assert_eq!(ask.totals(&ledger).await, [(0, 0)]);
     let event = ask.event(quantities(Messages, 8));
-    let settled = ledger.record(base.append(event.clone()), &event).await;
+    let settled = ledger
+        .record(base.append(event.clone()), &event, &|_| None)
+        .await;
     assert_eq!(settled.overshoot, quantities(Messages, 3));
     let correction = ask.event(quantities(Messages, -6));
     let settled = ledger
-        .record(base.append(correction.clone()), &correction)
+        .record(base.append(correction.clone()), &correction, &|_| None)
         .await;
     assert!(settled.overshoot.is_empty());
     assert_eq!(ask.totals(&ledger).await, [(2, 0)]);
+    // Limits that were reset count from then on, and no longer in the window that began before.
+    let event = ask.event(quantities(Messages, 8));
+    let reset_at = event.admitted_at;
+    let settled = ledger
+        .record(base.append(event.clone()), &event, &|_| Some(reset_at))
+        .await;
+    assert!(settled.overshoot.is_empty());
+    assert_eq!(ask.totals(&ledger).await, [(10, 0)]);
 }
 
 pub(super) async fn usage_of_a_tenant_not_in_memory_is_loaded_later(open: impl Open) {
     let (base, ledger) = start(open).await;
     let ask = ask(vec![messages(5)]);
     let event = ask.event(quantities(Messages, 2));
-    ledger.record(base.append(event.clone()), &event).await;
+    ledger
+        .record(base.append(event.clone()), &event, &|_| None)
+        .await;
     assert_eq!(ask.totals(&ledger).await, [(2, 0)]);
 }
 
@@ -569,7 +581,9 @@ pub(super) async fn a_drain_that_was_not_written_comes_again(open: impl Open) {
     ask.totals(&ledger).await;
     for used in [1, 2] {
         let event = ask.event(quantities(Messages, used));
-        ledger.record(base.append(event.clone()), &event).await;
+        ledger
+            .record(base.append(event.clone()), &event, &|_| None)
+            .await;
     }
     let both = base.between(Seq(0), Seq(2));
     let first = ledger.drained(&both).await;
@@ -622,11 +636,11 @@ pub(super) async fn an_event_drained_before_it_is_settled_is_in_its_row(open: im
     let first = base.append(event.clone());
     ledger.drained(&base.between(Seq(0), first)).await;
     assert_eq!(later.totals(&ledger).await, [(1, 0)]);
-    ledger.record(first, &event).await;
+    ledger.record(first, &event, &|_| None).await;
     assert_eq!(later.totals(&ledger).await, [(1, 0)]);
 
     let second = base.append(event.clone());
-    ledger.record(second, &event).await;
+    ledger.record(second, &event, &|_| None).await;
     let drained = ledger.drained(&base.between(first, second)).await;
     assert_eq!(drained.changed[0].1, Quantity::new(2));
 }

@@ -110,7 +110,7 @@ impl LocalLedger {
             }
         }
         for (seq, event) in undrained {
-            self.add(event.tenant_id, *seq, event.into());
+            self.add(event.tenant_id, *seq, event.into(), &|_| None);
         }
     }
 }

@@ -194,7 +194,7 @@ impl LocalHold {
             if counters.end(slot, held.id).is_some() {
                 tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
             }
-            let judged = judged_settle(&mut counters, seq, usage);
+            let judged = judged_settle(&mut counters, seq, usage, &|_| None);
             drop(counters);
             let overshoot = overshoot_of(used, &judged);
             return Settled { states, overshoot };
@@ -205,7 +205,7 @@ impl LocalHold {
         if counters.is_evicted() {
             drop(counters); // released by hand, and its tenant thrown out since
             let ledger = tenant.ledger.upgrade();
-            let overshoot = ledger.map(|ledger| ledger.add(tenant.id, seq, usage));
+            let overshoot = ledger.map(|ledger| ledger.add(tenant.id, seq, usage, &|_| None));
             let overshoot = overshoot.unwrap_or_default();
             return Settled { states, overshoot };
         }

@@ -147,7 +147,7 @@ impl World {
         let event = ask.event(quantities(Messages, 1));
         let seq = self.base.append(event.clone());
         thread::yield_now();
-        now(self.ledger.record(seq, &event));
+        now(self.ledger.record(seq, &event, &|_| None));
     }
 
     /// Its client goes while the counters are read.

@@ -4,7 +4,7 @@
 //! of changes for the next drain.
 
 use super::{
-    BaseTotals, Hold, LedgerAsk, LedgerError, OnViolation, Reserved, Settled,
+    BaseTotals, Hold, LedgerAsk, LedgerError, OnViolation, Reserved, Settled, Since,
     amounts::{Judgement, judge},
     counter::CounterKey,
     drain::Drainage,
@@ -302,10 +302,10 @@ impl LocalLedger {
         ReservationId::new(uuid::Builder::from_unix_timestamp_millis(millis, &bits).into_uuid())
     }
 
-    pub(super) fn record(&self, seq: Seq, event: &UsageEvent) -> Settled {
+    pub(super) fn record(&self, seq: Seq, event: &UsageEvent, since: Since<'_>) -> Settled {
         Settled {
             states: LimitStates::default(),
-            overshoot: self.add(event.tenant_id, seq, event.into()),
+            overshoot: self.add(event.tenant_id, seq, event.into(), since),
         }
     }
 
@@ -332,10 +332,16 @@ impl LocalLedger {
     }
 
     /// Adds a durable event to the tenant's counters in memory; those that are not will be read with it.
-    pub(super) fn add(&self, tenant: TenantId, seq: Seq, usage: Usage<'_>) -> Quantities {
+    pub(super) fn add(
+        &self,
+        tenant: TenantId,
+        seq: Seq,
+        usage: Usage<'_>,
+        since: Since<'_>,
+    ) -> Quantities {
         let mut judged = Judged::new();
         self.with_resident(tenant, usage.at, |counters| {
-            judged = judged_settle(counters, seq, usage);
+            judged = judged_settle(counters, seq, usage, since);
         });
         overshoot_of(usage.quantities, &judged)
     }
@@ -345,10 +351,16 @@ impl LocalLedger {
 pub(super) type Judged = Vec<(FeatureKey, Quantity, Quantity)>;
 
 /// Adds an event, and says where that leaves the counters whose hard limit was seen before.
-pub(super) fn judged_settle(counters: &mut TenantCounters, seq: Seq, usage: Usage<'_>) -> Judged {
+pub(super) fn judged_settle(
+    counters: &mut TenantCounters,
+    seq: Seq,
+    usage: Usage<'_>,
+    since: Since<'_>,
+) -> Judged {
     let mut judged = Judged::new();
     counters.settle(seq, usage, |counter| {
-        if let Some(hard) = counter.hard.filter(|_| !counter.is_loading()) {
+        let is_reset = since(&counter.feature).is_some_and(|at| counter.window.start() < at);
+        if let Some(hard) = counter.hard.filter(|_| !counter.is_loading() && !is_reset) {
             judged.push((counter.feature.clone(), counter.settled(), hard));
         }
     });

@@ -144,6 +144,9 @@ pub enum Reserved {
     Elsewhen(Timestamp),
 }
 
+/// From when on limits of a feature count, where that is later than their windows begin: a reset.
+pub type Since<'a> = &'a (dyn Fn(&FeatureKey) -> Option<Timestamp> + Send + Sync);
+
 /// Where limits stand after usage was settled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
@@ -292,11 +295,12 @@ impl Ledger {
 
     /// Adds durable usage that had no hold (reported by hand or as CloudEvents, a correction), whatever the limits say.
     ///
-    /// Its overshoot is measured by the hard limits last seen of counters in memory.
-    pub async fn record(&self, seq: Seq, event: &UsageEvent) -> Settled {
+    /// Its overshoot is measured by the hard limits last seen of counters in memory whose windows begin where `since`
+    /// says or later.
+    pub async fn record(&self, seq: Seq, event: &UsageEvent, since: Since<'_>) -> Settled {
         match self {
-            Self::Local(local) => local.record(seq, event),
-            Self::Redis(redis) => Box::pin(redis.record(seq, event)).await,
+            Self::Local(local) => local.record(seq, event, since),
+            Self::Redis(redis) => Box::pin(redis.record(seq, event, since)).await,
         }
     }
 

@@ -245,7 +245,7 @@ impl World {
         let Unapplied { open, seq, event } = self.unapplied.swap_remove(index);
         match open {
             Some(open) => now(open.hold.settle(seq, &event)),
-            None => now(self.ledger.record(seq, &event)),
+            None => now(self.ledger.record(seq, &event, &|_| None)),
         };
     }
 

@@ -158,6 +158,13 @@ impl Policy {
         of_feature.map(|reset| reset.at).collect()
     }
 
+    /// When limits of a feature were last reset before usage admitted at `at`.
+    #[must_use]
+    pub fn reset_before(&self, feature: &FeatureKey, at: Timestamp) -> Option<Timestamp> {
+        let resets = self.resets_of(feature).into_iter();
+        resets.filter(|reset| *reset <= at).max()
+    }
+
     /// The limits of a feature at `now`, overrides in their place; one without any is counted per period.
     fn limits_of(&self, feature: &PlanFeature, now: Timestamp) -> Vec<Limit> {
         let mut limits = feature.limits.clone();

@@ -29,7 +29,7 @@ use crate::{
     journal::{Frozen, Journal, JournalError, Snapshot},
     ledger::{
         BaseTotals, CounterKey, Drained, Hold, Ledger, LedgerError, LocalLedger, RedisLedger,
-        RedisSettings, Settled, SharedBase,
+        RedisSettings, Settled, SharedBase, Since,
     },
     services::AdminError,
     store::{
@@ -223,14 +223,32 @@ impl Recorder {
         hold: Option<Hold>,
         event: UsageEvent,
     ) -> Result<Settled, JournalError> {
-        let begun = Instant::now();
-        let seq = self.journal.append(&event).await?;
-        self.metrics.committed_in(begun.elapsed());
+        let seq = self.append(&event).await?;
         let settled = match hold {
             Some(hold) => hold.settle(seq, &event).await,
-            None => self.ledger.record(seq, &event).await,
+            None => self.ledger.record(seq, &event, &|_| None).await,
         };
         Ok(settled)
+    }
+
+    /// Writes usage down that had no hold, and counts it; `since` says from when on limits count that were reset.
+    ///
+    /// # Errors
+    /// [`JournalError`]: nothing was written.
+    pub async fn record(
+        &self,
+        event: UsageEvent,
+        since: Since<'_>,
+    ) -> Result<Settled, JournalError> {
+        let seq = self.append(&event).await?;
+        Ok(self.ledger.record(seq, &event, since).await)
+    }
+
+    async fn append(&self, event: &UsageEvent) -> Result<Seq, JournalError> {
+        let begun = Instant::now();
+        let seq = self.journal.append(event).await?;
+        self.metrics.committed_in(begun.elapsed());
+        Ok(seq)
     }
 
     /// Moves one batch from the journal to the store.

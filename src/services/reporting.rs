@@ -280,9 +280,10 @@ impl Reporting {
     async fn record_event(&self, policy: &Policy, event: UsageEvent) -> Result<(), AdminError> {
         let quantities = event.quantities.clone();
         let admitted_at = event.admitted_at;
+        let since = |feature: &FeatureKey| policy.reset_before(feature, admitted_at);
         let settled = self
             .recorder
-            .settle(None, event)
+            .record(event, &since)
             .await
             .map_err(|error| AdminError::Unavailable(error.to_string()))?;
         self.catalogue

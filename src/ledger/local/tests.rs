@@ -41,7 +41,7 @@ fn resident(ledger: &Ledger, number: u128) -> bool {
 
 fn record(base: &FakeBase, ledger: &Ledger, ask: &Ask) {
     let event = ask.event(quantities(FeatureKey::Messages, 1));
-    now(ledger.record(base.append(event.clone()), &event));
+    now(ledger.record(base.append(event.clone()), &event, &|_| None));
 }
 
 #[tokio::test]

@@ -66,7 +66,7 @@ impl Apart {
     pub(super) fn record(&self, seq: Seq, event: &UsageEvent) {
         let ledger = lock(&self.ledger).clone();
         if let Some(ledger) = ledger {
-            ledger.record(seq, event);
+            ledger.record(seq, event, &|_| None);
         }
     }
 

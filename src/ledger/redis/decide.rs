@@ -18,7 +18,7 @@ use crate::{
         usage::{Quantities, UsageEvent},
     },
     ledger::{
-        Hold, LedgerAsk, LedgerError, OnViolation, Reserved, Settled,
+        Hold, LedgerAsk, LedgerError, OnViolation, Reserved, Settled, Since,
         amounts::{judge, least_of, whole_of},
         local::overshoot,
         subjects::Who,
@@ -276,7 +276,10 @@ impl RedisLedger {
             }
         }
         if states.is_empty() {
-            let overshoot = reply.map_or_else(|_| Quantities::default(), |it| judged(event, &it));
+            let overshoot = reply.map_or_else(
+                |_| Quantities::default(),
+                |it| judged(event, &it, &|_| None),
+            );
             return Settled { states, overshoot };
         }
         let overshoot = overshoot(used, || {
@@ -287,7 +290,12 @@ impl RedisLedger {
         Settled { states, overshoot }
     }
 
-    pub(in crate::ledger) async fn record(&self, seq: Seq, event: &UsageEvent) -> Settled {
+    pub(in crate::ledger) async fn record(
+        &self,
+        seq: Seq,
+        event: &UsageEvent,
+        since: Since<'_>,
+    ) -> Settled {
         let asked = {
             let _in_order = self.holds.lock(); // as in `settle`
             let count = Count {
@@ -304,7 +312,7 @@ impl RedisLedger {
         match told {
             Ok(reply) => Settled {
                 states: LimitStates::default(),
-                overshoot: judged(event, &reply),
+                overshoot: judged(event, &reply, since),
             },
             Err(fault) => {
                 tracing::debug!(%fault, "usage is counted when it is drained");
@@ -495,8 +503,8 @@ fn missing_of(
     counters
 }
 
-fn judged(event: &UsageEvent, reply: &Reply) -> Quantities {
-    crate::ledger::local::overshoot_of(&event.quantities, &reply.judged(event))
+fn judged(event: &UsageEvent, reply: &Reply, since: Since<'_>) -> Quantities {
+    crate::ledger::local::overshoot_of(&event.quantities, &reply.judged(event, since))
 }
 
 fn gone_again() -> LedgerError {

@@ -84,7 +84,9 @@ impl History {
                 ask.now = at(self.seconds + self.random.random_range(-300..200));
                 let event = ask.event(used(self.random.random_range(-1..4), 0));
                 let seq = self.nodes.base.append(event.clone());
-                self.nodes.ledgers[node].record(seq, &event).await;
+                self.nodes.ledgers[node]
+                    .record(seq, &event, &|_| None)
+                    .await;
             }
             80..90 => self.nodes.drain(node).await,
             90..93 => self.tick().await,

@@ -43,7 +43,7 @@ async fn a_tenant_may_have_very_many_counters() {
     };
     let event = asks[0].event(features().map(|it| (it, Quantity::ONE)).collect());
     let seq = nodes.base.append(event.clone());
-    nodes.ledgers[0].record(seq, &event).await;
+    nodes.ledgers[0].record(seq, &event, &|_| None).await;
     for ask in &asks {
         assert_eq!(ask.totals(&nodes.ledgers[1]).await, [(1, 0); 200]);
     }

@@ -11,6 +11,7 @@ use crate::{
         feature::FeatureKey, ids::EventId, limit::Subject, quantity::Quantity, time::Timestamp,
         usage::UsageEvent,
     },
+    ledger::Since,
     store::usage::CounterOf,
 };
 
@@ -195,7 +196,11 @@ impl Reply {
     }
 
     /// Feature, settled and hard limit of the counters that an event was counted in; none if it had been before.
-    pub(super) fn judged(&self, event: &UsageEvent) -> Vec<(FeatureKey, Quantity, Quantity)> {
+    pub(super) fn judged(
+        &self,
+        event: &UsageEvent,
+        since: Since<'_>,
+    ) -> Vec<(FeatureKey, Quantity, Quantity)> {
         let at = event.admitted_at.micros();
         let mut judged = Vec::new();
         let lists = self.lists.iter().flatten();
@@ -204,7 +209,11 @@ impl Reply {
             let of = used
                 .map(|(feature, _)| feature)
                 .find(|feature| feature_number(feature) == counter.feature);
-            if let Some(feature) = of.filter(|_| self.counted > 0) {
+            let is_counted = |feature: &&FeatureKey| {
+                let is_reset = since(feature).is_some_and(|at| counter.start < at.micros());
+                self.counted > 0 && !is_reset
+            };
+            if let Some(feature) = of.filter(is_counted) {
                 let (settled, hard) = (Quantity::new(counter.settled), Quantity::new(counter.hard));
                 judged.push((feature.clone(), settled, hard));
             }

@@ -277,7 +277,7 @@ async fn an_event_counts_once_however_often_it_is_told_and_wherever_it_is() {
     nodes.use_one(1, &ask, 4).await;
     let everything = nodes.base.between(Seq(0), nodes.base.last());
     for (seq, event) in &everything {
-        nodes.ledgers[1].record(*seq, event).await;
+        nodes.ledgers[1].record(*seq, event, &|_| None).await;
     }
     assert_eq!(nodes.agree(&ask).await, 0);
     // Told as about to be written, twice, as after a store that failed.
@@ -434,12 +434,12 @@ async fn what_happens_while_redis_is_away_is_made_up_for() {
     assert!(waited < 2 * PATIENCE, "one wait for all: {waited:?}");
     let event = ask.event(quantities(Messages, 4));
     nodes.ledgers[1]
-        .record(nodes.base.append(event.clone()), &event)
+        .record(nodes.base.append(event.clone()), &event, &|_| None)
         .await;
     nodes.drain(0).await; // the store has all of it, and Redis was not told
     let event = ask.event(quantities(Messages, 8));
     nodes.ledgers[0]
-        .record(nodes.base.append(event.clone()), &event)
+        .record(nodes.base.append(event.clone()), &event, &|_| None)
         .await;
     nodes.server.thaw();
     nodes.ready().await;

@@ -286,6 +286,40 @@ async fn a_correction_counts_at_once_and_once_in_the_window_of_what_it_corrects(
 }
 
 #[tokio::test]
+async fn what_is_reported_after_a_reset_is_held_against_what_is_left_since() {
+    let gate = Tollgate::serve().start().await;
+    let acme = gate
+        .tenant("acme")
+        .limit("messages", hard(10))
+        .create()
+        .await;
+    let record = async |quantity: &str| {
+        let key = format!("of-{quantity}");
+        let start = [
+            "usage",
+            "record",
+            "--tenant",
+            "acme",
+            "--feature",
+            "messages",
+        ];
+        let end = ["--quantity", quantity, "--idempotency-key", &key];
+        gate.cli_json(&[&start[..], &end[..]].concat()).await;
+    };
+    record("9").await;
+    let reset = ["tenant", "reset", "acme", "--feature", "messages"];
+    gate.cli_json(&[&reset[..], &["--reason", "outage"]].concat())
+        .await;
+    for (quantity, used, past) in [("2", 2, 0), ("20", 22, 12)] {
+        record(quantity).await;
+        assert_eq!(acme.used("messages").await, used);
+        let overshoot = gate.metric("usage_overshoot_total", "after_the_fact").await;
+        assert_eq!(overshoot, past, "after {quantity}");
+    }
+    gate.finish().await;
+}
+
+#[tokio::test]
 async fn a_reset_has_limits_count_anew_and_changes_no_usage() {
     let gate = Tollgate::serve().start().await;
     let acme = gate
