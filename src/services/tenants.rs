@@ -639,7 +639,7 @@ mod tests {
         let no_plan = SubscriptionChange::default().apply(None, now).unwrap_err();
         assert_eq!(
             no_plan.to_string(),
-            "plan_code is ''; write the code of a plan"
+            "plan_code is missing; write the code of a plan"
         );
         let backwards = SubscriptionChange {
             period_start: Some(now),
