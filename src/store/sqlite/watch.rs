@@ -1,21 +1,30 @@
 //! Whether anything was committed, by this process or by another: the kernel tells of writes to the log (inotify(7)),
-//! so that nothing need be looked at now and then, and an idle server sleeps.
+//! so that nothing need be looked at while there are none, and an idle server sleeps.
+//!
+//! A commit can be seen only some time after its last write, when the log is synced, and of that nobody tells. So for a
+//! while after a write there is a look now and then.
 
 use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::pool::log_of;
 use crate::store::catalogue::LOOK_EVERY;
+
+/// Longer than a log takes to be synced.
+const SYNCED_WITHIN: Duration = Duration::from_secs(10);
+/// Should it have taken longer.
+const LOOK_RARELY: Duration = Duration::from_secs(60);
 
 pub(super) struct Watch {
     told: AsyncFd<OwnedFd>,
@@ -28,6 +37,8 @@ struct Seen {
     watch: i32,
     /// A busy server commits many times a second: it is not told of each.
     next: Instant,
+    /// Until then what was written may be committed yet.
+    unsettled_until: Instant,
 }
 
 impl Watch {
@@ -38,6 +49,7 @@ impl Watch {
         let seen = Seen {
             watch: add(&told, &log)?,
             next: Instant::now(),
+            unsettled_until: Instant::now() + SYNCED_WITHIN,
         };
         #[expect(
             deprecated,
@@ -55,8 +67,16 @@ impl Watch {
     pub(super) async fn changed(&self) {
         let next = self.seen().next;
         sleep_until(next).await;
-        if self.told().await.is_err() {
-            sleep(LOOK_EVERY).await; // there may be no log for the moment
+        let is_unsettled = Instant::now() < self.seen().unsettled_until;
+        let patience = if is_unsettled {
+            Duration::ZERO
+        } else {
+            LOOK_RARELY
+        };
+        match timeout(patience, self.told()).await {
+            Ok(Ok(())) => self.seen().unsettled_until = Instant::now() + SYNCED_WITHIN,
+            Ok(Err(_)) => sleep(LOOK_EVERY).await, // there may be no log for the moment
+            Err(_) => {}
         }
         self.seen().next = Instant::now() + LOOK_EVERY;
     }
@@ -102,6 +122,8 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(20);
+    /// Of tokio's timers, and one more.
+    const TICK: Duration = Duration::from_millis(2);
 
     fn database() -> (tempfile::TempDir, PathBuf, Connection) {
         let directory = tempfile::tempdir().unwrap();
@@ -113,8 +135,8 @@ mod tests {
     }
 
     async fn is_told(watch: &Watch) {
-        let told = tokio::time::timeout(LONG, watch.changed()).await;
-        told.expect("a commit that is told");
+        let told = timeout(LONG, watch.told()).await;
+        told.expect("a commit that is told").unwrap();
     }
 
     #[tokio::test]
@@ -130,12 +152,32 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn for_a_while_after_a_write_there_is_a_look_now_and_then() {
+        let (_directory, path, connection) = database();
+        let watch = Watch::start(&path).unwrap();
+        tokio::time::advance(SYNCED_WITHIN).await;
+        let insert = "INSERT INTO numbers VALUES (1)";
+        connection.execute_batch(insert).unwrap();
+        watch.changed().await; // of the write
+        let written = Instant::now();
+        while written.elapsed() + LOOK_EVERY + TICK < SYNCED_WITHIN {
+            let looked = Instant::now();
+            watch.changed().await;
+            assert!(looked.elapsed() <= LOOK_EVERY + TICK);
+        }
+        tokio::time::advance(2 * LOOK_EVERY).await;
+        let begun = Instant::now();
+        watch.changed().await;
+        assert!(begun.elapsed() >= LOOK_RARELY, "{:?}", begun.elapsed());
+    }
+
     #[tokio::test]
     async fn a_log_that_was_made_anew_is_watched_too() {
         let (_directory, path, connection) = database();
         let watch = Watch::start(&path).unwrap();
         drop(connection); // the last one takes the log away
-        is_told(&watch).await;
+        assert!(watch.told().await.is_err());
         let connection = Connection::open(&path).unwrap();
         let insert = "INSERT INTO numbers VALUES (1)";
         connection.execute_batch(insert).unwrap();
