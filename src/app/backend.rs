@@ -94,7 +94,7 @@ impl UsageOperations for Parts {
     }
 
     async fn totals(&self, ask: &TotalsAsk, _now: Timestamp) -> Result<Value, AdminError> {
-        let policy = self.reports.policy(&ask.tenant).await?;
+        let policy = self.reports.policy_ever(&ask.tenant).await?;
         let totals = self
             .reports
             .totals(&policy, &ask.features, ask.window, ask.by)
@@ -102,9 +102,9 @@ impl UsageOperations for Parts {
         Ok(json!(TotalsBody::of(&policy, &totals, ask.by)))
     }
 
-    async fn record(&self, record: &ManualRecord, now: Timestamp) -> Result<Value, AdminError> {
+    async fn record(&self, record: &ManualRecord, by: &Actor) -> Result<Value, AdminError> {
         let policy = self.reports.policy(&record.tenant).await?;
-        let reported = self.reporting.record(&policy, record, now).await?;
+        let reported = self.reporting.record(&policy, record, by).await?;
         Ok(json!({ "event_id": reported.event_id, "duplicate": reported.is_duplicate }))
     }
 

@@ -410,7 +410,10 @@ mod tests {
     use crate::{
         clock::{self, Clock, ManualClock},
         config::{Config, sources::Sources},
-        domain::{ids::ConversationId, quantity::Quantity, tenant::TenantRef, window::Window},
+        domain::{
+            administrator::Actor, ids::ConversationId, quantity::Quantity, tenant::TenantRef,
+            window::Window,
+        },
         services::{ManualRecord, UsageOperations as _},
         store::conversations::{Speaker, Turn},
     };
@@ -456,7 +459,12 @@ mod tests {
             idempotency_key: "one".to_owned(),
             at: None,
         };
-        app.record(&record, begin).await.unwrap();
+        let by = Actor {
+            name: "ada".to_owned(),
+            address: None,
+            at: begin,
+        };
+        app.record(&record, &by).await.unwrap();
         app.recorder.flush().await.unwrap();
         let conversation = ConversationId::new(clock::new_id());
         let turn = Turn {

@@ -103,7 +103,7 @@ pub trait UsageOperations: Send + Sync {
     async fn record(
         &self,
         record: &ManualRecord,
-        now: Timestamp,
+        by: &Actor,
     ) -> Result<serde_json::Value, AdminError>;
     /// Writes the report; `steps` hears how many tenants of how many are done.
     async fn export(

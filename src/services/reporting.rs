@@ -102,30 +102,46 @@ impl Reporting {
         }
     }
 
-    /// Records usage by hand.
+    /// Records usage by hand; audited.
     ///
     /// # Errors
-    /// [`AdminError::Invalid`] names the field; [`AdminError::Unavailable`]: nothing was written.
+    /// [`AdminError::Invalid`] names the field; [`AdminError::Unavailable`]: nothing was counted.
     pub async fn record(
         &self,
         policy: &Policy,
         record: &ManualRecord,
-        now: Timestamp,
+        by: &Actor,
     ) -> Result<Reported, AdminError> {
-        self.check(record, now).await?;
-        let tenant = policy.tenant.tenant_id;
+        self.check(record, by.at).await?;
         let report = Report {
-            event_id: event_id_of(tenant, Source::Manual, &record.idempotency_key),
+            event_id: event_id_of(
+                policy.tenant.tenant_id,
+                Source::Manual,
+                &record.idempotency_key,
+            ),
             source: Source::Manual,
             request_id: String::new(),
             key_id: None,
             user: String::new(),
             model: None,
             quantities: Quantities::default().with(record.feature.clone(), record.quantity),
-            at: record.at.unwrap_or(now),
+            at: record.at.unwrap_or(by.at),
             reason: None,
         };
-        self.report_one(policy, report, now).await
+        let audit = NewAudit {
+            by: by.clone(),
+            action: "usage.record",
+            target: policy.tenant.slug.to_string(),
+            before: None,
+            after: Some(serde_json::json!({
+                "event_id": report.event_id,
+                "feature_key": record.feature,
+                "quantity": record.quantity,
+                "at": report.at,
+                "idempotency_key": record.idempotency_key,
+            })),
+        };
+        self.record_audited(policy, report, &audit).await
     }
 
     /// Adds to what was recorded, or takes away; audited.
@@ -165,33 +181,41 @@ impl Reporting {
             at: corrected.as_ref().map_or(by.at, |it| it.admitted_at),
             reason: Some(correction.reason.clone()),
         };
+        let audit = NewAudit {
+            by: by.clone(),
+            action: "usage.correct",
+            target: policy.tenant.slug.to_string(),
+            before: None,
+            after: Some(serde_json::json!({
+                "event_id": event_id,
+                "feature_key": correction.feature,
+                "quantity": correction.quantity,
+                "reason": correction.reason,
+                "of": correction.of,
+            })),
+        };
+        self.record_audited(policy, report, &audit).await
+    }
+
+    /// Records what an administrator reports, unless it is recorded already.
+    async fn record_audited(
+        &self,
+        policy: &Policy,
+        report: Report,
+        audit: &NewAudit,
+    ) -> Result<Reported, AdminError> {
+        let tenant = policy.tenant.tenant_id;
+        let event_id = report.event_id;
         let _one_by_one = self.place(tenant).lock().await;
-        if self.is_recorded(tenant, event_id).await? {
-            return Ok(Reported {
-                event_id,
-                is_duplicate: true,
-            });
+        let is_duplicate = self.is_recorded(tenant, event_id).await?;
+        if !is_duplicate {
+            // First the audit row: usage that nobody is known to have reported must not be.
+            self.store.note(audit).await?;
+            self.record_new(policy, vec![report], audit.by.at).await?;
         }
-        // First the audit row: a correction that nobody is known to have made must not be.
-        self.store
-            .note(&NewAudit {
-                by: by.clone(),
-                action: "usage.correct",
-                target: policy.tenant.slug.to_string(),
-                before: None,
-                after: Some(serde_json::json!({
-                    "event_id": event_id,
-                    "feature_key": correction.feature,
-                    "quantity": correction.quantity,
-                    "reason": correction.reason,
-                    "of": correction.of,
-                })),
-            })
-            .await?;
-        let recorded = self.record_new(policy, vec![report], by.at).await;
-        recorded.map(|()| Reported {
+        Ok(Reported {
             event_id,
-            is_duplicate: false,
+            is_duplicate,
         })
     }
 
@@ -201,20 +225,6 @@ impl Reporting {
         found
             .filter(|event| event.tenant_id == tenant)
             .ok_or_else(|| AdminError::not_found("event", id))
-    }
-
-    async fn report_one(
-        &self,
-        policy: &Policy,
-        report: Report,
-        now: Timestamp,
-    ) -> Result<Reported, AdminError> {
-        let event_id = report.event_id;
-        let reported = self.report(policy, vec![report], now).await?;
-        Ok(reported.first().copied().unwrap_or(Reported {
-            event_id,
-            is_duplicate: false,
-        }))
     }
 
     /// Records what was not recorded before; what became of each, in the order given.

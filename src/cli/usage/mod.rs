@@ -71,7 +71,7 @@ impl UsageCommand {
         match self {
             Self::Show(command) => command.run(usage.as_ref(), now).await,
             Self::Totals(command) => command.run(usage.as_ref(), now).await,
-            Self::Record(command) => command.run(usage.as_ref(), now).await,
+            Self::Record(command) => command.run(usage.as_ref(), &backend.actor()).await,
             Self::Sync(command) => command.run(backend, typed).await,
             Self::ExportReport(command) => command.run(usage.as_ref(), backend, progress).await,
             Self::Statement(command) => command.run(usage.as_ref()).await,

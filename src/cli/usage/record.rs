@@ -1,7 +1,10 @@
 use super::{Output, UsageOperations, cell};
 use crate::{
     cli::arguments,
-    domain::{feature::FeatureKey, quantity::Quantity, tenant::TenantRef, time::Timestamp},
+    domain::{
+        administrator::Actor, feature::FeatureKey, quantity::Quantity, tenant::TenantRef,
+        time::Timestamp,
+    },
     services::ManualRecord,
 };
 
@@ -32,7 +35,7 @@ impl Record {
     pub(super) async fn run(
         self,
         usage: &dyn UsageOperations,
-        now: Timestamp,
+        by: &Actor,
     ) -> anyhow::Result<Output> {
         let record = ManualRecord {
             tenant: self.tenant,
@@ -41,7 +44,7 @@ impl Record {
             idempotency_key: self.idempotency_key,
             at: self.at,
         };
-        let body = usage.record(&record, now).await?;
+        let body = usage.record(&record, by).await?;
         let note = if body["duplicate"] == true {
             "This idempotency key was recorded before; nothing was added."
         } else {

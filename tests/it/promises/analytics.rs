@@ -238,7 +238,7 @@ async fn a_crash_in_the_middle_of_a_flush_writes_the_same_file_again() {
             idempotency_key: key.to_owned(),
             at: None,
         };
-        app.record(&record, clock.now()).await.unwrap();
+        app.record(&record, &by).await.unwrap();
         app.recorder.flush().await.unwrap();
     };
     record("one").await;

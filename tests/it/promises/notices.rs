@@ -429,7 +429,7 @@ impl Inside {
             idempotency_key: key.to_owned(),
             at: None,
         };
-        self.app.record(&record, self.clock.now()).await.unwrap();
+        self.app.record(&record, &actor(&self.clock)).await.unwrap();
         self.app.recorder.flush().await.unwrap();
         self.settle().await;
     }

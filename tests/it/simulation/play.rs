@@ -565,8 +565,8 @@ impl World {
             idempotency_key: name.clone(),
             at: (back > 0).then(|| Timestamp::from_micros(at)),
         };
-        let life = self.life();
-        let recorded = life.rt.block_on(life.app.record(&record, self.clock.now()));
+        let (life, by) = (self.life(), actor(self.clock.now()));
+        let recorded = life.rt.block_on(life.app.record(&record, &by));
         if self.is_away {
             ensure!(
                 recorded.is_err(),

@@ -141,6 +141,44 @@ async fn every_change_is_in_the_audit_log_with_old_and_new_and_no_secret() {
 }
 
 #[tokio::test]
+async fn usage_recorded_by_hand_is_in_the_audit_log_once() {
+    let gate = Tollgate::serve().start().await;
+    gate.tenant("acme").create().await;
+    let record = [
+        "usage",
+        "record",
+        "--tenant",
+        "acme",
+        "--feature",
+        "messages",
+        "--quantity",
+        "57",
+        "--idempotency-key",
+        "import-7",
+    ];
+    let recorded = gate.cli(&record).await.expect_ok().json();
+    gate.cli(&record).await.expect_ok();
+    let entries = gate.owner().all("/audit?action=usage", 500).await;
+    let [entry] = entries.as_slice() else {
+        panic!("{entries:?}");
+    };
+    assert_eq!(
+        (&entry["actor"], &entry["action"], &entry["target"]),
+        (&json!("cli"), &json!("usage.record"), &json!("acme"))
+    );
+    let after = &entry["after"];
+    assert_eq!(after["event_id"], recorded["event_id"], "{after}");
+    assert_eq!(
+        (
+            &after["feature_key"],
+            &after["quantity"],
+            &after["idempotency_key"]
+        ),
+        (&json!("messages"), &json!(57), &json!("import-7"))
+    );
+}
+
+#[tokio::test]
 async fn the_status_says_how_the_node_does() {
     let gate = Tollgate::serve().start().await;
     let status = gate.owner().get("/status").await.expect_status(200);

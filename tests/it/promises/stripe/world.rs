@@ -275,7 +275,7 @@ impl World {
             idempotency_key: format!("key-{key}"),
             at: used_at,
         };
-        let answer = self.app.record(&record, self.clock.now()).await.unwrap();
+        let answer = self.app.record(&record, &self.actor()).await.unwrap();
         self.app.recorder.flush().await.unwrap();
         serde_json::from_value(answer["event_id"].clone()).unwrap()
     }
