@@ -334,6 +334,9 @@ impl ApiError {
                     "Reservation '{reservation_id}' is settled already; only a settle with the same idempotency key may be repeated."
                 )
             }
+            Self::AlreadyExists { what, name } if what == "tenant" => format!(
+                "There is a tenant '{name}' already, or was: one that was deleted keeps its slug."
+            ),
             Self::AlreadyExists { what, name } => format!("There is a {what} '{name}' already."),
             Self::PlanInUse {
                 plan_code,

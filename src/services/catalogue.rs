@@ -330,6 +330,16 @@ impl Catalogue {
         }
     }
 
+    /// A tenant that was deleted, with what is kept of it. Never cached: nobody is decided on by it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn former_policy_of(&self, name: &TenantRef) -> StoreResult<Option<Arc<Policy>>> {
+        let former = self.store.find_former(name).await?;
+        let policy = |it: TenantPolicy| Policy::new(it.tenant, None, it.grants, it.resets);
+        Ok(former.map(|it| Arc::new(policy(it))))
+    }
+
     /// The limits of `policy` in force at `now`.
     ///
     /// # Errors

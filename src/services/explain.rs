@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 use crate::{
     domain::{
         feature::FeatureKey,
+        ids::TenantId,
         limit::{ActiveLimit, Scope, Subject},
         quantity::Quantity,
+        tenant::TenantRef,
         time::Timestamp,
         usage::{Source, UsageEvent},
         window::Window,
@@ -56,12 +58,23 @@ impl Explanations {
         }
     }
 
+    /// Of a tenant that may be deleted by now.
+    async fn policy_ever(&self, tenant: TenantId) -> Result<Option<Arc<Policy>>, AdminError> {
+        match self.catalogue.policy(tenant).await? {
+            Some(policy) => Ok(Some(policy)),
+            None => {
+                let name = TenantRef::Id(tenant);
+                Ok(self.catalogue.former_policy_of(&name).await?)
+            }
+        }
+    }
+
     async fn settled(
         &self,
         event: &UsageEvent,
         events: &[UsageEvent],
     ) -> Result<Value, AdminError> {
-        let policy = self.catalogue.policy(event.tenant_id).await?;
+        let policy = self.policy_ever(event.tenant_id).await?;
         let limits = match &policy {
             Some(policy) => self.limits_of(policy, event).await?,
             None => Vec::new(),
@@ -73,7 +86,7 @@ impl Explanations {
             "outcome": "settled",
             "decision": if is_warned { "soft_limit" } else { "allow" },
             "tenant_slug": policy.as_ref().map(|it| it.tenant.slug.clone()),
-            "plan_code": policy.as_ref().map(|it| it.plan_code().to_owned()),
+            "plan_code": policy.as_ref().and_then(|it| it.subscription()).map(|it| it.plan_code.clone()),
             "key_id": event.key_id,
             "user": event.user,
             "model": event.model,
@@ -152,7 +165,7 @@ impl Explanations {
 
     async fn refused(&self, refused: &Refused) -> Result<Value, AdminError> {
         let refusal = &refused.refusal;
-        let policy = self.catalogue.policy(refusal.tenant_id).await?;
+        let policy = self.policy_ever(refusal.tenant_id).await?;
         let limits = refusal.states.iter().map(|state| {
             let broken = refusal
                 .violations

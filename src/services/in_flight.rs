@@ -14,7 +14,6 @@ use crate::{
         administrator::Actor,
         feature::FeatureKey,
         ids::{ReservationId, TenantId},
-        names::Slug,
         quantity::Quantity,
         tenant::TenantRef,
         time::Timestamp,
@@ -89,8 +88,7 @@ impl InFlight {
             let tenant_slug = match slugs.get(&it.tenant) {
                 Some(slug) => slug.clone(),
                 None => {
-                    let found = self.store.find_tenant(&TenantRef::Id(it.tenant)).await?;
-                    let slug = found.map_or_else(|| it.tenant.to_string(), |it| slug_of(&it.slug));
+                    let slug = self.slug(it.tenant).await?;
                     slugs.insert(it.tenant, slug.clone());
                     slug
                 }
@@ -110,6 +108,20 @@ impl InFlight {
             });
         }
         Ok(objects)
+    }
+
+    /// The slug of a tenant, which may be deleted: what it had in flight is still held.
+    async fn slug(&self, tenant: TenantId) -> Result<String, AdminError> {
+        let name = TenantRef::Id(tenant);
+        let slug = match self.store.find_tenant(&name).await? {
+            Some(found) => Some(found.slug),
+            None => self
+                .store
+                .find_former(&name)
+                .await?
+                .map(|it| it.tenant.slug),
+        };
+        Ok(slug.map_or_else(|| tenant.to_string(), |slug| slug.to_string()))
     }
 
     async fn held(&self) -> Result<Vec<Held>, AdminError> {
@@ -166,8 +178,4 @@ impl InFlight {
         };
         Ok(self.store.note(&entry).await?)
     }
-}
-
-fn slug_of(slug: &Slug) -> String {
-    slug.to_string()
 }

@@ -151,6 +151,20 @@ impl Reports {
             .ok_or_else(|| ReportError::NoTenant(tenant.clone()))
     }
 
+    /// The same of one that was deleted too: its history is kept.
+    ///
+    /// # Errors
+    /// As [`policy`](Self::policy).
+    pub async fn policy_ever(&self, tenant: &TenantRef) -> Result<Arc<Policy>, ReportError> {
+        match self.policy(tenant).await {
+            Err(ReportError::NoTenant(name)) => {
+                let former = self.catalogue.former_policy_of(&name).await?;
+                former.ok_or(ReportError::NoTenant(name))
+            }
+            found => found,
+        }
+    }
+
     async fn features(&self, policy: &Policy) -> Result<Vec<FeatureKey>, ReportError> {
         let mut features = self
             .store

@@ -87,7 +87,7 @@ impl Statements {
     /// `NotFound` for the tenant; `Invalid` for an end before the start; `Unavailable`.
     pub async fn of(&self, ask: &StatementAsk) -> Result<Statement, AdminError> {
         let now = self.clock.now();
-        let policy = self.reports.policy(&ask.tenant).await?;
+        let policy = self.reports.policy_ever(&ask.tenant).await?;
         let current = WindowKind::Period.window_at(now, &policy.anchors());
         let start = ask.start.unwrap_or(current.start());
         let end = ask.end.unwrap_or_else(|| current.end().max(start));

@@ -97,6 +97,8 @@ pub trait CatalogueStore: Send + Sync {
     async fn find_tenant(&self, tenant: &TenantRef) -> StoreResult<Option<Tenant>>;
     /// What decides on the tenant's requests.
     async fn find_policy(&self, tenant: TenantId) -> StoreResult<Option<TenantPolicy>>;
+    /// A tenant that was deleted, without its subscription, which is gone: its usage, grants and resets are kept.
+    async fn find_former(&self, tenant: &TenantRef) -> StoreResult<Option<TenantPolicy>>;
     /// Tenants by slug, after the slug `after`, at most `limit`.
     async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>>;
     /// The same of those that `search` lets through.

@@ -64,7 +64,7 @@ pub(super) async fn totals(
     RawQuery(query): RawQuery,
 ) -> ApiResult<Json<TotalsBody>> {
     let query = TotalsQuery::read(query.as_deref().unwrap_or(""))?;
-    let policy = app.reports.policy(&tenant).await?;
+    let policy = app.reports.policy_ever(&tenant).await?;
     let totals = app
         .reports
         .totals(&policy, &query.features, query.window, query.by)

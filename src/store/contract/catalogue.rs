@@ -41,6 +41,7 @@ macro_rules! cases {
             a_plan_without_subscriptions_is_deleted_with_its_features,
             what_is_not_there_is_not_found,
             a_tenant_is_found_by_id_and_slug_as_it_was_made,
+            of_a_deleted_tenant_is_found_what_is_kept,
             what_decides_on_a_tenant_is_found_at_once,
             a_slug_and_an_id_are_taken_once,
             a_tenant_on_a_missing_plan_is_not_made,
@@ -284,6 +285,43 @@ pub(crate) async fn a_tenant_is_found_by_id_and_slug_as_it_was_made(store: &Shar
     assert_eq!(by_id(store, acme.tenant_id).await, acme);
     let slug = TenantRef::Slug(acme.slug.clone());
     assert_eq!(store.find_tenant(&slug).await.unwrap(), Some(acme));
+}
+
+pub(crate) async fn of_a_deleted_tenant_is_found_what_is_kept(store: &SharedStore) {
+    let starter = stored_plan(store, "starter").await;
+    let acme = Tenant {
+        subscription: Some(subscription(&starter.code)),
+        ..tenant("acme")
+    };
+    store.create_tenant(&acme, &ada()).await.unwrap();
+    let gift = grant(acme.tenant_id, "2026-02-01T00:00:00Z");
+    store.add_grant(&gift, &ada()).await.unwrap();
+    let names = [
+        TenantRef::Slug(acme.slug.clone()),
+        TenantRef::Id(acme.tenant_id),
+    ];
+    for name in &names {
+        assert_eq!(store.find_former(name).await, Ok(None), "{name}");
+    }
+    let deleted = store.delete_tenant(acme.tenant_id, None, &ada()).await;
+    deleted.unwrap();
+    let kept = TenantPolicy {
+        tenant: Tenant {
+            subscription: None,
+            ..acme
+        },
+        plan: None,
+        grants: vec![gift],
+        resets: vec![],
+    };
+    for name in &names {
+        assert_eq!(store.find_tenant(name).await, Ok(None), "{name}");
+        assert_eq!(
+            store.find_former(name).await,
+            Ok(Some(kept.clone())),
+            "{name}"
+        );
+    }
 }
 
 pub(crate) async fn what_decides_on_a_tenant_is_found_at_once(store: &SharedStore) {

@@ -103,6 +103,16 @@ impl CatalogueStore for PostgresStore {
         .await
     }
 
+    async fn find_former(&self, tenant: &TenantRef) -> StoreResult<Option<TenantPolicy>> {
+        self.read("catalogue.find_former", |tx| async move {
+            match tenants::find_former(&tx, tenant).await? {
+                Some(tenant) => policy_of(&tx, tenant).await.map(Some),
+                None => Ok(None),
+            }
+        })
+        .await
+    }
+
     async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>> {
         self.read("catalogue.list_tenants", |tx| async move {
             tenants::list(&tx, after, limit).await
@@ -284,9 +294,13 @@ impl CatalogueStore for PostgresStore {
 }
 
 pub(super) async fn find_policy(tx: &Tx, tenant: TenantId) -> Result<Option<TenantPolicy>, Failed> {
-    let Some(tenant) = tenants::find(tx, &TenantRef::Id(tenant)).await? else {
-        return Ok(None);
-    };
+    match tenants::find(tx, &TenantRef::Id(tenant)).await? {
+        Some(tenant) => policy_of(tx, tenant).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn policy_of(tx: &Tx, tenant: Tenant) -> Result<TenantPolicy, Failed> {
     let plan = async {
         match &tenant.subscription {
             Some(subscription) => plans::find(tx, &subscription.plan_code).await,
@@ -297,12 +311,12 @@ pub(super) async fn find_policy(tx: &Tx, tenant: TenantId) -> Result<Option<Tena
     let tenants = [tenant.tenant_id];
     let (plan, grants, resets) =
         try_join3(plan, grants_of(tx, &tenants), resets_of(tx, &tenants)).await?;
-    Ok(Some(TenantPolicy {
+    Ok(TenantPolicy {
         resets: resets.into_iter().map(|(_, reset)| reset).collect(),
         tenant,
         plan,
         grants,
-    }))
+    })
 }
 
 async fn resets_of(tx: &Tx, tenants: &[TenantId]) -> Result<Vec<(TenantId, Reset)>, Failed> {

@@ -29,16 +29,28 @@ use crate::{
 const SELECT: &str = "
     SELECT tenants.tenant_id, slug, name, created_at, plan_code, status, status_since, period_start, period_end,
            processor_customer_id
-    FROM tenants LEFT JOIN subscriptions ON subscriptions.tenant_id = tenants.tenant_id
-    WHERE tenants.deleted_at IS NULL";
+    FROM tenants LEFT JOIN subscriptions ON subscriptions.tenant_id = tenants.tenant_id";
 
 pub(super) async fn find(tx: &Tx, tenant: &TenantRef) -> Result<Option<Tenant>, Failed> {
+    find_where(tx, tenant, "tenants.deleted_at IS NULL").await
+}
+
+/// One that was deleted: its subscription is gone.
+pub(super) async fn find_former(tx: &Tx, tenant: &TenantRef) -> Result<Option<Tenant>, Failed> {
+    find_where(tx, tenant, "tenants.deleted_at IS NOT NULL").await
+}
+
+async fn find_where(
+    tx: &Tx,
+    tenant: &TenantRef,
+    condition: &str,
+) -> Result<Option<Tenant>, Failed> {
     let found = match tenant {
         TenantRef::Id(id) => {
             rows::find(
                 tx,
                 "tenants",
-                &format!("{SELECT} AND tenants.tenant_id = $1"),
+                &format!("{SELECT} WHERE {condition} AND tenants.tenant_id = $1"),
                 params![id.uuid()],
                 read_tenant,
             )
@@ -48,7 +60,7 @@ pub(super) async fn find(tx: &Tx, tenant: &TenantRef) -> Result<Option<Tenant>, 
             rows::find(
                 tx,
                 "tenants",
-                &format!("{SELECT} AND tenants.slug = $1"),
+                &format!("{SELECT} WHERE {condition} AND tenants.slug = $1"),
                 params![slug.as_str()],
                 read_tenant,
             )
@@ -83,7 +95,7 @@ pub(super) async fn list(
     let tenants = rows::list(
         tx,
         "tenants",
-        &format!("{SELECT} AND tenants.slug > $1 ORDER BY tenants.slug LIMIT $2"),
+        &format!("{SELECT} WHERE tenants.deleted_at IS NULL AND tenants.slug > $1 ORDER BY tenants.slug LIMIT $2"),
         params![after.map_or("", Slug::as_str), rows::limit(limit)],
         read_tenant,
     )
@@ -102,7 +114,7 @@ pub(super) async fn search(
         tx,
         "tenants",
         &format!(
-            "{SELECT} AND tenants.slug > $1
+            "{SELECT} WHERE tenants.deleted_at IS NULL AND tenants.slug > $1
                AND ($2::text IS NULL OR strpos(lower(slug), lower($2 COLLATE \"C\")) > 0 OR strpos(lower(name), lower($2 COLLATE \"C\")) > 0)
                AND ($3::text IS NULL OR plan_code = $3) AND ($4::text IS NULL OR status = $4)
              ORDER BY tenants.slug LIMIT $5"

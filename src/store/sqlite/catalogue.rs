@@ -97,6 +97,16 @@ impl CatalogueStore for SqliteStore {
             .await
     }
 
+    async fn find_former(&self, tenant: &TenantRef) -> StoreResult<Option<TenantPolicy>> {
+        let tenant = tenant.clone();
+        self.read("catalogue.find_former", move |tx| {
+            tenants::find_former(tx, &tenant)?
+                .map(|tenant| policy_of(tx, tenant))
+                .transpose()
+        })
+        .await
+    }
+
     async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>> {
         let after = after.cloned();
         self.read("catalogue.list_tenants", move |tx| {
@@ -287,20 +297,23 @@ pub(super) fn find_policy(
     tx: &Transaction<'_>,
     tenant: TenantId,
 ) -> Result<Option<TenantPolicy>, Failed> {
-    let Some(tenant) = tenants::find(tx, &TenantRef::Id(tenant))? else {
-        return Ok(None);
-    };
+    tenants::find(tx, &TenantRef::Id(tenant))?
+        .map(|tenant| policy_of(tx, tenant))
+        .transpose()
+}
+
+fn policy_of(tx: &Transaction<'_>, tenant: Tenant) -> Result<TenantPolicy, Failed> {
     let plan = match &tenant.subscription {
         Some(subscription) => plans::find(tx, &subscription.plan_code)?,
         None => None,
     };
     let grants = grants_of(tx, tenant.tenant_id)?;
-    Ok(Some(TenantPolicy {
+    Ok(TenantPolicy {
         resets: resets_of(tx, tenant.tenant_id)?,
         tenant,
         plan,
         grants,
-    }))
+    })
 }
 
 fn resets_of(tx: &Transaction<'_>, tenant: TenantId) -> Result<Vec<Reset>, Failed> {

@@ -26,22 +26,37 @@ use crate::{
 const SELECT: &str = "
     SELECT tenants.tenant_id, slug, name, created_at, plan_code, status, status_since, period_start, period_end,
            processor_customer_id
-    FROM tenants LEFT JOIN subscriptions ON subscriptions.tenant_id = tenants.tenant_id
-    WHERE tenants.deleted_at IS NULL";
+    FROM tenants LEFT JOIN subscriptions ON subscriptions.tenant_id = tenants.tenant_id";
 
 pub(super) fn find(tx: &Transaction<'_>, tenant: &TenantRef) -> Result<Option<Tenant>, Failed> {
+    find_where(tx, tenant, "tenants.deleted_at IS NULL")
+}
+
+/// One that was deleted: its subscription is gone.
+pub(super) fn find_former(
+    tx: &Transaction<'_>,
+    tenant: &TenantRef,
+) -> Result<Option<Tenant>, Failed> {
+    find_where(tx, tenant, "tenants.deleted_at IS NOT NULL")
+}
+
+fn find_where(
+    tx: &Transaction<'_>,
+    tenant: &TenantRef,
+    condition: &str,
+) -> Result<Option<Tenant>, Failed> {
     let found = match tenant {
         TenantRef::Id(id) => rows::find(
             tx,
             "tenants",
-            &format!("{SELECT} AND tenants.tenant_id = ?1"),
+            &format!("{SELECT} WHERE {condition} AND tenants.tenant_id = ?1"),
             [blob(id.uuid())],
             read_tenant,
         ),
         TenantRef::Slug(slug) => rows::find(
             tx,
             "tenants",
-            &format!("{SELECT} AND tenants.slug = ?1"),
+            &format!("{SELECT} WHERE {condition} AND tenants.slug = ?1"),
             [slug.as_str()],
             read_tenant,
         ),
@@ -76,7 +91,9 @@ pub(super) fn list(
     let tenants = rows::list(
         tx,
         "tenants",
-        &format!("{SELECT} AND tenants.slug > ?1 ORDER BY tenants.slug LIMIT ?2"),
+        &format!(
+            "{SELECT} WHERE tenants.deleted_at IS NULL AND tenants.slug > ?1 ORDER BY tenants.slug LIMIT ?2"
+        ),
         params![after.map_or("", Slug::as_str), rows::limit(limit)],
         read_tenant,
     )?;
@@ -97,7 +114,7 @@ pub(super) fn search(
         tx,
         "tenants",
         &format!(
-            "{SELECT} AND tenants.slug > ?1
+            "{SELECT} WHERE tenants.deleted_at IS NULL AND tenants.slug > ?1
                AND (?2 IS NULL OR instr(lower(slug), lower(?2)) > 0 OR instr(lower(name), lower(?2)) > 0)
                AND (?3 IS NULL OR plan_code = ?3) AND (?4 IS NULL OR status = ?4)
              ORDER BY tenants.slug LIMIT ?5"

@@ -98,7 +98,35 @@ async fn a_deleted_tenant_is_gone_for_all_but_its_history() {
         .as_str()
         .unwrap()
         .to_owned();
+    let history = async |name: &str| {
+        let year = "period_start=2000-01-01T00:00:00Z&period_end=2100-01-01T00:00:00Z";
+        let statement = format!("/tenants/{name}/statement?{year}&feature_key=messages");
+        let totals = format!("/tenants/{name}/totals?{year}&feature_key=messages");
+        [
+            owner.get(&statement).await.expect_status(200).body,
+            owner.get(&totals).await.expect_status(200).body["totals"].clone(),
+            json!(owner.all(&format!("/tenants/{name}/events"), 500).await),
+        ]
+    };
+    let before = history("acme").await;
+    assert_eq!(before[0]["features"][0]["closing"], 1, "{before:?}");
+    assert_eq!(before[2].as_array().unwrap().len(), 1, "{before:?}");
+    let request = before[2][0]["request_id"].as_str().unwrap();
     owner.delete("/tenants/acme").await.expect_status(204);
+    for name in ["acme", &id] {
+        assert_eq!(history(name).await, before, "{name}");
+    }
+    let explained = owner.get(&format!("/requests/{request}")).await;
+    assert_eq!(explained.expect_status(200).body["tenant_slug"], "acme");
+    owner
+        .post(
+            "/tenants/acme/corrections",
+            &json!({"feature_key": "messages", "quantity": -1, "reason": "late"}),
+        )
+        .await
+        .expect(404, "not_found");
+    let statement = gate.cli(&["usage", "statement", "--tenant", "acme"]).await;
+    assert_eq!(statement.expect_ok().json()["tenant_slug"], "acme");
     acme.chat("hi").await.expect(401, "invalid_api_key");
     assert_eq!(owner.all("/tenants", 500).await, [] as [Value; 0]);
     for path in ["/tenants/acme".to_owned(), format!("/tenants/{id}")] {
