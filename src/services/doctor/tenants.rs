@@ -6,8 +6,9 @@ use super::{Doctor, Finding, untouchable_limits};
 use crate::{
     domain::{
         feature::FeatureKey,
+        grant::Grant,
         limit::{Limit, Scope},
-        names::PlanCode,
+        names::{PlanCode, Slug},
         plan::Plan,
         reach,
         subscription::SubscriptionStatus,
@@ -61,6 +62,40 @@ impl Named {
     }
 }
 
+/// Who is which customer of the payment processor.
+#[derive(Default)]
+struct Customers(BTreeMap<String, Vec<Slug>>);
+
+impl Customers {
+    fn note(&mut self, tenant: &Tenant) {
+        let subscription = tenant.subscription.as_ref();
+        if let Some(customer) = subscription.and_then(|it| it.processor_customer_id.clone()) {
+            self.0
+                .entry(customer)
+                .or_default()
+                .push(tenant.slug.clone());
+        }
+    }
+
+    fn shared(self) -> Named {
+        let mut named = Named::new(
+            "stripe-customers",
+            "give each a customer of its own (`tollgate tenant subscribe T --processor-customer-id`), or have Stripe's subscriptions name theirs in metadata.tenant_id",
+        );
+        let shared = self.0.into_iter().filter(|(_, slugs)| slugs.len() > 1);
+        named.found = shared
+            .map(|(customer, slugs)| {
+                let slugs: Vec<&str> = slugs.iter().map(Slug::as_str).take(MOST_NAMED).collect();
+                format!(
+                    "customer {customer} is that of several tenants ({}): what Stripe says of it changes one of them",
+                    slugs.join(", ")
+                )
+            })
+            .collect();
+        named
+    }
+}
+
 impl Doctor<'_> {
     pub(super) async fn tenants(&self) -> StoreResult<Vec<Finding>> {
         let now = self.clock.now();
@@ -78,6 +113,11 @@ impl Doctor<'_> {
             "`tollgate key create` a new one and hand it over in time",
         );
         let mut own_limits = Named::new("limits", "`tollgate tenant limit set` or `remove`");
+        let mut grants = Named::new(
+            "grants",
+            "`tollgate tenant grant revoke`, or have the plan meter it: `tollgate plan feature set`",
+        );
+        let mut customers = Customers::default();
         let mut shadows = Shadows::new();
         let mut subscribers: BTreeMap<String, usize> = BTreeMap::new();
         let mut count = 0;
@@ -85,7 +125,9 @@ impl Doctor<'_> {
         loop {
             let page = self.store.list_tenants(after.as_ref(), PAGE).await?;
             count += page.len();
-            for tenant in &page {
+            let granted = page.iter().map(|tenant| tenant.tenant_id).collect();
+            let granted = self.store.list_grants_of(granted).await?;
+            for (tenant, granted) in page.iter().zip(granted) {
                 let plan = plan_of(tenant, &plans);
                 no_plan.found.extend(lacks_plan(tenant, plan));
                 inactive.found.extend(is_inactive(tenant, now));
@@ -95,7 +137,11 @@ impl Doctor<'_> {
                     own_limits
                         .found
                         .extend(self.own_untouchable(tenant, plan, now));
+                    grants
+                        .found
+                        .extend(unmetered_grants(tenant, plan, &granted, now));
                 }
+                customers.note(tenant);
                 expiring
                     .found
                     .extend(self.expiring_keys(tenant, now).await?);
@@ -107,6 +153,10 @@ impl Doctor<'_> {
         }
         let mut findings = self.limits(&plans, &shadows, &subscribers).await?;
         findings.extend(own_limits.findings(Finding::warning));
+        findings.extend(grants.findings(Finding::warning));
+        if self.stripe.is_some() {
+            findings.extend(customers.shared().findings(Finding::warning));
+        }
         findings.push(Finding::ok("tenants", format!("looked at: {count}")));
         findings.extend(no_plan.findings(Finding::error));
         findings.extend(inactive.findings(Finding::warning));
@@ -247,6 +297,22 @@ fn is_inactive(tenant: &Tenant, now: Timestamp) -> Option<String> {
         "tenant {}: subscription {} since {}, {state}",
         tenant.slug, subscription.status, subscription.status_since
     ))
+}
+
+fn unmetered_grants(tenant: &Tenant, plan: &Plan, grants: &[Grant], now: Timestamp) -> Vec<String> {
+    let unmetered = grants.iter().filter(|grant| {
+        let feature = plan.feature(&grant.feature);
+        grant.is_active_at(now) && feature.is_none_or(|it| !it.is_metered)
+    });
+    unmetered
+        .map(|grant| {
+            let (id, feature) = (grant.grant_id, &grant.feature);
+            format!(
+                "tenant {}, {feature}: grant {id} has no effect: plan {} does not meter {feature}",
+                tenant.slug, plan.code
+            )
+        })
+        .collect()
 }
 
 fn note_shadows(tenant: &Tenant, plan: &Plan, now: Timestamp, shadows: &mut Shadows) {

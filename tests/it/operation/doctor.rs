@@ -154,6 +154,7 @@ async fn limits_that_nothing_can_touch_and_tenants_in_trouble_are_named() {
     run("tenant subscribe late --plan odd --status past_due").await;
     run("tenant create bare --name Bare").await;
     run("tenant limit set late messages --hard 4").await;
+    run("tenant grant add late --feature seats --quantity 4 --reason sold").await;
     run("key create late --name ending --expires 2100-01-01T00:00:00Z").await;
     let soon = tollgate::clock::Clock::System
         .now()
@@ -193,6 +194,12 @@ async fn limits_that_nothing_can_touch_and_tenants_in_trouble_are_named() {
         "warning",
         "keys",
         "'ending' of tenant late expires at",
+    );
+    found(
+        &body,
+        "warning",
+        "grants",
+        "has no effect: plan odd does not meter seats",
     );
     let items = body["items"].as_array().unwrap();
     let without = items.iter().find(|item| {

@@ -139,12 +139,24 @@ async fn commands_push_list_replay_and_compare() {
             .unwrap()
             .contains("No such customer")
     );
+    let same = ["--name", "Twin", "--plan", acme.plan.as_str()];
+    gate.cli_json(&[&["tenant", "create", "twin"][..], &same].concat())
+        .await;
+    let customer = [
+        "--plan",
+        acme.plan.as_str(),
+        "--processor-customer-id",
+        "cus_acme",
+    ];
+    gate.cli_json(&[&["tenant", "subscribe", "twin"][..], &customer].concat())
+        .await;
     let findings = gate.cli(&["doctor", "--output", "json"]).await;
-    assert!(
-        findings.stdout.contains("given up: 3 entries"),
-        "{}",
-        findings.stdout
-    );
+    for finding in [
+        "given up: 3 entries",
+        "customer cus_acme is that of several tenants (acme, twin)",
+    ] {
+        assert!(findings.stdout.contains(finding), "{}", findings.stdout);
+    }
 
     stripe.add_customer("cus_acme");
     let one = items[0]["identifier"].as_str().unwrap();
