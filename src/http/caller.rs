@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
-use http::{HeaderMap, request::Parts};
+use http::{HeaderMap, HeaderName, request::Parts};
 
 use crate::{
     app::App,
@@ -15,6 +15,8 @@ use crate::{
         secrets::{self, SecretKind},
     },
 };
+
+const X_TOLLGATE_USER: HeaderName = HeaderName::from_static("x-tollgate-user");
 
 /// A request with a valid tenant key.
 pub struct Caller {
@@ -89,7 +91,7 @@ impl Caller {
             self.user = user.as_str().into();
             return Ok(());
         }
-        let named = headers.get("x-tollgate-user");
+        let named = headers.get(X_TOLLGATE_USER);
         let Some(value) = named.filter(|value| !value.is_empty()) else {
             self.user = in_body.unwrap_or("").into();
             return Ok(());

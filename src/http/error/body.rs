@@ -1,5 +1,7 @@
 //! The JSON of an error, in both dialects: one object, to which OpenAI's clients get `type` and `param` added.
 
+use std::borrow::Cow;
+
 use http::StatusCode;
 use serde::Serialize;
 
@@ -14,35 +16,29 @@ use crate::domain::{
 /// Room for a refusal by one limit, so that writing it does not move it again and again.
 const USUAL_BYTES: usize = 1_536;
 
+/// What the body of every error begins with.
 #[derive(Serialize)]
-struct ErrorBody<'a> {
-    error: ErrorObject<'a>,
-}
-
-#[derive(Serialize)]
-struct ErrorObject<'a> {
+struct Head<'a> {
     code: &'static str,
-    message: String,
+    message: &'a str,
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     kind: Option<&'static str>,
     /// Null to OpenAI's clients where no field is at fault; left out of tollgate's own form then.
     #[serde(skip_serializing_if = "Option::is_none")]
     param: Option<Option<&'a str>>,
-    #[serde(flatten)]
-    details: Details<'a>,
+}
+
+/// What every one ends with.
+#[derive(Serialize)]
+struct Tail<'a> {
     request_id: &'a str,
 }
 
-/// What a failure says beyond its code and message.
+/// What a failure other than a refusal says in between.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Details<'a> {
     Nothing {},
-    Limit {
-        #[serde(flatten)]
-        top: LimitObject<'a>,
-        violations: Vec<ViolationObject<'a>>,
-    },
     Plan {
         #[serde(skip_serializing_if = "Option::is_none")]
         tenant_id: Option<TenantId>,
@@ -64,12 +60,11 @@ enum Details<'a> {
     },
 }
 
+/// What one of a refusal's violations begins with; its limit follows.
 #[derive(Serialize)]
-struct ViolationObject<'a> {
+struct ViolationHead<'a> {
     code: &'static str,
-    message: String,
-    #[serde(flatten)]
-    limit: LimitObject<'a>,
+    message: &'a str,
 }
 
 #[derive(Serialize)]
@@ -97,24 +92,113 @@ pub(super) fn of(error: &ApiError, context: RenderContext<'_>) -> Vec<u8> {
         (None, Dialect::OpenAi) => Some(None),
         (None, Dialect::Native) => None,
     };
-    let body = ErrorBody {
-        error: ErrorObject {
-            code: error.code(),
-            message: error.message(),
-            kind: is_openai.then(|| openai_type(error)),
-            param,
-            details: details(error),
-            request_id: &context.request_id.0,
-        },
+    let told = told(error);
+    let message = match &told {
+        Some(told) => Cow::Borrowed(told.violations[told.top].message.as_str()),
+        None => Cow::Owned(error.message()),
     };
-    let mut written = Vec::with_capacity(USUAL_BYTES);
-    serde_json::to_writer(&mut written, &body).expect("an error is plain strings and numbers");
-    written
+    let mut body = Members(Vec::with_capacity(USUAL_BYTES));
+    body.0.extend_from_slice(br#"{"error":"#);
+    body.begin(&Head {
+        code: error.code(),
+        message: &message,
+        kind: is_openai.then(|| openai_type(error)),
+        param,
+    });
+    match &told {
+        Some(told) => told.add_to(&mut body),
+        None => body.add(&details(error)),
+    }
+    body.add(&Tail {
+        request_id: &context.request_id.0,
+    });
+    body.0.extend_from_slice(b"}}");
+    body.0
+}
+
+/// JSON in which the members of several objects become those of one, which is still open.
+struct Members(Vec<u8>);
+
+impl Members {
+    /// Opens an object with the members of `object`.
+    fn begin(&mut self, object: &impl Serialize) {
+        serde_json::to_writer(&mut self.0, object).expect("these are plain strings and numbers");
+        self.0.pop(); // its brace
+    }
+
+    /// Adds those of another.
+    fn add(&mut self, object: &impl Serialize) {
+        let at = self.0.len();
+        self.begin(object);
+        match self.0.get_mut(at + 1) {
+            Some(_) => self.0[at] = b',',
+            None => self.0.truncate(at), // it has none
+        }
+    }
+
+    /// Adds those of one that was begun elsewhere.
+    fn add_begun(&mut self, other: &Self) {
+        self.0.push(b',');
+        self.0.extend_from_slice(&other.0[1..]);
+    }
+}
+
+/// A refusal as it is told: what is said of the violation at its top is said of it in the list too, and written once.
+struct Told {
+    violations: Vec<ToldViolation>,
+    /// Which of them the answer is about.
+    top: usize,
+}
+
+struct ToldViolation {
+    code: &'static str,
+    message: String,
+    limit: Members,
+}
+
+/// `None` for what is no refusal by limits.
+fn told(error: &ApiError) -> Option<Told> {
+    let ApiError::Refused(refusal) = error else {
+        return None;
+    };
+    let top = refusal.top()?;
+    let told = |violation: &Violation| {
+        let mut limit = Members(Vec::with_capacity(USUAL_BYTES / 3));
+        limit.begin(&limit_object(refusal, violation));
+        ToldViolation {
+            code: Refusal::code_of(violation),
+            message: violation.message(&refusal.plan_code),
+            limit,
+        }
+    };
+    let violations = &refusal.violations;
+    Some(Told {
+        top: violations.iter().position(|it| std::ptr::eq(it, top))?,
+        violations: violations.iter().map(told).collect(),
+    })
+}
+
+impl Told {
+    fn add_to(&self, body: &mut Members) {
+        body.add_begun(&self.violations[self.top].limit);
+        body.0.extend_from_slice(br#","violations":["#);
+        for (number, violation) in self.violations.iter().enumerate() {
+            if number > 0 {
+                body.0.push(b',');
+            }
+            body.begin(&ViolationHead {
+                code: violation.code,
+                message: &violation.message,
+            });
+            body.add_begun(&violation.limit);
+            body.0.push(b'}');
+        }
+        body.0.push(b']');
+    }
 }
 
 fn details(error: &ApiError) -> Details<'_> {
     match error {
-        ApiError::Refused(refusal) => limits(refusal),
         ApiError::NoPlan {
             tenant_id,
             plan_code,
@@ -137,25 +221,6 @@ fn details(error: &ApiError) -> Details<'_> {
         },
         ApiError::VersionConflict { current, .. } => Details::Current { current },
         _ => Details::Nothing {},
-    }
-}
-
-fn limits(refusal: &Refusal) -> Details<'_> {
-    let Some(top) = refusal.top() else {
-        return Details::Nothing {};
-    };
-    let violations = refusal
-        .violations
-        .iter()
-        .map(|violation| ViolationObject {
-            code: Refusal::code_of(violation),
-            message: violation.message(&refusal.plan_code),
-            limit: limit_object(refusal, violation),
-        })
-        .collect();
-    Details::Limit {
-        top: limit_object(refusal, top),
-        violations,
     }
 }
 

@@ -71,7 +71,10 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
+        .map(str::trim)
+        // Most say `keep-alive` or `close`, and those go anyway.
+        .filter(|name| !matches!(*name, "keep-alive" | "close"))
+        .filter_map(|name| name.parse().ok())
         .collect()
 }
 
