@@ -135,7 +135,7 @@ impl<'de: 'a, 'a, V: ReadValue<'de>> Deserialize<'de> for Fields<'a, V> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut fields: Vec<Member<'de, V>> = Vec::with_capacity(16);
+                let mut fields: Vec<Member<'de, V>> = Vec::with_capacity(8);
                 while let Some(Key(key)) = map.next_key()? {
                     if fields.iter().any(|(known, _)| *known == key) {
                         let key: String = key.chars().take(64).collect();
@@ -178,6 +178,26 @@ fn check_depth(body: &[u8]) -> Result<(), Unreadable> {
     Ok(())
 }
 
+/// Whether `rest`, which follows a member's value in a JSON text, ends the text's outermost object, of which the member
+/// then is one.
+#[must_use]
+pub fn ends_the_text(rest: &[u8]) -> bool {
+    let (mut depth, mut at) = (1_usize, 0);
+    while at < rest.len() {
+        match rest[at] {
+            b'"' => at = end_of_string(rest, at + 1),
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return rest[at] == b'}' && rest[at + 1..].trim_ascii().is_empty();
+        }
+        at += 1;
+    }
+    false
+}
+
 /// The closing quote of a string whose first byte is at `at`.
 fn end_of_string(body: &[u8], mut at: usize) -> usize {
     while let Some(step) = memchr::memchr2(b'"', b'\\', body.get(at..).unwrap_or_default()) {
@@ -193,6 +213,16 @@ fn end_of_string(body: &[u8], mut at: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_ends_a_text_closes_one_object_and_all_that_it_opens() {
+        for rest in ["}", " } \n", r#","a":[{"b":"}]\"}"}],"c":{}}"#] {
+            assert!(ends_the_text(rest.as_bytes()), "{rest}");
+        }
+        for rest in ["", "]", "}}", "}]", "} x", r#","a":"}"#, r#","a":{}"#, "]}"] {
+            assert!(!ends_the_text(rest.as_bytes()), "{rest}");
+        }
+    }
 
     #[test]
     fn a_body_that_can_not_be_read_says_where() {

@@ -12,12 +12,19 @@ use serde::{
 };
 
 use super::Endpoint;
-use crate::domain::{quantity::Quantity, usage::TokenUsage};
+use crate::{
+    domain::{quantity::Quantity, usage::TokenUsage},
+    json,
+};
 
 /// The usage of a whole answer.
 #[must_use]
 pub fn usage_of_answer(endpoint: Endpoint, body: &[u8]) -> Option<TokenUsage> {
-    read_if_reported(body)?.usage?.of(endpoint)
+    let reported = match last_reported(body) {
+        Some(reported) => reported,
+        None => read_if_reported(body)?.usage?,
+    };
+    reported.of(endpoint)
 }
 
 /// The usage in the `data` of one server-sent event; most events have none.
@@ -32,14 +39,27 @@ pub fn usage_of_frame(endpoint: Endpoint, data: &[u8]) -> Option<TokenUsage> {
     reported?.of(endpoint)
 }
 
+/// Within a JSON text it can only be a whole string: quotes inside a string are escaped, so that an answer that speaks
+/// of `\"usage\"` does not match.
+const USAGE: &[u8] = b"\"usage\"";
+
+/// What an answer reports at its end, where nearly all do: what comes before, which may be long, is not gone through.
+/// `None` where the last usage is not a member of the answer itself.
+fn last_reported(answer: &[u8]) -> Option<Reported> {
+    let is_object = answer.trim_ascii_start().first() == Some(&b'{');
+    let at = is_object.then(|| memchr::memmem::rfind(answer, USAGE))??;
+    let value = answer[at + USAGE.len()..]
+        .trim_ascii_start()
+        .strip_prefix(b":")?;
+    let mut values = serde_json::Deserializer::from_slice(value).into_iter();
+    let Object(reported) = values.next()?.ok()?;
+    json::ends_the_text(&value[values.byte_offset()..]).then_some(reported)?
+}
+
 /// Parses `json` unless a look at its bytes shows that there is no usage in it.
-///
-/// Within a JSON text `"usage"` can only be a whole string: quotes inside a string are escaped, so that an answer
-/// that speaks of `\"usage\"` does not match.
 fn read_if_reported(json: &[u8]) -> Option<Answer> {
-    const NEEDLE: &[u8] = b"\"usage\"";
-    let reported = memchr::memmem::find_iter(json, NEEDLE)
-        .any(|at| !is_null_member(&json[at + NEEDLE.len()..]));
+    let reported =
+        memchr::memmem::find_iter(json, USAGE).any(|at| !is_null_member(&json[at + USAGE.len()..]));
     // OpenAI's chunks all have `"usage":null` but the last.
     if !reported {
         return None;
@@ -477,9 +497,37 @@ mod tests {
         }
 
         #[test]
+        fn the_end_of_an_answer_says_what_the_whole_says(
+            text in ".*",
+            members in prop::collection::vec((0_usize..8, 0_i64..3), 0..6),
+        ) {
+            let mut body = "{".to_owned();
+            for (number, (kind, count)) in members.into_iter().enumerate() {
+                let usage = format!(r#"{{"prompt_tokens": {count}, "completion_tokens": 1}}"#);
+                let text = serde_json::json!(text);
+                let comma = if number > 0 { "," } else { "" };
+                body += comma;
+                body += &match kind {
+                    0 | 1 => format!(r#""usage" : {usage}"#),
+                    2 => r#""usage":null"#.to_owned(),
+                    3 => format!(r#""choices":[{{"usage":{usage}}}]"#),
+                    4 => format!(r#""x":{{"usage":{usage}}}"#),
+                    5 => r#""y":["usage",{}]"#.to_owned(),
+                    6 => format!(r#""object":"usage","text":{text}"#),
+                    _ => format!(r#""usage":{{"prompt_tokens":{count},"x":{{"usage":{usage}}},"completion_tokens":2}}"#),
+                };
+            }
+            body += "} ";
+            let whole = read_if_reported(body.as_bytes()).and_then(|it| it.usage);
+            let whole = whole.and_then(|it| it.of(Endpoint::ChatCompletions));
+            prop_assert_eq!(usage_of_answer(Endpoint::ChatCompletions, body.as_bytes()), whole, "{}", body);
+        }
+
+        #[test]
         fn any_bytes_are_read_without_a_panic(bytes: Vec<u8>) {
             let _ = usage_of_answer(Endpoint::Responses, &bytes);
             let _ = usage_of_frame(Endpoint::Responses, &[b"\"usage\":".as_slice(), &bytes].concat());
+            let _ = usage_of_answer(Endpoint::Responses, &[b"{\"usage\":{}".as_slice(), &bytes].concat());
         }
     }
 }
