@@ -1,7 +1,13 @@
 //! What happens around every request: its id, its place among those in flight, errors written, panics caught, and
 //! the metrics of it all. One function, so that a request pays for one layer.
 
-use std::{any::Any, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Instant};
+use std::{
+    any::Any,
+    future::{Future, ready},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Instant,
+};
 
 use axum::{
     body::Body,
@@ -9,7 +15,8 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, future::Either};
+use http::Method;
 
 use super::{
     Dialect,
@@ -60,47 +67,74 @@ pub async fn surround(
         request.extensions_mut().insert(id.clone());
         next.run(request)
     };
-    surrounded(&surroundings, route, request, answer).await
+    surrounded(surroundings, route, request, answer).await
 }
 
 /// Has `answer` answer a request to `route` by its id, and finishes what it answers.
-pub async fn surrounded<F>(
-    surroundings: &Surroundings,
+///
+/// Not an `async fn`: one that awaits what it was given has room for it twice, and this one would for the request too.
+pub fn surrounded<F>(
+    surroundings: Arc<Surroundings>,
     route: &str,
     request: Request,
     answer: impl FnOnce(Request, &RequestId) -> F,
-) -> Response
+) -> impl Future<Output = Response>
 where
     F: Future<Output = Response>,
 {
-    let began = Instant::now();
-    let id = RequestId::of(request.headers());
-    let method = request.method().clone();
-    let dialect = Dialect::of_path(request.uri().path());
-    let trace = Trace::of(request.headers());
-
-    let (response, place) = match enter(&surroundings.in_flight, request.uri().path()) {
+    let entered = enter(&surroundings.in_flight, request.uri().path());
+    let surrounding = Surrounding {
+        began: Instant::now(),
+        id: RequestId::of(request.headers()),
+        method: request.method().clone(),
+        dialect: Dialect::of_path(request.uri().path()),
+        trace: Trace::of(request.headers()),
+        route,
+        surroundings,
+    };
+    match entered {
         Ok(place) => {
-            let answered = run(answer(request, &id), &id);
-            (trace::within(trace.clone(), answered).await, place)
+            let answered = run(answer(request, &surrounding.id), surrounding.id.clone());
+            let answered = trace::within(surrounding.trace.clone(), answered);
+            Either::Left(answered.map(|response| surrounding.finish(response, place)))
         }
-        Err(overloaded) => (overloaded.into_response(), None),
-    };
-    let context = RenderContext {
-        dialect,
-        request_id: &id,
-    };
-    let mut response = error::render(response, context);
-    response.headers_mut().insert(X_REQUEST_ID, id.to_value());
-    surroundings
-        .metrics
-        .http_answered(route, &method, response.status(), began.elapsed());
-    if let Some(trace) = trace {
-        response = response.map(|body| Body::new(TracedBody::new(trace, body)));
+        Err(overloaded) => {
+            let response = surrounding.finish(overloaded.into_response(), None);
+            Either::Right(ready(response))
+        }
     }
-    match place {
-        Some(place) => place.until_end_of(response),
-        None => response,
+}
+
+/// What is known of a request while it runs.
+struct Surrounding<'a> {
+    surroundings: Arc<Surroundings>,
+    route: &'a str,
+    began: Instant,
+    id: RequestId,
+    method: Method,
+    dialect: Dialect,
+    trace: Option<Arc<Trace>>,
+}
+
+impl Surrounding<'_> {
+    fn finish(self, response: Response, place: Option<Place>) -> Response {
+        let context = RenderContext {
+            dialect: self.dialect,
+            request_id: &self.id,
+        };
+        let mut response = error::render(response, context);
+        response
+            .headers_mut()
+            .insert(X_REQUEST_ID, self.id.to_value());
+        let (metrics, status) = (&self.surroundings.metrics, response.status());
+        metrics.http_answered(self.route, &self.method, status, self.began.elapsed());
+        if let Some(trace) = self.trace {
+            response = response.map(|body| Body::new(TracedBody::new(trace, body)));
+        }
+        match place {
+            Some(place) => place.until_end_of(response),
+            None => response,
+        }
     }
 }
 
@@ -112,11 +146,9 @@ fn enter(in_flight: &InFlight, path: &str) -> Result<Option<Place>, ApiError> {
 }
 
 /// A panic is a fault of one request: it is answered 500, and the connection lives on.
-///
-/// Not an `async fn`: one that awaits what it was given has room for it twice.
-fn run(answer: impl Future<Output = Response>, id: &RequestId) -> impl Future<Output = Response> {
+fn run(answer: impl Future<Output = Response>, id: RequestId) -> impl Future<Output = Response> {
     let caught = AssertUnwindSafe(answer).catch_unwind();
-    caught.map(|answered| answered.unwrap_or_else(|panic| panicked(&*panic, id)))
+    caught.map(move |answered| answered.unwrap_or_else(|panic| panicked(&*panic, &id)))
 }
 
 fn panicked(panic: &(dyn Any + Send), id: &RequestId) -> Response {

@@ -115,7 +115,7 @@ impl Admitted {
     ///
     /// # Errors
     /// [`JournalError`]: nothing was written down or charged; the answer must not leave.
-    pub async fn settle(mut self, used: Used) -> Result<Settlement, JournalError> {
+    pub async fn settle(&mut self, used: &Used) -> Result<Settlement, JournalError> {
         let guard = Arc::clone(&self.guard);
         let tokens = if used.estimated {
             used.tokens
@@ -149,14 +149,13 @@ impl Admitted {
         if let Some(keyed) = keyed {
             event.event_id = keyed.event_id;
         }
-        let quantities = event.quantities.clone();
-        let settled = guard.recorder.settle(self.hold.take(), event).await?;
+        let settled = guard.recorder.settle(self.hold.take(), &event).await?;
         guard
             .catalogue
             .note_settled(self.caller.tenant_id, self.admitted_at);
         events::Recorded {
             plan_code: &self.plan_code,
-            quantities: &quantities,
+            quantities: &event.quantities,
             estimated: used.estimated,
         }
         .emit(&guard.metrics);

@@ -136,7 +136,7 @@ struct Prepared {
     conversation_id: ConversationId,
     message: String,
     call: ChatCall,
-    run: Run,
+    run: Box<Run>,
 }
 
 impl Chat {
@@ -355,7 +355,7 @@ impl Chat {
 
     async fn finish(
         &self,
-        run: Run,
+        run: Box<Run>,
         end: End,
         conversation_id: ConversationId,
         message: String,

@@ -221,12 +221,12 @@ impl Recorder {
     pub async fn settle(
         &self,
         hold: Option<Hold>,
-        event: UsageEvent,
+        event: &UsageEvent,
     ) -> Result<Settled, JournalError> {
-        let seq = self.append(&event).await?;
+        let seq = self.append(event).await?;
         let settled = match hold {
-            Some(hold) => hold.settle(seq, &event).await,
-            None => self.ledger.record(seq, &event, &|_| None).await,
+            Some(hold) => hold.settle(seq, event).await,
+            None => self.ledger.record(seq, event, &|_| None).await,
         };
         Ok(settled)
     }

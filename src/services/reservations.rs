@@ -405,7 +405,7 @@ impl Reservations {
             admitted_at: reservation.admitted_at,
             recorded_at: self.clock.now(),
         };
-        let settled = self.recorder.settle(hold, event).await?;
+        let settled = self.recorder.settle(hold, &event).await?;
         self.catalogue
             .note_settled(reservation.tenant_id, reservation.admitted_at);
         let policy = self.catalogue.policy(reservation.tenant_id).await;

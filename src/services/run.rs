@@ -72,6 +72,7 @@ pub enum Flow {
 /// Counts the input where the provider does not say.
 pub type EstimateInput = Arc<dyn Fn() -> Quantity + Send + Sync>;
 
+/// Boxed, as it goes through many hands: each future on its way would have room for it, some twice.
 pub struct Run {
     admitted: Admitted,
     model: String,
@@ -90,8 +91,8 @@ impl Run {
         model: &str,
         rules: RunRules,
         estimate_input: EstimateInput,
-    ) -> Self {
-        Self {
+    ) -> Box<Self> {
+        Box::new(Self {
             upstream: admitted.guard.metrics.upstream_begins(model),
             admitted,
             model: model.to_owned(),
@@ -99,7 +100,7 @@ impl Run {
             estimate_input,
             meter: OutputMeter::new(model),
             reported: None,
-        }
+        })
     }
 
     #[must_use]
@@ -160,7 +161,7 @@ impl Run {
     ///
     /// # Errors
     /// [`JournalError`]: nothing was written down; the answer, or the stream's end, must not be released.
-    pub async fn finish(self, end: End) -> Result<Outcome, JournalError> {
+    pub async fn finish(mut self: Box<Self>, end: End) -> Result<Outcome, JournalError> {
         if !self.is_charged(end) {
             return Ok(Outcome::Free);
         }
@@ -186,7 +187,7 @@ impl Run {
             },
         };
         let keyed = self.admitted.caller().keyed.clone().filter(|_| is_whole);
-        let settlement = self.admitted.settle(used).await?;
+        let settlement = self.admitted.settle(&used).await?;
         if let Some(keyed) = keyed {
             keyed.note_whole();
         }

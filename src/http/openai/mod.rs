@@ -3,7 +3,7 @@
 mod headers;
 mod stream;
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use axum::{
     body::Body,
@@ -165,20 +165,25 @@ pub fn route(endpoint: Endpoint) -> &'static str {
 }
 
 /// Answers a request that passes through to the model, as its route does.
-pub async fn answer(app: App, endpoint: Endpoint, request: Request, id: RequestId) -> Response {
+pub fn answer(
+    app: App,
+    endpoint: Endpoint,
+    request: Request,
+    id: RequestId,
+) -> impl Future<Output = Response> {
     let (http::request::Parts { headers, .. }, body) = request.into_parts();
-    let answered = async {
+    let answered = async move {
         let caller = Caller::of(&app, &headers, id.0).await?;
         let body = read_body(&headers, body, app.config.max_body_bytes).await?;
         pass(app, caller, endpoint, &headers, body).await
     };
-    answered.await.into_response()
+    answered.map(IntoResponse::into_response)
 }
 
 /// A request on its way: what was looked at, and what goes upstream.
 struct Passing {
     endpoint: Endpoint,
-    run: Run,
+    run: Box<Run>,
     forward: Forward,
     is_stream: bool,
     wants_usage_chunk: bool,
@@ -192,7 +197,7 @@ async fn pass(
     headers: &HeaderMap,
     body: Bytes,
 ) -> ApiResult<Response> {
-    let look = RequestLook::read(endpoint, body.clone())?;
+    let look = Arc::new(RequestLook::read(endpoint, body.clone())?);
     caller.name_user(headers, look.user.as_deref())?;
     if !headers.contains_key(IDEMPOTENCY_KEY) {
         return admit_and_run(app, &caller.guarded(), headers, look).await;
@@ -207,7 +212,7 @@ async fn admit_and_run(
     app: App,
     caller: &guard::Caller,
     headers: &HeaderMap,
-    look: RequestLook,
+    look: Arc<RequestLook>,
 ) -> ApiResult<Response> {
     let passing = prepare(&app, caller, headers, look).await?;
     let tasks = app.tasks.clone();
@@ -219,14 +224,13 @@ async fn prepare(
     app: &App,
     caller: &guard::Caller,
     headers: &HeaderMap,
-    look: RequestLook,
+    look: Arc<RequestLook>,
 ) -> ApiResult<Passing> {
     let endpoint = look.endpoint;
     let model = look
         .model
         .clone()
         .unwrap_or_else(|| app.config.default_model.clone());
-    let look = Arc::new(look);
     let tokenized = || {
         let (look, model) = (Arc::clone(&look), model.clone());
         let count = move || look.tokenized_input(|text| tokens::count(&model, text));
@@ -320,7 +324,7 @@ async fn whole(
     app: &App,
     endpoint: Endpoint,
     answer: Response<UpstreamBody>,
-    mut run: Run,
+    mut run: Box<Run>,
     capped: Option<Quantity>,
     client: &Waiter,
 ) -> ApiResult<Response> {
@@ -391,4 +395,19 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
         .get(http::header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|value| value.trim_start().starts_with("text/event-stream"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It is moved to where it stays while it runs, and lies there for each request in flight.
+    #[test]
+    fn what_runs_a_request_is_small() {
+        fn room_of<F: Future>(_: impl FnOnce(App, Passing, Waiter) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = room_of(run);
+        assert!(size <= 3072, "{size} bytes");
+    }
 }

@@ -56,7 +56,7 @@ struct Reading {
     request_id: RequestId,
     upstream: UpstreamBody,
     splitter: sse::Splitter,
-    run: Run,
+    run: Box<Run>,
     wants_usage_chunk: bool,
     /// Every answer has said why it ended; what is missing is `[DONE]`.
     has_finished: bool,
@@ -84,7 +84,7 @@ impl MeteredStream {
         app: App,
         endpoint: Endpoint,
         upstream: UpstreamBody,
-        run: Run,
+        run: Box<Run>,
         wants_usage_chunk: bool,
     ) -> Self {
         let request_id = RequestId(Arc::clone(&run.admitted().caller().request_id));

@@ -438,7 +438,7 @@ async fn a_repeated_event_counts_once_at_stripe_too() {
     let event = world.use_messages(3).await;
     let stored = world.app.store.find_event(event).await.unwrap().unwrap();
     // As after a restart that finds it in the journal once more.
-    world.app.recorder.settle(None, stored).await.unwrap();
+    world.app.recorder.settle(None, &stored).await.unwrap();
     world.app.recorder.flush().await.unwrap();
     world.push().await;
     assert_eq!(world.stripe.sum("cus_acme", "msgs"), 3);
