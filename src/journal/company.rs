@@ -1,8 +1,5 @@
-//! When the next commit begins: those who shared the last one come back at about the same time, and are waited for.
-//!
-//! A commit costs about the same whatever is in it, so the fewer of them the better; and whoever comes just after one
-//! has begun waits for it and for the next. So the events that come are counted, and the thread that writes is woken
-//! when as many wait as shared the last commit.
+//! Waits for those who are to share a commit: the events that come are counted, and the thread that writes is woken when
+//! as many are there as it wants.
 
 use std::{
     sync::{
@@ -10,13 +7,11 @@ use std::{
         atomic::{AtomicIsize, Ordering},
     },
     thread::{self, Thread},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-/// A commit that this many events shared says that more are to come.
-const FEW: usize = 2;
-/// They are not waited for longer than this after it.
-const PATIENCE: Duration = Duration::from_micros(500);
+use super::pace::Wait;
+
 const NOBODY: isize = isize::MAX;
 
 /// Shared by the handles and the thread.
@@ -60,18 +55,13 @@ impl Company {
         self.waiting.fetch_sub(signed(count), Ordering::SeqCst);
     }
 
-    /// Waits until as many events are in the queue as shared the last commit, which ended at `ended`, but not long;
-    /// after a commit that few shared not at all. Called by the thread that is woken.
-    pub(super) fn wait_for(&self, shared_last: usize, ended: Instant) {
-        if shared_last < FEW {
-            return;
-        }
-        let wanted = signed(shared_last);
-        let deadline = ended + PATIENCE;
+    /// Waits for so many events in the queue, at most so long. Called by the thread that is woken.
+    pub(super) fn wait_for(&self, Wait { wanted, until }: Wait) {
+        let wanted = signed(wanted);
         // Told before it is looked at: whoever makes the number full from now on sees that it is wanted.
         self.wanted.store(wanted, Ordering::SeqCst);
         while self.waiting.load(Ordering::SeqCst) < wanted {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
@@ -87,12 +77,17 @@ fn signed(count: usize) -> isize {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, mpsc};
+    use std::{
+        sync::{Arc, mpsc},
+        time::Duration,
+    };
 
     use super::*;
 
-    /// What `wait_for` takes when `come` events come while it waits, in another thread.
-    fn waits(shared_last: usize, come: usize) -> Duration {
+    const PATIENCE: Duration = Duration::from_micros(500);
+
+    /// What a wait for eight takes when `come` events come meanwhile, in another thread.
+    fn waits(come: usize) -> Duration {
         let company = Arc::new(Company::new());
         let (begin, begun) = mpsc::channel();
         let waiter = thread::spawn({
@@ -101,7 +96,10 @@ mod tests {
                 company.wake_this_thread();
                 begin.send(()).unwrap();
                 let from = Instant::now();
-                company.wait_for(shared_last, from);
+                company.wait_for(Wait {
+                    wanted: 8,
+                    until: from + PATIENCE,
+                });
                 from.elapsed()
             }
         });
@@ -111,36 +109,31 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_waited_for_after_a_commit_of_one() {
-        let company = Company::new();
-        company.wait_for(0, Instant::now());
-        company.wait_for(1, Instant::now());
-        assert_eq!(company.wanted.load(Ordering::SeqCst), NOBODY);
-    }
-
-    #[test]
     fn who_does_not_come_is_waited_for_until_patience_ends() {
-        assert!(waits(8, 7) >= PATIENCE);
+        assert!(waits(7) >= PATIENCE);
     }
 
     #[test]
     fn the_last_of_those_who_are_waited_for_ends_the_wait() {
         // A lost wake-up would leave it to the patience; one round of many says whether it is ever needed.
-        let shortest = (0..200).map(|_| waits(8, 8)).min();
+        let shortest = (0..200).map(|_| waits(8)).min();
         assert!(shortest < Some(PATIENCE), "{shortest:?}");
     }
 
     #[test]
-    fn who_shared_a_commit_long_ago_is_not_waited_for() {
-        let (company, ended) = (Company::new(), Instant::now());
-        company.wait_for(8, ended); // nobody comes
+    fn a_time_that_is_over_is_not_waited_for() {
+        let company = Company::new();
         let waits = (0..200).map(|_| {
             let from = Instant::now();
-            company.wait_for(8, ended);
+            company.wait_for(Wait {
+                wanted: 8,
+                until: from,
+            });
             from.elapsed()
         });
         let shortest = waits.min();
         assert!(shortest < Some(PATIENCE), "{shortest:?}");
+        assert_eq!(company.wanted.load(Ordering::SeqCst), NOBODY);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 mod company;
 mod file;
 mod frozen;
+mod pace;
 mod row;
 mod state;
 mod tables;

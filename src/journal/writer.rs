@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::{
     JournalError, Snapshot,
     file::JournalFile,
+    pace::Pace,
     row,
     state::Shared,
     tables::{self, Mark, TableFault},
@@ -76,8 +77,7 @@ pub(super) struct Writer {
     file: JournalFile,
     queue: Receiver<Job>,
     shared: Arc<Shared>,
-    /// How many events the last commit had, and when it ended.
-    last: (usize, Instant),
+    pace: Pace,
 }
 
 impl Writer {
@@ -92,7 +92,7 @@ impl Writer {
             file,
             queue,
             shared,
-            last: (0, Instant::now()),
+            pace: Pace::new(Instant::now()),
         }
     }
 
@@ -114,8 +114,9 @@ impl Writer {
             let Ok(first) = self.queue.recv() else {
                 break None;
             };
-            let (shared_by, ended) = self.last;
-            self.shared.company.wait_for(shared_by, ended);
+            if let Some(wait) = self.pace.wait() {
+                self.shared.company.wait_for(wait);
+            }
             let (batch, mut next) = self.gather(first);
             if !batch.is_empty()
                 && let Err((detail, bytes)) = self.commit(batch)
@@ -176,7 +177,7 @@ impl Writer {
                 Ok(()) => {
                     let shared_by = batch.appends.len();
                     self.publish(batch);
-                    self.last = (shared_by, Instant::now());
+                    self.pace.committed(shared_by, Instant::now());
                     return Ok(());
                 }
                 Err(fault) => detail = fault.to_string(),
