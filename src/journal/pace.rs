@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 const FEW: usize = 2;
 /// After a commit that few shared nobody is waited for longer than this.
 const PATIENCE: Duration = Duration::from_micros(500);
-/// From here on more are waited for than shared the last one, and longer.
+/// From here on more are waited for than shared the last one, and longer,
 const MANY: usize = 8;
+/// if they came this fast at least, so that as many again can be expected: not after something that stood still.
+const ONE_EACH: Duration = Duration::from_micros(250);
 const PATIENCE_WITH_MANY: Duration = Duration::from_millis(2);
 /// How many commits go by between two tries, where tries bring nobody.
-const LONGEST_REST: u32 = 64;
+const LONGEST_REST: u32 = 256;
 
 /// Kept by the thread that writes.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(super) struct Pace {
     /// How many events the last commit had, and when it ended.
     shared_by: usize,
     ended: Instant,
+    /// They were many, and came fast.
+    is_busy: bool,
     /// More were waited for than shared the one before.
     tried: bool,
     /// How many commits to go until the next try.
@@ -43,6 +47,7 @@ impl Pace {
         Self {
             shared_by: 0,
             ended: now,
+            is_busy: false,
             tried: false,
             rest: 0,
             next_rest: 1,
@@ -51,12 +56,11 @@ impl Pace {
 
     /// What the next commit waits for; `None`: nothing.
     pub(super) fn wait(&mut self) -> Option<Wait> {
-        let is_many = self.shared_by >= MANY;
-        self.tried = is_many && self.rest == 0;
+        self.tried = self.is_busy && self.rest == 0;
         (self.shared_by >= FEW).then_some(Wait {
             wanted: self.shared_by * if self.tried { 2 } else { 1 },
             until: self.ended
-                + if is_many {
+                + if self.is_busy {
                     PATIENCE_WITH_MANY
                 } else {
                     PATIENCE
@@ -74,6 +78,9 @@ impl Pace {
             self.rest = self.next_rest;
             self.next_rest = (self.next_rest * 2).min(LONGEST_REST);
         }
+        let since_last = ended.saturating_duration_since(self.ended);
+        let each = since_last / u32::try_from(events.max(1)).unwrap_or(u32::MAX);
+        self.is_busy = events >= MANY && each <= ONE_EACH;
         self.shared_by = events;
         self.ended = ended;
     }
@@ -135,7 +142,20 @@ mod tests {
             }
             16
         });
-        assert!((10..=25).contains(&in_vain.get()), "{}", in_vain.get());
+        assert!((8..=15).contains(&in_vain.get()), "{}", in_vain.get());
+    }
+
+    #[test]
+    fn many_who_had_piled_up_are_not_expected_again() {
+        let begun = Instant::now();
+        let mut pace = Pace::new(begun);
+        let ended = begun + Duration::from_millis(20);
+        pace.committed(40, ended);
+        let wait = Wait {
+            wanted: 40,
+            until: ended + PATIENCE,
+        };
+        assert_eq!(pace.wait(), Some(wait));
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl FieldType for EventPlace {
     }
 }
 
-/// List a tenant's usage events, the newest first.
+/// List a tenant's usage events, the newest first; a deleted one's too.
 #[utoipa::path(
     get, path = "/tenants/{t}/events", tag = "reports", security(("administrator" = ["viewer"])),
     params(Paging),
@@ -81,7 +81,7 @@ pub(super) async fn events(
     ))
 }
 
-/// Show a tenant's statement: opening + settled + corrected = closing.
+/// Show a tenant's statement: opening + settled + corrected = closing; a deleted one's too.
 #[utoipa::path(
     get, path = "/tenants/{t}/statement", tag = "reports", security(("administrator" = ["viewer"])),
     params(

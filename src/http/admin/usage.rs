@@ -51,7 +51,7 @@ pub(super) async fn of_tenant(
     Ok(Json(UsageBody::of(&current)))
 }
 
-/// What a tenant used in any window.
+/// What a tenant used in any window; a deleted one too.
 #[utoipa::path(
     get, path = "/tenants/{t}/totals", tag = "reports", security(("administrator" = ["viewer"])),
     params(TotalsParams),
