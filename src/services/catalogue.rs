@@ -333,7 +333,7 @@ impl Catalogue {
     /// A tenant that was deleted, with what is kept of it. Never cached: nobody is decided on by it.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`].
+    /// The store may be away.
     pub async fn former_policy_of(&self, name: &TenantRef) -> StoreResult<Option<Arc<Policy>>> {
         let former = self.store.find_former(name).await?;
         let policy = |it: TenantPolicy| Policy::new(it.tenant, None, it.grants, it.resets);
