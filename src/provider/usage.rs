@@ -43,12 +43,16 @@ pub fn usage_of_frame(endpoint: Endpoint, data: &[u8]) -> Option<TokenUsage> {
 /// of `\"usage\"` does not match.
 const USAGE: &[u8] = b"\"usage\"";
 
+/// How far from an answer's end its usage is looked for backwards, byte by byte; forwards many are looked at at once.
+const END_BYTES: usize = 4096;
+
 /// What an answer reports at its end, where nearly all do: what comes before, which may be long, is not gone through.
 /// `None` where the last usage is not a member of the answer itself.
 fn last_reported(answer: &[u8]) -> Option<Reported> {
     let is_object = answer.trim_ascii_start().first() == Some(&b'{');
-    let at = is_object.then(|| memchr::memmem::rfind(answer, USAGE))??;
-    let value = answer[at + USAGE.len()..]
+    let end = &answer[answer.len().saturating_sub(END_BYTES)..];
+    let at = is_object.then(|| memchr::memmem::rfind(end, USAGE))??;
+    let value = end[at + USAGE.len()..]
         .trim_ascii_start()
         .strip_prefix(b":")?;
     let mut values = serde_json::Deserializer::from_slice(value).into_iter();
@@ -482,6 +486,21 @@ mod tests {
                 None,
                 "{body}"
             );
+        }
+    }
+
+    #[test]
+    fn usage_is_found_however_far_from_the_end_it_stands() {
+        let counted = r#""usage":{"prompt_tokens":5,"completion_tokens":7}"#;
+        for length in END_BYTES - 200..END_BYTES + 200 {
+            let text = "x".repeat(length);
+            for body in [
+                format!(r#"{{{counted},"text":"{text}"}}"#),
+                format!(r#"{{"text":"{text}",{counted}}}"#),
+            ] {
+                let read = usage_of_answer(Endpoint::ChatCompletions, body.as_bytes());
+                assert_eq!(read, Some(usage([5, 7, 0, 0, 0])), "{length}");
+            }
         }
     }
 
