@@ -16,6 +16,26 @@ pub enum FeatureKey {
 }
 
 impl FeatureKey {
+    /// Those that tollgate meters by itself, in their order.
+    pub const BUILT_IN: &[Self; 4] = &[
+        Self::Messages,
+        Self::InputTokens,
+        Self::OutputTokens,
+        Self::Cost,
+    ];
+
+    /// Its place in [`BUILT_IN`](Self::BUILT_IN); `None` for an operator's own.
+    #[must_use]
+    pub const fn built_in_place(&self) -> Option<usize> {
+        match self {
+            Self::Messages => Some(0),
+            Self::InputTokens => Some(1),
+            Self::OutputTokens => Some(2),
+            Self::Cost => Some(3),
+            Self::Named(_) => None,
+        }
+    }
+
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -54,14 +74,9 @@ impl FeatureKey {
         !matches!(self, Self::Named(_))
     }
 
-    fn rank(&self) -> u8 {
-        match self {
-            Self::Messages => 0,
-            Self::InputTokens => 1,
-            Self::OutputTokens => 2,
-            Self::Cost => 3,
-            Self::Named(_) => 4,
-        }
+    fn rank(&self) -> usize {
+        let after_them = Self::BUILT_IN.len();
+        self.built_in_place().unwrap_or(after_them)
     }
 }
 

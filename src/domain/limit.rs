@@ -282,14 +282,20 @@ impl<L: Borrow<ActiveLimit>> LimitState<L> {
         })
     }
 
+    /// Whether `requested` more fits.
+    #[must_use]
+    pub fn has_room_for(&self, requested: Quantity, mode: SoftLimitMode) -> bool {
+        let Some((value, _)) = self.limit().ceiling(mode) else {
+            return true;
+        };
+        self.taken().plus(requested) <= value
+    }
+
     /// Whether `requested` more fits; if not, what it broke.
     #[must_use]
     pub fn admit(&self, requested: Quantity, mode: SoftLimitMode) -> Option<Violation> {
         let (value, limit_type) = self.limit().ceiling(mode)?;
-        if self.taken().plus(requested) <= value {
-            return None;
-        }
-        Some(Violation {
+        (!self.has_room_for(requested, mode)).then(|| Violation {
             limit: self.limit().clone(),
             limit_type,
             limit_value: value,
@@ -311,67 +317,66 @@ impl<L: Borrow<ActiveLimit>> LimitState<L> {
 /// Where several limits of one request stand, without a copy of the limits: made for every request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LimitStates {
-    limits: Arc<[ActiveLimit]>,
-    standings: SmallVec<[Standing; 4]>,
+    /// `None` where there are none: an empty `Arc` would have to be counted too.
+    limits: Option<Arc<[ActiveLimit]>>,
+    /// One a limit, in their order; `None` for a limit that does not apply.
+    standings: SmallVec<[Option<Standing>; 4]>,
 }
 
-/// What is counted against the limit at an index.
+/// What is counted against a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Standing {
-    index: usize,
-    settled: Quantity,
-    reserved: Quantity,
+pub struct Standing {
+    /// Used and written down.
+    pub settled: Quantity,
+    /// Held by requests in flight.
+    pub reserved: Quantity,
 }
 
 impl LimitStates {
-    /// Where none of `limits` stands yet.
-    #[must_use]
-    pub fn of(limits: &Arc<[ActiveLimit]>) -> Self {
-        Self {
-            limits: Arc::clone(limits),
-            standings: SmallVec::new(),
+    /// Where `limits` stand by what `look` says of each, with its place among them; `None` as soon as it can't tell.
+    #[inline]
+    pub fn of(
+        limits: &Arc<[ActiveLimit]>,
+        mut look: impl FnMut(usize, &ActiveLimit) -> Option<Option<Standing>>,
+    ) -> Option<Self> {
+        let mut standings = SmallVec::new();
+        for (place, limit) in limits.iter().enumerate() {
+            standings.push(look(place, limit)?);
         }
-    }
-
-    /// Says where the limit at `index` stands.
-    pub fn push(&mut self, index: usize, settled: Quantity, reserved: Quantity) {
-        self.standings.push(Standing {
-            index,
-            settled,
-            reserved,
-        });
-    }
-
-    /// The states, in the order pushed.
-    pub fn iter(&self) -> impl Iterator<Item = LimitState<&ActiveLimit>> {
-        self.standings.iter().map(|standing| LimitState {
-            limit: &self.limits[standing.index],
-            settled: standing.settled,
-            reserved: standing.reserved,
+        Some(Self {
+            limits: Some(Arc::clone(limits)),
+            standings,
         })
     }
 
-    /// Brings settled and reserved of each up to date by what `look` says of its limit; `None`: as it was.
-    pub fn update(
-        &mut self,
-        mut look: impl FnMut(LimitState<&ActiveLimit>) -> Option<(Quantity, Quantity)>,
-    ) {
-        for standing in &mut self.standings {
-            let state = LimitState {
-                limit: &self.limits[standing.index],
-                settled: standing.settled,
-                reserved: standing.reserved,
-            };
-            if let Some((settled, reserved)) = look(state) {
-                standing.settled = settled;
-                standing.reserved = reserved;
+    /// The states of those that apply, in the order of the limits.
+    #[inline]
+    pub fn iter(&self) -> impl Iterator<Item = LimitState<&ActiveLimit>> {
+        let limits = self.limits.as_deref().unwrap_or_default();
+        let both = limits.iter().zip(&self.standings);
+        both.filter_map(|(limit, standing)| {
+            standing.map(|Standing { settled, reserved }| LimitState {
+                limit,
+                settled,
+                reserved,
+            })
+        })
+    }
+
+    /// Lets `change` bring the standing of each limit that applies up to date.
+    #[inline]
+    pub fn update(&mut self, mut change: impl FnMut(&ActiveLimit, &mut Standing)) {
+        let limits = self.limits.as_deref().unwrap_or_default();
+        for (limit, standing) in limits.iter().zip(&mut self.standings) {
+            if let Some(standing) = standing {
+                change(limit, standing);
             }
         }
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.standings.is_empty()
+        self.standings.iter().all(Option::is_none)
     }
 
     /// Whether settled use has reached any soft value.
@@ -397,16 +402,15 @@ impl FromIterator<LimitState> for LimitStates {
     fn from_iter<I: IntoIterator<Item = LimitState>>(states: I) -> Self {
         let mut limits = Vec::new();
         let mut standings = SmallVec::new();
-        for (index, state) in states.into_iter().enumerate() {
+        for state in states {
             limits.push(state.limit);
-            standings.push(Standing {
-                index,
+            standings.push(Some(Standing {
                 settled: state.settled,
                 reserved: state.reserved,
-            });
+            }));
         }
         Self {
-            limits: limits.into(),
+            limits: Some(limits.into()),
             standings,
         }
     }

@@ -41,12 +41,12 @@ impl Quantity {
 
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
-        Self::new(self.0.saturating_add(other.0))
+        Self::new(self.0 + other.0) // far from the ends of an i64
     }
 
     #[must_use]
     pub const fn minus(self, other: Self) -> Self {
-        Self::new(self.0.saturating_sub(other.0))
+        Self::new(self.0 - other.0)
     }
 
     #[must_use]
@@ -58,6 +58,43 @@ impl Quantity {
     #[must_use]
     pub fn at_least_zero(self) -> Self {
         self.max(Self::ZERO)
+    }
+}
+
+/// A running sum. Wider than [`Quantity`], whose sums stop at the end of the scale: a reservation that is taken
+/// off again must leave exactly what was there before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum(i128);
+
+impl Sum {
+    pub fn add(&mut self, quantity: Quantity) {
+        self.0 += i128::from(quantity.0);
+    }
+
+    pub fn take(&mut self, quantity: Quantity) {
+        self.0 -= i128::from(quantity.0);
+    }
+
+    #[must_use]
+    pub fn quantity(self) -> Quantity {
+        #[cold]
+        fn end_of_scale(is_negative: bool) -> Quantity {
+            Quantity(if is_negative {
+                -Quantity::MAX.0
+            } else {
+                Quantity::MAX.0
+            })
+        }
+        match i64::try_from(self.0) {
+            Ok(sum) if sum.unsigned_abs() <= Quantity::MAX.0.unsigned_abs() => Quantity(sum),
+            _ => end_of_scale(self.0 < 0),
+        }
+    }
+}
+
+impl From<Quantity> for Sum {
+    fn from(quantity: Quantity) -> Self {
+        Self(i128::from(quantity.0))
     }
 }
 
@@ -95,5 +132,22 @@ mod tests {
             Quantity::new(i64::MIN)
         );
         assert_eq!(Quantity::MAX.times(i64::MAX), Quantity::MAX);
+    }
+
+    #[test]
+    fn what_is_added_past_the_end_of_the_scale_is_taken_off_exactly() {
+        let mut sum = Sum::default();
+        sum.add(Quantity::MAX);
+        sum.add(Quantity::MAX);
+        assert_eq!(sum.quantity(), Quantity::MAX);
+        sum.take(Quantity::MAX);
+        assert_eq!(sum.quantity(), Quantity::MAX);
+        sum.take(Quantity::MAX);
+        assert_eq!(sum, Sum::default());
+        sum.take(Quantity::MAX);
+        sum.take(Quantity::ONE);
+        assert_eq!(sum.quantity(), Quantity::new(i64::MIN));
+        sum.add(Quantity::new(2));
+        assert_eq!(sum.quantity(), Quantity::new(1 - Quantity::MAX.get()));
     }
 }

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 use uuid::Uuid;
 
 use super::{
@@ -13,19 +12,32 @@ use super::{
     time::Timestamp,
 };
 
-/// Quantities per feature; each feature at most once, zeros left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Quantities(SmallVec<[(FeatureKey, Quantity); 4]>);
+/// Quantities per feature, zeros left out: those of the built-in features in their order, then an operator's own in
+/// the order added.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Quantities {
+    /// At the place of each in [`FeatureKey::BUILT_IN`]; looked up without a search.
+    built_in: [Quantity; FeatureKey::BUILT_IN.len()],
+    named: Vec<(FeatureKey, Quantity)>,
+}
 
 impl Quantities {
     /// Adds to what is there of `feature`.
     pub fn add(&mut self, feature: FeatureKey, quantity: Quantity) {
-        if quantity == Quantity::ZERO {
+        if let Some(place) = feature.built_in_place() {
+            self.built_in[place] = self.built_in[place].plus(quantity);
             return;
         }
-        match self.0.iter_mut().find(|(key, _)| *key == feature) {
-            Some((_, sum)) => *sum = sum.plus(quantity),
-            None => self.0.push((feature, quantity)),
+        match self.named.iter().position(|(key, _)| *key == feature) {
+            Some(place) => {
+                let sum = &mut self.named[place].1;
+                *sum = sum.plus(quantity);
+                if *sum == Quantity::ZERO {
+                    self.named.remove(place);
+                }
+            }
+            None if quantity == Quantity::ZERO => {}
+            None => self.named.push((feature, quantity)),
         }
     }
 
@@ -38,19 +50,27 @@ impl Quantities {
     /// How much of `feature`; zero if it is not there.
     #[must_use]
     pub fn of(&self, feature: &FeatureKey) -> Quantity {
-        self.0
-            .iter()
-            .find(|(key, _)| key == feature)
-            .map_or(Quantity::ZERO, |(_, quantity)| *quantity)
+        match feature.built_in_place() {
+            Some(place) => self.built_in[place],
+            None => self
+                .named
+                .iter()
+                .find(|(key, _)| key == feature)
+                .map_or(Quantity::ZERO, |(_, quantity)| *quantity),
+        }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&FeatureKey, Quantity)> {
-        self.0.iter().map(|(key, quantity)| (key, *quantity))
+        let built_in = FeatureKey::BUILT_IN.iter().zip(self.built_in);
+        let named = self.named.iter().map(|(key, quantity)| (key, *quantity));
+        built_in
+            .filter(|(_, quantity)| *quantity != Quantity::ZERO)
+            .chain(named)
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.built_in == [Quantity::ZERO; FeatureKey::BUILT_IN.len()] && self.named.is_empty()
     }
 }
 
@@ -104,7 +124,7 @@ impl fmt::Display for Source {
 }
 
 /// One settled request; unique by id; never changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageEvent {
     pub event_id: EventId,
     /// The `X-Request-Id` of the request that caused it.

@@ -27,6 +27,39 @@ pub(super) fn judge(
     soft: SoftLimitMode,
     on_violation: OnViolation,
 ) -> Judgement {
+    let whole = whole_of(wants);
+    let fits = |state: LimitState<&ActiveLimit>| {
+        let quantity = whole.of(&state.limit.feature);
+        quantity == Quantity::ZERO || state.has_room_for(quantity, soft)
+    };
+    if states.iter().all(fits) {
+        return Judgement {
+            granted: whole,
+            violations: Vec::new(),
+        };
+    }
+    judge_each(wants, states, soft, on_violation)
+}
+
+/// All that is wanted.
+pub(super) fn whole_of(wants: &[Want]) -> Quantities {
+    let mut whole = Quantities::default();
+    for want in wants {
+        let quantity = whole_amount(&want.amount, &whole);
+        whole.add(want.feature.clone(), quantity);
+    }
+    whole
+}
+
+/// Feature by feature, where not all of everything fits: what does not is lowered or refused, and what costs money
+/// leaves less for what comes after it.
+#[cold]
+fn judge_each(
+    wants: &[Want],
+    states: &LimitStates,
+    soft: SoftLimitMode,
+    on_violation: OnViolation,
+) -> Judgement {
     let mut judgement = Judgement::default();
     let money = Money::of(wants, states, soft);
     for want in wants {
@@ -39,7 +72,8 @@ pub(super) fn judge(
         let most = money.most(want, wants, &judgement.granted);
         let fits = |quantity: Quantity| {
             quantity == Quantity::ZERO
-                || (quantity <= most && of_feature().all(|state| fits(&state, quantity, soft)))
+                || (quantity <= most
+                    && of_feature().all(|state| state.has_room_for(quantity, soft)))
         };
         let granted = if fits(range.whole) {
             range.whole
@@ -58,12 +92,6 @@ pub(super) fn judge(
         judgement.granted.add(want.feature.clone(), granted);
     }
     judgement
-}
-
-/// All that is wanted, where nothing stands against it.
-pub(super) fn whole_of(wants: &[Want]) -> Quantities {
-    let unlimited = LimitStates::default();
-    judge(wants, &unlimited, SoftLimitMode::Warn, OnViolation::Refuse).granted
 }
 
 /// The least of everything that the request is content with.
@@ -131,12 +159,31 @@ fn least(wants: &[Want], feature: &FeatureKey) -> Quantity {
     })
 }
 
-/// [`LimitState::admit`] without the report.
-fn fits(state: &LimitState<&ActiveLimit>, quantity: Quantity, soft: SoftLimitMode) -> bool {
-    state
-        .limit
-        .ceiling(soft)
-        .is_none_or(|(value, _)| state.taken().plus(quantity) <= value)
+/// All that an amount wants; `granted` is what the wants before it get.
+fn whole_amount(amount: &Amount, granted: &Quantities) -> Quantity {
+    match *amount {
+        Amount::Exact(quantity) => quantity.at_least_zero(),
+        Amount::UpTo { want, .. } => answers_of(want, 1),
+        Amount::Output {
+            per_answer,
+            answers,
+            ..
+        } => answers_of(per_answer, answers.max(1)),
+        Amount::Priced(rates) => rates.at_most(
+            granted.of(&FeatureKey::InputTokens),
+            granted.of(&FeatureKey::OutputTokens),
+        ),
+    }
+}
+
+/// `answers` times `each`, or times the most of which the product is still a multiple of `answers`.
+fn answers_of(each: Quantity, answers: i64) -> Quantity {
+    let each = each.at_least_zero();
+    if answers == 1 {
+        return each;
+    }
+    let most = Quantity::new(Quantity::MAX.get() / answers);
+    each.min(most).times(answers)
 }
 
 /// The most and the least that an amount is content with.
@@ -150,40 +197,22 @@ struct Range {
 impl Range {
     /// `granted`: what the wants before this one get.
     fn of(want: &Want, wants: &[Want], granted: &Quantities) -> Self {
-        match want.amount {
-            Amount::Exact(quantity) => {
-                let whole = quantity.at_least_zero();
-                Self {
-                    whole,
-                    least: whole,
-                    answers: 1,
-                }
+        let whole = whole_amount(&want.amount, granted);
+        let at_least = |floor: Quantity, answers: i64| {
+            answers_of(floor.max(Quantity::ONE), answers).min(whole)
+        };
+        let (least, answers) = match want.amount {
+            Amount::Exact(_) => (whole, 1),
+            Amount::UpTo { floor, .. } => (at_least(floor, 1), 1),
+            Amount::Output { answers, floor, .. } => {
+                let answers = answers.max(1);
+                (at_least(floor, answers), answers)
             }
-            Amount::UpTo { want, floor } => Self::between(floor, want, 1),
-            Amount::Output {
-                per_answer,
-                answers,
-                floor,
-                ..
-            } => Self::between(floor, per_answer, answers.max(1)),
-            Amount::Priced(rates) => Self {
-                whole: rates.at_most(
-                    granted.of(&FeatureKey::InputTokens),
-                    granted.of(&FeatureKey::OutputTokens),
-                ),
-                least: least_cost(&rates, wants),
-                answers: 1,
-            },
-        }
-    }
-
-    /// `answers` times at least `floor` (but 1) and at most `want`.
-    fn between(floor: Quantity, want: Quantity, answers: i64) -> Self {
-        let most = Quantity::new(Quantity::MAX.get() / answers); // their product is still a multiple
-        let want = want.at_least_zero().min(most);
+            Amount::Priced(rates) => (least_cost(&rates, wants), 1),
+        };
         Self {
-            whole: want.times(answers),
-            least: floor.max(Quantity::ONE).min(want).times(answers),
+            whole,
+            least,
             answers,
         }
     }
@@ -214,6 +243,7 @@ mod tests {
     use crate::domain::{
         feature::FeatureKey,
         limit::{LimitType, Scope},
+        price::LongPrompt,
         time::Timestamp,
         window::{Window, WindowKind},
     };
@@ -531,7 +561,72 @@ mod tests {
         proptest::collection::vec(one, 0..4)
     }
 
+    /// Small ones, so that rounding up to a micro-dollar matters; with rates for long prompts or without.
+    fn any_rates() -> impl Strategy<Value = Rates> {
+        let rate = || (0_i64..3_000_000).prop_map(Quantity::new);
+        let long = (1_i64..400, rate(), rate()).prop_map(|(above, input, output)| LongPrompt {
+            above_input_tokens: Quantity::new(above),
+            input,
+            cached_input: None,
+            cache_write: None,
+            output,
+        });
+        (rate(), rate(), proptest::option::of(long)).prop_map(|(input, output, long_prompt)| {
+            Rates {
+                input,
+                cached_input: None,
+                cache_write: None,
+                output,
+                long_prompt,
+            }
+        })
+    }
+
+    fn states_of_all() -> impl Strategy<Value = Vec<LimitState>> {
+        let of = |feature: FeatureKey| {
+            let one = (0_i64..900, -20_i64..600, 0_i64..100);
+            let one = one.prop_map(move |(hard, settled, reserved)| {
+                let mut state = state(None, Some(hard), settled, reserved);
+                state.limit.feature = feature.clone();
+                state
+            });
+            proptest::collection::vec(one, 0..3)
+        };
+        let [messages, input, output, cost] = FeatureKey::BUILT_IN.clone().map(of);
+        (messages, input, output, cost)
+            .prop_map(|(a, b, c, d)| [a, b, c, d].into_iter().flatten().collect())
+    }
+
     proptest! {
+        #[test]
+        fn where_all_fits_it_is_what_feature_by_feature_would_give(
+            messages in 0_i64..3,
+            input in amounts(),
+            output in amounts(),
+            rates in proptest::option::of(any_rates()),
+            states in states_of_all(),
+            refuses in any::<bool>(),
+        ) {
+            use FeatureKey::{Cost, InputTokens, Messages, OutputTokens};
+            let priced = rates.map(|rates| (Cost, Amount::Priced(rates)));
+            let wants: Vec<Want> = [
+                (Messages, exact(messages)),
+                (InputTokens, input),
+                (OutputTokens, output),
+            ]
+            .into_iter()
+            .chain(priced)
+            .map(|(feature, amount)| Want { feature, amount })
+            .collect();
+            let states = states.into_iter().collect();
+            let on_violation = if refuses { OnViolation::Refuse } else { OnViolation::Note };
+            let soft = SoftLimitMode::Warn;
+            prop_assert_eq!(
+                judge(&wants, &states, soft, on_violation),
+                judge_each(&wants, &states, soft, on_violation)
+            );
+        }
+
         #[test]
         fn what_is_granted_fits_under_every_limit(amount in amounts(), states in states()) {
             let judgement = judge_one(amount.clone(), &states, OnViolation::Refuse);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::{
-    Hold, Ledger, LedgerError, OnViolation, Reserved, Settled,
+    Hold, Ledger, LedgerError, OnViolation, Over, Reserved, Settled,
     testing::{Ask, FakeBase, ask, at, exact, key, limit, messages, quantities, tenant, window},
 };
 use crate::{
@@ -335,9 +335,10 @@ pub(super) async fn a_refusal_says_what_stood_against_it(open: impl Open) {
     settle(&base, first, ask.event(quantities(Messages, 1))).await;
     let _second = ask.hold(&ledger).await;
 
-    let Reserved::Over { violations, states } = ask.reserve(&ledger).await.unwrap() else {
+    let Reserved::Over(over) = ask.reserve(&ledger).await.unwrap() else {
         panic!("1 + 2 + 2 > 3");
     };
+    let Over { violations, states } = *over;
     let kinds: Vec<_> = violations.iter().map(|it| it.limit.kind).collect();
     assert_eq!(
         kinds,

@@ -92,15 +92,9 @@ impl Hold {
     }
 }
 
-/// A [`Hold`] in this process.
+/// A [`Hold`] in this process: a few words, since it is handed on often. What it holds is given back with it, unless
+/// it was settled.
 pub struct LocalHold {
-    place: Place,
-    states: LimitStates,
-    violations: Vec<Violation>,
-}
-
-/// Where a hold stands among those of its tenant; what it holds is given back with this, unless it was settled.
-struct Place {
     held: Arc<Held>,
     tenant: Arc<Tenant>,
     slot: usize,
@@ -108,100 +102,72 @@ struct Place {
 }
 
 /// What is held. The tenant's list of open holds shares it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Held {
     pub(super) id: ReservationId,
     pub(super) request_id: RequestId,
     pub(super) holder: Holder,
     pub(super) admitted_at: Timestamp,
     pub(super) granted: Quantities,
-}
-
-/// A hold in its tenant's list, at `slot`, and what it was admitted under.
-pub(super) struct Opened {
-    pub(super) held: Arc<Held>,
-    pub(super) slot: usize,
+    /// The limits it was admitted under, as they stood with it.
     pub(super) states: LimitStates,
     pub(super) violations: Vec<Violation>,
 }
 
 impl LocalHold {
-    pub(super) fn new(opened: Opened, tenant: Arc<Tenant>) -> Self {
-        let Opened {
-            held,
-            slot,
-            states,
-            violations,
-        } = opened;
+    /// `slot`: the place of `held` in the tenant's list.
+    pub(super) fn new(held: Arc<Held>, tenant: Arc<Tenant>, slot: usize) -> Self {
         Self {
-            place: Place {
-                held,
-                tenant,
-                slot,
-                is_settled: false,
-            },
-            states,
-            violations,
+            held,
+            tenant,
+            slot,
+            is_settled: false,
         }
     }
 
     fn id(&self) -> ReservationId {
-        self.place.held.id
+        self.held.id
     }
 
     fn admitted_at(&self) -> Timestamp {
-        self.place.held.admitted_at
+        self.held.admitted_at
     }
 
     fn granted(&self, feature: &FeatureKey) -> Quantity {
-        self.place.held.granted.of(feature)
+        self.held.granted.of(feature)
     }
 
     fn states(&self) -> &LimitStates {
-        &self.states
+        &self.held.states
     }
 
     fn violations(&self) -> &[Violation] {
-        &self.violations
+        &self.held.violations
     }
 
     fn mark_detached(&self) {
-        let Place {
-            held, tenant, slot, ..
-        } = &self.place;
-        let mut counters = tenant.lock();
-        if let Some(open) = counters.holds.get_mut(*slot, held.id) {
+        let mut counters = self.tenant.lock();
+        if let Some(open) = counters.holds.get_mut(self.slot, self.held.id) {
             open.is_detached = true;
         }
     }
 
-    fn settle(self, seq: Seq, used: &Quantities) -> Settled {
-        let Self {
-            mut place,
-            mut states,
-            ..
-        } = self;
-        place.is_settled = true;
-        let (held, tenant, slot) = (&*place.held, &*place.tenant, place.slot);
+    fn settle(mut self, seq: Seq, used: &Quantities) -> Settled {
+        self.is_settled = true;
+        let tenant = &*self.tenant;
+        let mut counters = tenant.lock();
+        // The tenant's list shares what is held no longer, so that nothing has to be copied.
+        let was_open = counters.holds.remove(self.slot, self.held.id).is_some();
+        let held = Arc::make_mut(&mut self.held);
+        if was_open {
+            tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut states = std::mem::take(&mut held.states);
         let usage = Usage {
             who: held.holder.who(),
             at: held.admitted_at,
             quantities: used,
         };
-        let mut counters = tenant.lock();
-        if states.is_empty() && !counters.is_evicted() {
-            // Held again after a restart: judged by the limits last seen, as usage without a hold is.
-            if counters.end(slot, held.id).is_some() {
-                tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
-            }
-            let judged = judged_settle(&mut counters, seq, usage, &|_| None);
-            drop(counters);
-            let overshoot = overshoot_of(used, &judged);
-            return Settled { states, overshoot };
-        }
-        if counters.settle_hold(slot, held.id, seq, usage) {
-            tenant.tally.settled.fetch_add(1, Ordering::Relaxed);
-        }
         if counters.is_evicted() {
             drop(counters); // released by hand, and its tenant thrown out since
             let ledger = tenant.ledger.upgrade();
@@ -209,7 +175,18 @@ impl LocalHold {
             let overshoot = overshoot.unwrap_or_default();
             return Settled { states, overshoot };
         }
-        counters.refresh(usage.who, &mut states);
+        let granted = was_open.then_some(&held.granted);
+        if states.is_empty() {
+            // Held again after a restart: judged by the limits last seen, as usage without a hold is.
+            if let Some(granted) = granted {
+                counters.give_back(usage.who, usage.at, granted);
+            }
+            let judged = judged_settle(&mut counters, seq, usage, &|_| None);
+            drop(counters);
+            let overshoot = overshoot_of(used, &judged);
+            return Settled { states, overshoot };
+        }
+        counters.settle_hold(granted, seq, usage, &mut states);
         drop(counters);
         let overshoot = overshoot(used, || {
             states
@@ -220,7 +197,7 @@ impl LocalHold {
     }
 }
 
-impl Drop for Place {
+impl Drop for LocalHold {
     fn drop(&mut self) {
         if self.is_settled {
             return;
@@ -235,10 +212,10 @@ impl Drop for Place {
 impl fmt::Debug for LocalHold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalHold")
-            .field("id", &self.place.held.id)
-            .field("tenant", &self.place.tenant.id)
-            .field("admitted_at", &self.place.held.admitted_at)
-            .field("granted", &self.place.held.granted)
+            .field("id", &self.held.id)
+            .field("tenant", &self.tenant.id)
+            .field("admitted_at", &self.held.admitted_at)
+            .field("granted", &self.held.granted)
             .finish_non_exhaustive()
     }
 }

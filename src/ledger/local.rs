@@ -4,22 +4,21 @@
 //! of changes for the next drain.
 
 use super::{
-    BaseTotals, Hold, LedgerAsk, LedgerError, OnViolation, Reserved, Settled, Since,
-    amounts::{Judgement, judge},
+    BaseTotals, Hold, LedgerAsk, LedgerError, Reserved, Settled, Since,
     counter::CounterKey,
     drain::Drainage,
-    hold::{Held, Holder, LocalHold, Opened, RequestId},
+    hold::LocalHold,
     load::{Load, wait_for},
     subjects::{IdMap, Who},
     sync::{Arc, AtomicI64, Mutex, Ordering, PoisonError, RwLock, Weak},
-    tenant::{Changes, DATED_AHEAD, Missing, Tally, Tenant, TenantCounters, Usage},
+    tenant::{Changes, DATED_AHEAD, Decided, Missing, Tally, Tenant, TenantCounters, Usage},
 };
 use crate::{
     clock,
     domain::{
         feature::FeatureKey,
         ids::{KeyId, ReservationId, TenantId},
-        limit::{ActiveLimit, LimitState, LimitStates, Violation, sort_violations},
+        limit::{ActiveLimit, LimitState, LimitStates},
         quantity::Quantity,
         time::Timestamp,
         usage::{Quantities, UsageEvent},
@@ -35,15 +34,6 @@ const MAX_SHARDS: usize = 64;
 
 type Shard = RwLock<IdMap<TenantId, Arc<Tenant>>>;
 
-/// What was decided under the tenant's lock.
-enum Decided {
-    Held(Opened),
-    Over {
-        violations: Vec<Violation>,
-        states: LimitStates,
-    },
-}
-
 pub struct LocalLedger {
     pub(super) this: Weak<Self>,
     base: Arc<dyn BaseTotals>,
@@ -56,7 +46,7 @@ pub struct LocalLedger {
     pub(super) changes: Arc<Changes>,
     pub(super) drainage: Mutex<Drainage>,
     /// Random bits of this ledger, for the ids of holds.
-    seed: [u8; 16],
+    seed: u64,
     pub(super) tally: Arc<Tally>,
 }
 
@@ -85,7 +75,7 @@ impl LocalLedger {
             latest_elsewhere: AtomicI64::new(i64::MIN),
             changes: Arc::default(),
             drainage: Mutex::default(),
-            seed: clock::new_id().into_bytes(),
+            seed: clock::new_id().as_u64_pair().1,
             tally: Arc::default(),
         })
     }
@@ -168,36 +158,13 @@ impl LocalLedger {
         }
     }
 
-    /// Runs `act` on a tenant's counters and its limits' states, as soon as all of them are in memory. Gives the tenant
-    /// too.
-    async fn with_states<T>(
-        &self,
-        tenant: TenantId,
-        who: Who<'_>,
-        limits: &Arc<[ActiveLimit]>,
-        now: Timestamp,
-        mut act: impl FnMut(&mut TenantCounters, LimitStates) -> T,
-    ) -> Result<(Arc<Tenant>, T), LedgerError> {
-        loop {
-            let found = self.find_or_add(tenant, now);
-            let missing = {
-                let mut counters = found.lock();
-                if counters.is_evicted() {
-                    continue;
-                }
-                if let Some(states) = counters.states(who, limits) {
-                    let done = act(&mut counters, states);
-                    drop(counters);
-                    return Ok((found, done));
-                }
-                counters.prepare(who, limits, now)
-            };
-            match missing {
-                Missing::Nothing => {}
-                Missing::Wait(end) => wait_for(end).await?,
-                Missing::Load(counters, failure) => {
-                    Load::new(found, counters, failure).run(&*self.base).await?;
-                }
+    /// Waits until what was missing is there, or should be looked for again.
+    async fn provide(&self, tenant: Arc<Tenant>, missing: Missing) -> Result<(), LedgerError> {
+        match missing {
+            Missing::Nothing => Ok(()),
+            Missing::Wait(end) => wait_for(end).await,
+            Missing::Load(counters, failure) => {
+                Load::new(tenant, counters, failure).run(&*self.base).await
             }
         }
     }
@@ -226,8 +193,14 @@ impl LocalLedger {
         now: Timestamp,
     ) -> Result<Vec<LimitState>, LedgerError> {
         let who = Who { key, user };
-        let found = self.with_states(tenant, who, limits, now, |_, states| states.to_vec());
-        found.await.map(|(_, states)| states)
+        loop {
+            let found = self.find_or_add(tenant, now);
+            let missing = match found.lock().look(who, limits, now) {
+                Ok(states) => return Ok(states.to_vec()),
+                Err(missing) => missing,
+            };
+            self.provide(found, missing).await?;
+        }
     }
 
     pub(super) async fn reserve(&self, ask: &LedgerAsk<'_>) -> Result<Reserved, LedgerError> {
@@ -235,71 +208,29 @@ impl LocalLedger {
             ask.limits.iter().all(|it| it.window.contains(ask.now)),
             "limits must be those of the request's own time"
         );
-        let who = Who {
-            key: ask.key,
-            user: ask.user,
-        };
-        let decide = |counters: &mut _, states| self.decide(ask, counters, states);
-        let decided = self.with_states(ask.tenant, who, ask.limits, ask.now, decide);
-        let (tenant, decided) = decided.await?;
-        Ok(match decided {
-            Decided::Held(opened) => Reserved::Held(Hold::Local(LocalHold::new(opened, tenant))),
-            Decided::Over { violations, states } => Reserved::Over { violations, states },
-        })
-    }
-
-    /// Holds all or nothing, under the tenant's lock.
-    fn decide(
-        &self,
-        ask: &LedgerAsk<'_>,
-        counters: &mut TenantCounters,
-        mut states: LimitStates,
-    ) -> Decided {
-        let Judgement {
-            granted,
-            mut violations,
-        } = judge(ask.wants, &states, ask.soft, ask.on_violation);
-        sort_violations(&mut violations);
-        if !violations.is_empty() && ask.on_violation == OnViolation::Refuse {
-            return Decided::Over { violations, states };
+        loop {
+            let tenant = self.find_or_add(ask.tenant, ask.now);
+            let decided = tenant.lock().reserve(ask, || self.new_id(ask.now));
+            let missing = match decided {
+                Ok(Decided::Held { held, slot }) => {
+                    let hold = LocalHold::new(held, tenant, slot);
+                    return Ok(Reserved::Held(Hold::Local(hold)));
+                }
+                Ok(Decided::Over(over)) => return Ok(Reserved::Over(over)),
+                Err(missing) => missing,
+            };
+            self.provide(tenant, missing).await?;
         }
-        let id = self.new_id(ask.now);
-        let holder = Holder {
-            key: ask.key,
-            user: counters.user(ask.user),
-        };
-        states.update(|state| {
-            let own = granted.of(&state.limit.feature);
-            Some((state.settled, state.reserved.plus(own)))
-        });
-        let held = Arc::new(Held {
-            id,
-            request_id: RequestId::from_slice(ask.request_id.as_bytes()),
-            holder,
-            admitted_at: ask.now,
-            granted,
-        });
-        let slot = counters.open(Arc::clone(&held));
-        Decided::Held(Opened {
-            held,
-            slot,
-            states,
-            violations,
-        })
     }
 
-    /// A version 7 id of the time, this ledger's random bits and a running number: `clock::new_id` asks the system
-    /// for random bits each time, which takes longer than the whole decision.
+    /// A version 7 id (RFC 9562 §5.7) of the time, this ledger's random bits and a running number: `clock::new_id` asks
+    /// the system for random bits each time, which takes longer than the whole decision.
     fn new_id(&self, now: Timestamp) -> ReservationId {
-        let [.., n3, n2, n1, n0] = self
-            .tally
-            .opened
-            .fetch_add(1, Ordering::Relaxed)
-            .to_be_bytes();
-        let [.., a, b, c, d, e, f] = self.seed;
+        let number = self.tally.opened.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff;
         let millis = u64::try_from(now.micros() / 1000).unwrap_or(0);
-        let bits = [a, b, c, n3, n2, n1, n0, d, e, f];
-        ReservationId::new(uuid::Builder::from_unix_timestamp_millis(millis, &bits).into_uuid())
+        let high = (millis << 16) | 0x7000 | (self.seed & 0xfff);
+        let low = (0b10 << 62) | ((self.seed >> 34) << 32) | number;
+        ReservationId::new(uuid::Uuid::from_u64_pair(high, low))
     }
 
     pub(super) fn record(&self, seq: Seq, event: &UsageEvent, since: Since<'_>) -> Settled {

@@ -134,14 +134,18 @@ pub struct LedgerAsk<'a> {
 pub enum Reserved {
     Held(Hold),
     /// It does not fit; nothing is held.
-    Over {
-        /// The one that resets last first.
-        violations: Vec<Violation>,
-        /// Every limit that applies, in the order given.
-        states: LimitStates,
-    },
+    Over(Box<Over>),
     /// It is another time by the clock that decides: nothing is held. To be asked again with the limits of that instant.
     Elsewhen(Timestamp),
+}
+
+/// Why a request does not fit.
+#[derive(Debug)]
+pub struct Over {
+    /// The one that resets last first.
+    pub violations: Vec<Violation>,
+    /// Every limit that applies, in the order given.
+    pub states: LimitStates,
 }
 
 /// From when on limits of a feature count, where that is later than their windows begin: a reset.

@@ -306,9 +306,7 @@ impl World {
             {
                 Poll::Pending => self.pending.push((ask, reserving)),
                 Poll::Ready(Ok(Reserved::Held(hold))) => self.admitted(hold, ask),
-                Poll::Ready(Ok(Reserved::Over { violations, .. })) => {
-                    assert!(!violations.is_empty());
-                }
+                Poll::Ready(Ok(Reserved::Over(over))) => assert!(!over.violations.is_empty()),
                 Poll::Ready(Err(LedgerError::Unavailable(_))) => {}
                 Poll::Ready(Ok(Reserved::Elsewhen(_)) | Err(LedgerError::TimedOut)) => {
                     panic!("nothing is asked of anybody else")

@@ -2,7 +2,7 @@
 
 use super::{
     Hold, LocalLedger,
-    hold::{Held, Holder, LocalHold, Opened, RequestId},
+    hold::{Held, Holder, LocalHold, RequestId},
     sync::{Arc, Ordering},
 };
 use crate::domain::{
@@ -27,7 +27,7 @@ pub struct Granted<'a> {
 
 impl LocalLedger {
     pub(super) fn reopen(self: &Arc<Self>, granted: Granted<'_>, now: Timestamp) -> Hold {
-        let (opened, tenant) = loop {
+        loop {
             let tenant = self.find_or_add(granted.tenant, now);
             let mut counters = tenant.lock();
             if counters.is_evicted() {
@@ -43,18 +43,13 @@ impl LocalLedger {
                 },
                 admitted_at: granted.admitted_at,
                 granted: granted.quantities.clone(),
+                states: LimitStates::default(),
+                violations: Vec::new(),
             });
             let slot = counters.open(Arc::clone(&held));
             drop(counters);
-            let opened = Opened {
-                held,
-                slot,
-                states: LimitStates::default(),
-                violations: Vec::new(),
-            };
-            break (opened, tenant);
-        };
-        self.tally.opened.fetch_add(1, Ordering::Relaxed);
-        Hold::Local(LocalHold::new(opened, tenant))
+            self.tally.opened.fetch_add(1, Ordering::Relaxed);
+            return Hold::Local(LocalHold::new(held, tenant, slot));
+        }
     }
 }

@@ -11,7 +11,7 @@ use super::{counter::Counter, sync::Arc};
 use crate::domain::{
     feature::FeatureKey,
     ids::KeyId,
-    limit::{Scope, Subject},
+    limit::{ActiveLimit, Scope, Subject},
     time::Timestamp,
     window::Window,
 };
@@ -108,6 +108,47 @@ struct Member {
     used: u64,
 }
 
+impl Member {
+    fn used_at(&mut self, tick: u64) -> &mut [Counter] {
+        self.used = tick;
+        &mut self.counters
+    }
+}
+
+/// The counters that one request's usage may belong to, each subject looked up once.
+pub(super) struct OfWho<'a> {
+    tenant: &'a mut [Counter],
+    key: &'a mut [Counter],
+    user: &'a mut [Counter],
+}
+
+impl OfWho<'_> {
+    /// The counter that `limit` counts in.
+    #[inline]
+    pub(super) fn of_limit(&mut self, limit: &ActiveLimit) -> Option<&mut Counter> {
+        let counters = match limit.scope {
+            Scope::Tenant => &mut *self.tenant,
+            Scope::Key => &mut *self.key,
+            Scope::User => &mut *self.user,
+        };
+        counters
+            .iter_mut()
+            .find(|it| it.is_of(&limit.feature, limit.window))
+    }
+
+    /// Calls `visit` with every counter that usage admitted at `at` belongs to.
+    #[inline]
+    pub(super) fn visit(&mut self, at: Timestamp, mut visit: impl FnMut(&mut Counter)) {
+        for counters in [&mut *self.tenant, &mut *self.key, &mut *self.user] {
+            for counter in counters {
+                if counter.window.contains(at) {
+                    visit(counter);
+                }
+            }
+        }
+    }
+}
+
 /// Counters are few a subject (features × windows), so lists are searched from the front.
 #[derive(Debug, Default)]
 pub(super) struct Subjects {
@@ -141,18 +182,27 @@ impl Subjects {
         }
     }
 
-    /// Calls `visit` with every counter that usage by `who`, admitted at `at`, belongs to.
-    pub(super) fn visit(
-        &mut self,
-        who: Who<'_>,
-        at: Timestamp,
-        mut visit: impl FnMut(&mut Counter),
-    ) {
-        for subject in who.subjects() {
-            let counters = self.of_mut(subject).iter_mut();
-            for counter in counters.filter(|counter| counter.window.contains(at)) {
-                visit(counter);
-            }
+    /// [`of_who`](Self::of_who) for a request, which marks its key and user as in use now.
+    pub(super) fn of_request(&mut self, who: Who<'_>) -> OfWho<'_> {
+        self.tick += 1;
+        let tick = self.tick;
+        let key = who.key.and_then(|key| self.keys.get_mut(&key));
+        let user = self.users.get_mut(who.user);
+        OfWho {
+            tenant: &mut self.tenant,
+            key: key.map_or(&mut [], |it| it.used_at(tick)),
+            user: user.map_or(&mut [], |it| it.used_at(tick)),
+        }
+    }
+
+    /// The counters that usage by `who` may belong to.
+    pub(super) fn of_who(&mut self, who: Who<'_>) -> OfWho<'_> {
+        let key = who.key.and_then(|key| self.keys.get_mut(&key));
+        let user = self.users.get_mut(who.user);
+        OfWho {
+            tenant: &mut self.tenant,
+            key: key.map_or(&mut [], |it| &mut it.counters),
+            user: user.map_or(&mut [], |it| &mut it.counters),
         }
     }
 
@@ -192,17 +242,6 @@ impl Subjects {
         self.users
             .get_key_value(user)
             .map(|(name, _)| Arc::clone(name))
-    }
-
-    /// Marks the members that a request is of as in use now.
-    pub(super) fn touch(&mut self, who: Who<'_>) {
-        self.tick += 1;
-        if let Some(member) = who.key.and_then(|key| self.keys.get_mut(&key)) {
-            member.used = self.tick;
-        }
-        if let Some(member) = self.users.get_mut(who.user) {
-            member.used = self.tick;
-        }
     }
 
     /// Drops counters of `subject` that `is_over` tells, and the subject with its last one.

@@ -12,16 +12,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::{
-    LedgerError, LocalLedger,
+    LedgerAsk, LedgerError, LocalLedger, OnViolation, Over,
+    amounts::{Judgement, judge},
     counter::{Counter, CounterKey, LoadEnd},
-    hold::{Held, OpenHold, OpenHolds},
-    subjects::{SubjectRef, Subjects, Who},
+    hold::{Held, Holder, OpenHold, OpenHolds, RequestId},
+    subjects::{OfWho, SubjectRef, Subjects, Who},
     sync::{Arc, AtomicI64, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, Weak},
 };
 use crate::{
     domain::{
         ids::{ReservationId, TenantId},
-        limit::{ActiveLimit, LimitStates},
+        limit::{ActiveLimit, LimitStates, Scope, sort_violations},
         quantity::Quantity,
         time::Timestamp,
         usage::{Quantities, UsageEvent},
@@ -158,6 +159,12 @@ pub(super) enum Missing {
     Load(Vec<CounterOf>, watch::Sender<Option<LedgerError>>),
 }
 
+/// What was decided about a request.
+pub(super) enum Decided {
+    Held { held: Arc<Held>, slot: usize },
+    Over(Box<Over>),
+}
+
 pub(super) struct TenantCounters {
     id: TenantId,
     subjects: Subjects,
@@ -179,46 +186,80 @@ impl TenantCounters {
         self.is_evicted
     }
 
-    /// Where the limits that apply to `who` stand; `None` if a counter of them is missing or not read yet.
-    pub(super) fn states(
+    /// Where the limits that apply to `who` stand.
+    ///
+    /// # Errors
+    /// What has to happen first.
+    pub(super) fn look(
         &mut self,
         who: Who<'_>,
         limits: &Arc<[ActiveLimit]>,
-    ) -> Option<LimitStates> {
-        self.subjects.touch(who);
-        let mut states = LimitStates::of(limits);
-        for (index, limit) in limits.iter().enumerate() {
-            let Some(subject) = who.in_scope(limit.scope) else {
-                continue;
-            };
-            let counter = self
-                .subjects
-                .find_mut(subject, &limit.feature, limit.window)
-                .filter(|counter| !counter.is_loading())?;
-            counter.hard = limit.hard;
-            states.push(index, counter.settled(), counter.reserved.quantity());
+        now: Timestamp,
+    ) -> Result<LimitStates, Missing> {
+        if self.is_evicted {
+            return Err(Missing::Nothing); // to be found anew
         }
-        Some(states)
+        match states(&mut self.subjects.of_request(who), who, limits) {
+            Some(states) => Ok(states),
+            None => Err(self.prepare(who, limits, now)),
+        }
     }
 
-    /// Brings settled and reserved of `states` up to date; a counter that is gone keeps its last values.
-    pub(super) fn refresh(&self, who: Who<'_>, states: &mut LimitStates) {
-        states.update(|state| {
-            let subject = who.in_scope(state.limit.scope)?;
-            self.subjects
-                .find(subject, &state.limit.feature, state.limit.window)
-                .filter(|counter| !counter.is_loading())
-                .map(|counter| (counter.settled(), counter.reserved.quantity()))
+    /// Holds what `ask` wants under all of its limits, or nothing.
+    ///
+    /// # Errors
+    /// What has to happen before that can be decided.
+    pub(super) fn reserve(
+        &mut self,
+        ask: &LedgerAsk<'_>,
+        new_id: impl FnOnce() -> ReservationId,
+    ) -> Result<Decided, Missing> {
+        if self.is_evicted {
+            return Err(Missing::Nothing); // to be found anew
+        }
+        let who = Who {
+            key: ask.key,
+            user: ask.user,
+        };
+        let mut counters = self.subjects.of_request(who);
+        let Some(mut states) = states(&mut counters, who, ask.limits) else {
+            return Err(self.prepare(who, ask.limits, ask.now));
+        };
+        let Judgement {
+            granted,
+            mut violations,
+        } = judge(ask.wants, &states, ask.soft, ask.on_violation);
+        if !violations.is_empty() {
+            sort_violations(&mut violations);
+            if ask.on_violation == OnViolation::Refuse {
+                return Ok(Decided::Over(Box::new(Over { violations, states })));
+            }
+        }
+        states.update(|limit, standing| {
+            standing.reserved = standing.reserved.plus(granted.of(&limit.feature));
         });
+        counters.visit(ask.now, |counter| {
+            counter.reserved.add(granted.of(&counter.feature));
+        });
+        let held = Arc::new(Held {
+            id: new_id(),
+            request_id: RequestId::from_slice(ask.request_id.as_bytes()),
+            holder: Holder {
+                key: ask.key,
+                user: self.user(ask.user),
+            },
+            admitted_at: ask.now,
+            granted,
+            states,
+            violations,
+        });
+        let slot = self.holds.insert(Arc::clone(&held));
+        Ok(Decided::Held { held, slot })
     }
 
     /// Makes the counters of `limits` that are missing: at zero where that is certain, else to be read.
-    pub(super) fn prepare(
-        &mut self,
-        who: Who<'_>,
-        limits: &[ActiveLimit],
-        now: Timestamp,
-    ) -> Missing {
+    #[cold]
+    fn prepare(&mut self, who: Who<'_>, limits: &[ActiveLimit], now: Timestamp) -> Missing {
         self.sweep(who, now);
         self.make_room();
         let (sender, end) = watch::channel(None);
@@ -311,10 +352,10 @@ impl TenantCounters {
 
     /// Adds an open hold to every counter it belongs to; gives its place.
     pub(super) fn open(&mut self, held: Arc<Held>) -> usize {
-        self.subjects
-            .visit(held.holder.who(), held.admitted_at, |counter| {
-                counter.reserved.add(held.granted.of(&counter.feature));
-            });
+        let mut counters = self.subjects.of_who(held.holder.who());
+        counters.visit(held.admitted_at, |counter| {
+            counter.reserved.add(held.granted.of(&counter.feature));
+        });
         self.holds.insert(held)
     }
 
@@ -322,42 +363,48 @@ impl TenantCounters {
     pub(super) fn end(&mut self, slot: usize, id: ReservationId) -> Option<OpenHold> {
         let hold = self.holds.remove(slot, id)?;
         let held = &*hold.held;
-        self.subjects
-            .visit(held.holder.who(), held.admitted_at, |counter| {
-                counter.reserved.take(held.granted.of(&counter.feature));
-            });
+        self.give_back(held.holder.who(), held.admitted_at, &held.granted);
         Some(hold)
     }
 
-    /// Replaces a hold by the durable event of its request, in every counter that they belong to. False if the hold
-    /// has ended before: the event counts all the same.
+    /// Takes what was granted to a hold off every counter it belongs to.
+    pub(super) fn give_back(&mut self, who: Who<'_>, admitted_at: Timestamp, granted: &Quantities) {
+        let mut counters = self.subjects.of_who(who);
+        counters.visit(admitted_at, |counter| {
+            counter.reserved.take(granted.of(&counter.feature));
+        });
+    }
+
+    /// Adds the durable event of a request whose hold, if it was still open, is `granted`, and brings `states` up to
+    /// date; one whose counter is gone keeps its last values.
     pub(super) fn settle_hold(
         &mut self,
-        slot: usize,
-        id: ReservationId,
+        granted: Option<&Quantities>,
         seq: Seq,
         usage: Usage<'_>,
-    ) -> bool {
+        states: &mut LimitStates,
+    ) {
         self.latest_event_at = self.latest_event_at.max(usage.at);
-        let hold = self.holds.get_mut(slot, id);
-        let was_open = hold.is_some();
-        self.subjects.visit(usage.who, usage.at, |counter| {
-            if let Some(hold) = &hold {
-                let granted = hold.held.granted.of(&counter.feature);
-                counter.reserved.take(granted);
+        let mut counters = self.subjects.of_who(usage.who);
+        counters.visit(usage.at, |counter| {
+            if let Some(granted) = granted {
+                counter.reserved.take(granted.of(&counter.feature));
             }
             counter.settle(seq, usage.quantities.of(&counter.feature));
         });
-        if was_open {
-            self.holds.free(slot);
-        }
-        was_open
+        states.update(|limit, standing| {
+            let counter = counters.of_limit(limit);
+            if let Some(counter) = counter.filter(|it| !it.is_loading()) {
+                *standing = counter.standing();
+            }
+        });
     }
 
     /// Adds a durable event to every counter it belongs to; `seen` is told of each.
     pub(super) fn settle(&mut self, seq: Seq, usage: Usage<'_>, mut seen: impl FnMut(&Counter)) {
         self.latest_event_at = self.latest_event_at.max(usage.at);
-        self.subjects.visit(usage.who, usage.at, |counter| {
+        let mut counters = self.subjects.of_who(usage.who);
+        counters.visit(usage.at, |counter| {
             let used = usage.quantities.of(&counter.feature);
             if used != Quantity::ZERO {
                 counter.settle(seq, used);
@@ -515,6 +562,25 @@ impl TenantCounters {
             goes
         });
     }
+}
+
+/// Where the limits that apply to `who` stand; `None` if a counter of them is missing or not read yet.
+fn states(
+    counters: &mut OfWho<'_>,
+    who: Who<'_>,
+    limits: &Arc<[ActiveLimit]>,
+) -> Option<LimitStates> {
+    LimitStates::of(limits, |_, limit| {
+        if limit.scope == Scope::Key && who.key.is_none() {
+            return Some(None); // it does not apply
+        }
+        let counter = counters.of_limit(limit)?;
+        if counter.is_loading() {
+            return None;
+        }
+        counter.hard = limit.hard;
+        Some(Some(counter.standing()))
+    })
 }
 
 fn is_long_over(end: Timestamp, now: Timestamp) -> bool {

@@ -362,13 +362,13 @@ impl Ask {
     pub(super) async fn hold(&self, ledger: &Ledger) -> Hold {
         match self.reserve(ledger).await.unwrap() {
             Reserved::Held(hold) => hold,
-            Reserved::Over { violations, .. } => panic!("refused: {violations:?}"),
+            Reserved::Over(over) => panic!("refused: {:?}", over.violations),
             Reserved::Elsewhen(theirs) => panic!("it is {theirs} there"),
         }
     }
 
     pub(super) async fn is_refused(&self, ledger: &Ledger) -> bool {
-        matches!(self.reserve(ledger).await.unwrap(), Reserved::Over { .. })
+        matches!(self.reserve(ledger).await.unwrap(), Reserved::Over(_))
     }
 
     pub(super) async fn states(&self, ledger: &Ledger) -> Vec<LimitState> {

@@ -23,7 +23,7 @@ use crate::{
         time::Timestamp,
         usage::TokenUsage,
     },
-    ledger::{Amount, Hold, LedgerAsk, LedgerError, Named, OnViolation, Reserved, Want},
+    ledger::{Amount, Hold, LedgerAsk, LedgerError, Named, OnViolation, Over, Reserved, Want},
     provider::Endpoint,
     services::{
         admitted::{Admitted, OutputGrant},
@@ -273,9 +273,7 @@ impl Guard {
         }
         match self.reserve(&asked, &policy).await {
             Ok(Reserved::Held(hold)) => Ok(self.admitted(&asked, &policy, hold, standing)),
-            Ok(Reserved::Over { violations, states }) => {
-                Err(self.refused(&asked, &policy, violations, states))
-            }
+            Ok(Reserved::Over(over)) => Err(self.refused(&asked, &policy, *over)),
             Ok(Reserved::Elsewhen(_)) => self.fail(
                 &asked,
                 policy.plan_code(),
@@ -312,9 +310,9 @@ impl Guard {
                 self.note_fail_open(asked, reason, &why);
                 Ok(self.admitted(asked, policy, hold, standing))
             }
-            Ok(Reserved::Over { violations, states }) => {
+            Ok(Reserved::Over(over)) => {
                 self.note_fail_open(asked, reason, &why);
-                Err(self.refused(asked, policy, violations, states))
+                Err(self.refused(asked, policy, *over))
             }
             Ok(Reserved::Elsewhen(_)) | Err(_) => {
                 self.fail(asked, policy.plan_code(), reason, &why)
@@ -400,7 +398,7 @@ impl Guard {
             };
             let violations = match &reserved {
                 Reserved::Held(hold) => hold.violations(),
-                Reserved::Over { violations, .. } => violations,
+                Reserved::Over(over) => &over.violations,
                 Reserved::Elsewhen(theirs) if replaced < MOST_REPLACED => {
                     replaced += 1;
                     now = *theirs;
@@ -530,13 +528,8 @@ impl Guard {
         }
     }
 
-    fn refused(
-        &self,
-        asked: &Asked<'_>,
-        policy: &Policy,
-        violations: Vec<Violation>,
-        states: LimitStates,
-    ) -> AdmitError {
+    fn refused(&self, asked: &Asked<'_>, policy: &Policy, over: Over) -> AdmitError {
+        let Over { violations, states } = over;
         let Asked { ask, now, .. } = *asked;
         events::Decided {
             decision: Decision::HardLimit,

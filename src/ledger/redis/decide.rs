@@ -12,13 +12,13 @@ use super::{
 use crate::{
     domain::{
         ids::{KeyId, ReservationId, TenantId},
-        limit::{ActiveLimit, LimitState, LimitStates, SoftLimitMode, sort_violations},
+        limit::{ActiveLimit, LimitState, LimitStates, SoftLimitMode, Standing, sort_violations},
         quantity::Quantity,
         time::Timestamp,
         usage::{Quantities, UsageEvent},
     },
     ledger::{
-        Hold, LedgerAsk, LedgerError, OnViolation, Reserved, Settled, Since,
+        Hold, LedgerAsk, LedgerError, OnViolation, Over, Reserved, Settled, Since,
         amounts::{judge, least_of, whole_of},
         local::overshoot,
         subjects::Who,
@@ -115,7 +115,7 @@ impl RedisLedger {
                     if !judgement.violations.is_empty() {
                         let mut violations = judgement.violations;
                         sort_violations(&mut violations);
-                        return Ok(Reserved::Over { violations, states });
+                        return Ok(Reserved::Over(Box::new(Over { violations, states })));
                     }
                     lowered += 1;
                     amounts = match lowered {
@@ -180,9 +180,8 @@ impl RedisLedger {
                 violations
             }
         };
-        states.update(|state| {
-            let own = amounts.of(&state.limit.feature);
-            Some((state.settled, state.reserved.plus(own)))
+        states.update(|limit, standing| {
+            standing.reserved = standing.reserved.plus(amounts.of(&limit.feature));
         });
         let open = Arc::new(Open {
             id,
@@ -253,13 +252,16 @@ impl RedisLedger {
         match &reply {
             Ok(reply) => {
                 let mut limits = hold.limits.iter();
-                states.update(|_| {
-                    let limit = limits.next()?;
-                    let (settled, reserved) = reply.stands(limit)?;
-                    let limit = std::slice::from_ref(limit);
-                    self.apart
-                        .note(event.tenant_id, limit, &[(settled, reserved)]);
-                    Some((Quantity::new(settled), Quantity::new(reserved)))
+                states.update(|_, standing| {
+                    let stands = limits
+                        .next()
+                        .and_then(|limit| Some((limit, reply.stands(limit)?)));
+                    if let Some((limit, (settled, reserved))) = stands {
+                        let limit = std::slice::from_ref(limit);
+                        self.apart
+                            .note(event.tenant_id, limit, &[(settled, reserved)]);
+                        *standing = standing_of(settled, reserved);
+                    }
                 });
             }
             Err(fault) => {
@@ -268,10 +270,10 @@ impl RedisLedger {
                 super::lock(&self.unreleased).push((event.tenant_id, hold.open.id));
                 self.apart.record(self.base.last_seq(), event);
                 let granted = &hold.open.granted;
-                states.update(|state| {
-                    let feature = &state.limit.feature;
-                    let settled = state.settled.plus(used.of(feature));
-                    Some((settled, state.reserved.minus(granted.of(feature))))
+                states.update(|limit, standing| {
+                    let feature = &limit.feature;
+                    standing.settled = standing.settled.plus(used.of(feature));
+                    standing.reserved = standing.reserved.minus(granted.of(feature));
                 });
             }
         }
@@ -470,12 +472,21 @@ pub(super) fn micros(duration: std::time::Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// `places`: of those that apply, in order, and `stands` what each of them stands at.
 fn states_of(limits: &Arc<[ActiveLimit]>, places: &[usize], stands: &[(i64, i64)]) -> LimitStates {
-    let mut states = LimitStates::of(limits);
-    for (place, (settled, reserved)) in places.iter().zip(stands) {
-        states.push(*place, Quantity::new(*settled), Quantity::new(*reserved));
+    let mut theirs = places.iter().zip(stands).peekable();
+    let states = LimitStates::of(limits, |place, _| {
+        let its_own = theirs.next_if(|(of, _)| **of == place);
+        Some(its_own.map(|(_, (settled, reserved))| standing_of(*settled, *reserved)))
+    });
+    states.unwrap_or_default()
+}
+
+fn standing_of(settled: i64, reserved: i64) -> Standing {
+    Standing {
+        settled: Quantity::new(settled),
+        reserved: Quantity::new(reserved),
     }
-    states
 }
 
 /// The counters that are to be read, each with the hard limit that it is seen under.

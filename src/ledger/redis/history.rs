@@ -163,7 +163,7 @@ impl History {
                     }
                 }
             }
-            Reserved::Over { violations, .. } => assert!(!violations.is_empty()),
+            Reserved::Over(over) => assert!(!over.violations.is_empty()),
             Reserved::Elsewhen(_) => panic!("the clock is given"),
         }
     }

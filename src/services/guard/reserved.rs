@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{AdmitError, Caller, Guard, MOST_REPLACED, Refusal, check_subscription};
 use crate::{
     domain::{limit::LimitStates, quantity::Quantity, time::Timestamp, usage::Quantities},
-    ledger::{Amount, Hold, LedgerAsk, OnViolation, Reserved, Want},
+    ledger::{Amount, Hold, LedgerAsk, OnViolation, Over, Reserved, Want},
     services::{catalogue::Policy, refusals::Refused},
     telemetry::events::{self, Decision},
 };
@@ -105,7 +105,8 @@ impl Guard {
         }
         match reserved {
             Ok(Reserved::Held(hold)) => Ok(self.allowed(ask, &policy, hold, would_refuse)),
-            Ok(Reserved::Over { violations, states }) => {
+            Ok(Reserved::Over(over)) => {
+                let Over { violations, states } = *over;
                 self.tell(ask, &policy, Decision::HardLimit, &states, &violations);
                 let refusal = Refusal {
                     tenant_id: ask.caller.tenant_id,
