@@ -14,6 +14,8 @@ use tokio::{
     sync::oneshot,
 };
 
+use crate::journal;
+
 /// The runtimes, until they are told to end.
 pub(super) struct Cores(Vec<Core>);
 
@@ -65,6 +67,7 @@ impl Core {
         let thread = thread::Builder::new()
             .name("core".to_owned())
             .spawn(move || {
+                runtime.spawn(journal::relay_answers());
                 // Ends when the sender is dropped; nothing is ever sent.
                 let _ = runtime.block_on(ended);
             })?;

@@ -11,6 +11,7 @@ mod company;
 mod file;
 mod frozen;
 mod pace;
+mod relay;
 mod row;
 mod state;
 mod tables;
@@ -33,9 +34,11 @@ use uuid::Uuid;
 pub use self::{
     file::Opener,
     frozen::{Frozen, read_row},
+    relay::relay_answers,
 };
 use self::{
     file::{JournalFile, OpenFault},
+    relay::Waiter,
     state::Shared,
     tables::TableFault,
     writer::{Append, Job, MarkDrained, Writer},
@@ -202,11 +205,11 @@ impl Journal {
             .map_err(|_| JournalError::Closed)?;
         // It may have begun to fail while this waited for a place.
         shared.check_writable()?;
-        let (reply, answer) = oneshot::channel();
+        let (waiter, answer) = Waiter::new();
         jobs.send(Job::Append(Append {
             tenant,
             event: encoded,
-            reply,
+            waiter,
             _place: place,
         }))
         .map_err(|_| JournalError::Closed)?;

@@ -18,6 +18,7 @@ use super::{
     JournalError, Snapshot,
     file::JournalFile,
     pace::Pace,
+    relay::{Answers, Waiter},
     row,
     state::Shared,
     tables::{self, Mark, TableFault},
@@ -46,7 +47,7 @@ pub(super) enum Job {
 pub(super) struct Append {
     pub(super) tenant: TenantId,
     pub(super) event: Vec<u8>,
-    pub(super) reply: Reply<Seq>,
+    pub(super) waiter: Waiter,
     /// Its place among those that may wait; given back when this is dropped.
     pub(super) _place: OwnedSemaphorePermit,
 }
@@ -230,10 +231,11 @@ impl Writer {
             }
         }
         let is_written = !seqs.is_empty();
+        let mut answers = Answers::default();
         for (append, seq) in batch.appends.into_iter().zip(seqs) {
-            // Who went away has its event written all the same.
-            let _ = append.reply.send(Ok(seq));
+            answers.send(append.waiter, seq);
         }
+        drop(answers);
         for mark in batch.marks {
             let _ = mark.reply.send(Ok(()));
         }
@@ -302,7 +304,7 @@ impl Writer {
             match self.queue.recv_timeout(left) {
                 Ok(Job::Append(append)) => {
                     self.shared.company.taken(1);
-                    refuse(append.reply, detail);
+                    append.waiter.refuse(failing(detail));
                 }
                 Ok(Job::MarkDrained(mark)) => refuse(mark.reply, detail),
                 Ok(Job::Close(reply)) => return Next::Close(Some(reply)),
@@ -321,7 +323,7 @@ impl Batch {
 
     fn refuse(self, detail: &str) {
         for append in self.appends {
-            refuse(append.reply, detail);
+            append.waiter.refuse(failing(detail));
         }
         for mark in self.marks {
             refuse(mark.reply, detail);
@@ -330,7 +332,11 @@ impl Batch {
 }
 
 fn refuse<T>(reply: Reply<T>, detail: &str) {
-    let _ = reply.send(Err(JournalError::Failing(detail.to_owned())));
+    let _ = reply.send(Err(failing(detail)));
+}
+
+fn failing(detail: &str) -> JournalError {
+    JournalError::Failing(detail.to_owned())
 }
 
 /// Says so if the thread ends by a panic: without it, a status of `Ok` would stand for ever.
