@@ -62,10 +62,14 @@ impl Quantities {
 
     pub fn iter(&self) -> impl Iterator<Item = (&FeatureKey, Quantity)> {
         let built_in = FeatureKey::BUILT_IN.iter().zip(self.built_in);
-        let named = self.named.iter().map(|(key, quantity)| (key, *quantity));
         built_in
             .filter(|(_, quantity)| *quantity != Quantity::ZERO)
-            .chain(named)
+            .chain(self.named())
+    }
+
+    /// Those of an operator's own features.
+    pub fn named(&self) -> impl ExactSizeIterator<Item = (&FeatureKey, Quantity)> {
+        self.named.iter().map(|(key, quantity)| (key, *quantity))
     }
 
     #[must_use]

@@ -58,8 +58,10 @@ impl Service<Request<Incoming>> for Routes {
             return Box::pin(self.router.call(request));
         };
         let (app, surroundings) = (self.app.clone(), Arc::clone(&self.surroundings));
-        let answer =
-            move |request, id: &RequestId| openai::answer(app, endpoint, request, id.clone());
+        // Boxed here, and not only with what surrounds it: each of that would move it once more.
+        let answer = move |request, id: &RequestId| {
+            Box::pin(openai::answer(app, endpoint, request, id.clone()))
+        };
         let (route, request) = (openai::route(endpoint), request.map(Body::new));
         Box::pin(surrounded(surroundings, route, request, answer).map(Ok))
     }

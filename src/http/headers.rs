@@ -73,7 +73,7 @@ pub fn seconds_to_reset(window: Window, now: Timestamp) -> Option<i64> {
 /// `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11): lists of quoted strings, hard
 /// limits only.
 fn add_rate_limits(headers: &mut HeaderMap, states: &LimitStates, resets: Resets, now: Timestamp) {
-    let room = states.iter().count() * 40; // a name, and two numbers with their letters
+    let room = states.iter().count() * 56; // a name, and two numbers with their letters
     let mut policies = String::with_capacity(room);
     let mut limits = String::with_capacity(room);
     for state in states.iter() {

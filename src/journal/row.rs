@@ -18,6 +18,8 @@ use crate::domain::{
 
 /// The first byte of a row.
 const FORMAT: u8 = 1;
+/// What an event takes that names a model and the price it was taken from, with room to spare.
+const USUAL_EVENT: usize = 256;
 /// Bytes that no event is without: two ids, and a byte for each of the rest.
 const SMALLEST_EVENT: usize = 2 * 16 + 11;
 
@@ -75,7 +77,7 @@ pub(super) fn encode_event(event: &UsageEvent) -> Vec<u8> {
         admitted_at: event.admitted_at.micros(),
         recorded_at: event.recorded_at.micros(),
     };
-    postcard::to_extend(&stored, Vec::with_capacity(160))
+    postcard::to_extend(&stored, Vec::with_capacity(USUAL_EVENT))
         .expect("a growing buffer takes any plain struct")
 }
 

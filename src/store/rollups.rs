@@ -188,42 +188,66 @@ pub(super) struct RollupKey<'a> {
     pub(super) hour: i64,
 }
 
-/// What rollups of one tenant, facet and hour are kept under.
-type Place<'a> = (TenantId, Facet<'a>, i64);
+/// What decides the rollups that an event adds to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Origin<'a> {
+    tenant: TenantId,
+    /// µs since 1970.
+    hour: i64,
+    key: Option<KeyId>,
+    model: Option<&'a str>,
+    user: &'a str,
+}
 
-/// What a batch of events adds to the rollups; features are few an event, and looked for from the front.
+impl<'a> Origin<'a> {
+    fn facets(self) -> impl Iterator<Item = Facet<'a>> {
+        let facets = [
+            Some(Facet::All),
+            self.key.map(Facet::Key),
+            self.model.map(Facet::Model),
+            Some(Facet::User(self.user)),
+        ];
+        facets.into_iter().flatten()
+    }
+}
+
+/// Features are few an event, and looked for from the front.
+type Sums<'a> = SmallVec<[(&'a FeatureKey, i64); 4]>;
+
+fn add_to<'a>(sums: &mut Sums<'a>, feature: &'a FeatureKey, quantity: i64) {
+    match sums.iter_mut().find(|(known, _)| *known == feature) {
+        Some((_, sum)) => *sum = within_rollup(sum.saturating_add(quantity)),
+        None => sums.push((feature, within_rollup(quantity))),
+    }
+}
+
+/// What a batch of events adds to the rollups: kept by origin, of which there are fewer than events, so that an event
+/// is looked up once and not for each facet.
 #[derive(Default)]
-pub(super) struct Rollups<'a>(HashMap<Place<'a>, SmallVec<[(&'a FeatureKey, i64); 4]>>);
+pub(super) struct Rollups<'a>(HashMap<Origin<'a>, Sums<'a>>);
 
 impl<'a> Rollups<'a> {
     pub(super) fn add(&mut self, event: &'a UsageEvent) {
-        let hour = hour_before(event.admitted_at.micros());
-        let facets = [
-            Some(Facet::All),
-            event.key_id.map(Facet::Key),
-            event.model.as_deref().map(Facet::Model),
-            Some(Facet::User(&event.user)),
-        ];
-        for facet in facets.into_iter().flatten() {
-            let sums = self.0.entry((event.tenant_id, facet, hour)).or_default();
-            for (feature, quantity) in event.quantities.iter() {
-                match sums.iter_mut().find(|(known, _)| *known == feature) {
-                    Some((_, sum)) => *sum = within_rollup(sum.saturating_add(quantity.get())),
-                    None => sums.push((feature, within_rollup(quantity.get()))),
-                }
-            }
+        let origin = Origin {
+            tenant: event.tenant_id,
+            hour: hour_before(event.admitted_at.micros()),
+            key: event.key_id,
+            model: event.model.as_deref(),
+            user: &event.user,
+        };
+        let sums = self.0.entry(origin).or_default();
+        for (feature, quantity) in event.quantities.iter() {
+            add_to(sums, feature, quantity.get());
         }
     }
 
     /// What all tenants together added, by feature and hour.
     pub(super) fn of_all_tenants(&self) -> BTreeMap<(&'a FeatureKey, i64), i64> {
         let mut all = BTreeMap::new();
-        for ((_, facet, hour), sums) in &self.0 {
-            if *facet == Facet::All {
-                for (feature, quantity) in sums {
-                    let sum = all.entry((*feature, *hour)).or_insert(0_i64);
-                    *sum = within_rollup(sum.saturating_add(*quantity));
-                }
+        for (origin, sums) in &self.0 {
+            for (feature, quantity) in sums {
+                let sum = all.entry((*feature, origin.hour)).or_insert(0_i64);
+                *sum = within_rollup(sum.saturating_add(*quantity));
             }
         }
         all
@@ -231,8 +255,19 @@ impl<'a> Rollups<'a> {
 
     /// Everything added, in the order of the table.
     pub(super) fn into_sorted(self) -> Vec<(RollupKey<'a>, i64)> {
-        let mut sorted = Vec::with_capacity(self.0.len() * 4);
-        for ((tenant, facet, hour), sums) in self.0 {
+        let mut places: HashMap<(TenantId, Facet<'a>, i64), Sums<'a>> = HashMap::new();
+        for (origin, added) in self.0 {
+            for facet in origin.facets() {
+                let sums = places
+                    .entry((origin.tenant, facet, origin.hour))
+                    .or_default();
+                for (feature, quantity) in &added {
+                    add_to(sums, feature, *quantity);
+                }
+            }
+        }
+        let mut sorted = Vec::with_capacity(places.len() * 4);
+        for ((tenant, facet, hour), sums) in places {
             sorted.extend(sums.into_iter().map(|(feature, quantity)| {
                 let key = RollupKey {
                     tenant,

@@ -323,13 +323,10 @@ fn record(
 
 /// Quantities of the features that have no column of their own, as JSON.
 fn extra_of(quantities: &Quantities) -> Result<Option<String>, Failed> {
-    let named: BTreeMap<&FeatureKey, Quantity> = quantities
-        .iter()
-        .filter(|(feature, _)| matches!(feature, FeatureKey::Named(_)))
-        .collect();
-    if named.is_empty() {
+    if quantities.named().len() == 0 {
         return Ok(None);
     }
+    let named: BTreeMap<&FeatureKey, Quantity> = quantities.named().collect();
     rows::to_json(&named).map(Some)
 }
 
