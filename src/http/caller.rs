@@ -40,12 +40,13 @@ impl Caller {
         if !secrets::has_form(SecretKind::TenantKey, secret) {
             return Err(ApiError::InvalidApiKey);
         }
+        let now = app.clock.now();
         let key = app
             .catalogue
-            .key(secrets::hash(secret))
+            .key(secrets::hash(secret), now)
             .await?
             .ok_or(ApiError::InvalidApiKey)?;
-        if !key.is_valid_at(app.clock.now()) {
+        if !key.is_valid_at(now) {
             return Err(ApiError::InvalidApiKey);
         }
         let user = key.user.as_deref().unwrap_or("").into();

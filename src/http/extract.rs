@@ -7,6 +7,7 @@ use axum::{
     extract::{FromRef, FromRequest, Request},
 };
 use bytes::{Bytes, BytesMut};
+use futures_util::future::poll_immediate;
 use http::{
     HeaderMap,
     header::{CONTENT_ENCODING, CONTENT_LENGTH},
@@ -76,11 +77,15 @@ impl Reader {
     /// The next piece with anything in it; `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         loop {
-            let frame = tokio::time::timeout(BODY_STALL, self.body.frame())
-                .await
-                .map_err(|_| ApiError::RequestTimeout {
-                    after_seconds: BODY_STALL.as_secs(),
-                })?;
+            // What is there already, as a short body is, needs no timer.
+            let frame = match poll_immediate(self.body.frame()).await {
+                Some(frame) => frame,
+                None => tokio::time::timeout(BODY_STALL, self.body.frame())
+                    .await
+                    .map_err(|_| ApiError::RequestTimeout {
+                        after_seconds: BODY_STALL.as_secs(),
+                    })?,
+            };
             let Some(frame) = frame else {
                 return Ok(None);
             };

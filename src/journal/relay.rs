@@ -139,8 +139,9 @@ mod tests {
     #[test]
     fn who_waits_beside_a_relay_is_answered_and_so_is_who_does_not() {
         let alone = Waiter::new();
-        let (relayed, answers) = runtime().block_on(async {
-            let _relaying = tokio::spawn(relay_answers());
+        let runtime = runtime();
+        runtime.spawn(relay_answers());
+        let (relayed, answers) = runtime.block_on(async {
             tokio::task::yield_now().await;
             let (mut waiters, mut receivers): (Vec<_>, Vec<_>) =
                 (0..3).map(|_| Waiter::new()).unzip();
@@ -156,8 +157,9 @@ mod tests {
 
     #[test]
     fn after_a_relay_has_ended_those_on_its_thread_are_answered_themselves() {
-        runtime().block_on(async {
-            let relaying = tokio::spawn(relay_answers());
+        let runtime = runtime();
+        let relaying = runtime.spawn(relay_answers());
+        runtime.block_on(async {
             tokio::task::yield_now().await;
             relaying.abort();
             assert!(relaying.await.unwrap_err().is_cancelled());

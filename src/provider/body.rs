@@ -57,7 +57,7 @@ impl UpstreamBody {
     {
         Self {
             source: Source::Made(pieces.boxed()),
-            watch: Some(Watch::start(patience)),
+            watch: Some(Watch::start(patience, Instant::now())),
         }
     }
 
@@ -167,10 +167,10 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn start(patience: Patience) -> Self {
+    pub(super) fn start(patience: Patience, now: Instant) -> Self {
         Self {
             patience,
-            deadline: Instant::now() + patience.duration(),
+            deadline: now + patience.duration(),
             sleep: None,
         }
     }

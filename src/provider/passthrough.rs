@@ -10,6 +10,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version, header, uri::PathAndQuery,
 };
 use http_body_util::Full;
+use tokio::time::Instant;
 
 use super::{
     Endpoint, Forward, ProviderError, SetupError, UpstreamBody,
@@ -69,8 +70,10 @@ impl Passthrough {
         &self,
         forward: Forward,
     ) -> Result<Response<UpstreamBody>, ProviderError> {
-        let mut watch = Watch::start(forward.patience);
-        let answered = tokio::time::timeout_at(watch.deadline(), self.answer(forward)).await;
+        let now = Instant::now();
+        let mut watch = Watch::start(forward.patience, now);
+        let answer = self.answer(forward, now);
+        let answered = tokio::time::timeout_at(watch.deadline(), answer).await;
         let (response, lease) = answered.map_err(|_| ProviderError::Timeout)??;
         watch.progress();
         Ok(response.map(|body| UpstreamBody::upstream(body, lease, watch)))
@@ -79,6 +82,7 @@ impl Passthrough {
     async fn answer(
         &self,
         forward: Forward,
+        now: Instant,
     ) -> Result<(Response<hyper::body::Incoming>, Lease), ProviderError> {
         let Forward {
             endpoint,
@@ -86,10 +90,10 @@ impl Passthrough {
             body,
             ..
         } = forward;
-        let mut lease = self.pool.take().await?;
+        let mut lease = self.pool.take(now).await?;
         let spare = lease.is_reused().then(|| headers.clone());
         let request = self.request(endpoint, headers, body.clone(), lease.version());
-        let failure = match lease.send(request).await {
+        let failure = match lease.send(request, now).await {
             Ok(response) => return Ok((response, lease)),
             Err(failure) => failure,
         };
@@ -97,7 +101,7 @@ impl Passthrough {
             Some(headers) if failure.stale => {
                 lease = self.pool.connect().await?;
                 let request = self.request(endpoint, headers, body, lease.version());
-                match lease.send(request).await {
+                match lease.send(request, now).await {
                     Ok(response) => return Ok((response, lease)),
                     Err(failure) => failure.error,
                 }

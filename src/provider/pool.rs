@@ -18,6 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::poll_immediate;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{
@@ -122,8 +123,8 @@ impl Pool {
         })
     }
 
-    /// A connection kept alive, or a fresh one.
-    pub(super) async fn take(self: &Arc<Self>) -> Result<Lease, ProviderError> {
+    /// A connection kept alive until `now`, or a fresh one.
+    pub(super) async fn take(self: &Arc<Self>, now: Instant) -> Result<Lease, ProviderError> {
         if self.speaks_http2.load(Ordering::Acquire) {
             if let Some(lease) = self.take_shared() {
                 return Ok(lease);
@@ -134,7 +135,7 @@ impl Pool {
                 None => self.connect().await,
             };
         }
-        match self.take_idle().await {
+        match self.take_idle(now).await {
             Some(lease) => Ok(lease),
             None => self.connect().await,
         }
@@ -169,21 +170,28 @@ impl Pool {
         }
     }
 
-    async fn take_idle(self: &Arc<Self>) -> Option<Lease> {
+    async fn take_idle(self: &Arc<Self>, now: Instant) -> Option<Lease> {
         loop {
             let mut newest = {
                 let mut idle = self.lock_idle();
                 let idle = idle.get_mut(&here())?;
                 let newest = idle.pop_back()?;
-                if newest.since.elapsed() > IDLE_TIMEOUT {
+                if now.saturating_duration_since(newest.since) > IDLE_TIMEOUT {
                     // What lies below it is older still.
                     idle.clear();
                     return None;
                 }
                 newest
             };
-            let ready = tokio::time::timeout(READY_WITHIN, newest.sender.ready()).await;
-            if matches!(ready, Ok(Ok(()))) {
+            // It nearly always is, and a timer would only be made to be thrown away.
+            let is_ready = match poll_immediate(newest.sender.ready()).await {
+                Some(ready) => ready.is_ok(),
+                None => {
+                    let ready = tokio::time::timeout(READY_WITHIN, newest.sender.ready()).await;
+                    matches!(ready, Ok(Ok(())))
+                }
+            };
+            if is_ready {
                 let connection = Leased::Http1 {
                     sender: newest.sender,
                     received: newest.received,
@@ -260,17 +268,18 @@ impl Lease {
         }
     }
 
-    /// Sends `request` and waits for the answer's head.
+    /// Sends `request`, at `now`, and waits for the answer's head.
     pub(super) async fn send(
         &mut self,
         request: Request<Full<Bytes>>,
+        now: Instant,
     ) -> Result<Response<Incoming>, SendFailure> {
         let reused = self.is_reused();
         match &mut self.connection {
             Leased::Http1 { sender, received } => {
-                let (before, sent_at) = (received.bytes(), Instant::now());
+                let before = received.bytes();
                 sender.send_request(request).await.map_err(|error| {
-                    let untouched = received.bytes() == before && sent_at.elapsed() < STALE_WITHIN;
+                    let untouched = received.bytes() == before && now.elapsed() < STALE_WITHIN;
                     let stale = reused && untouched && was_closed_by_peer(&error);
                     SendFailure { error, stale }
                 })

@@ -4,8 +4,9 @@
 //! not reported. Without both input and output (embeddings: input) nothing was reported: `None`. Only the usage is
 //! read; everything else in the answer is skipped without being kept.
 
-use std::{borrow::Cow, fmt, marker::PhantomData};
+use std::{borrow::Cow, fmt, marker::PhantomData, sync::LazyLock};
 
+use memchr::memmem;
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
@@ -43,6 +44,9 @@ pub fn usage_of_frame(endpoint: Endpoint, data: &[u8]) -> Option<TokenUsage> {
 /// of `\"usage\"` does not match.
 const USAGE: &[u8] = b"\"usage\"";
 
+/// Made once: it prepares what it looks for.
+static LAST_USAGE: LazyLock<memmem::FinderRev> = LazyLock::new(|| memmem::FinderRev::new(USAGE));
+
 /// How far from an answer's end its usage is looked for backwards, byte by byte; forwards many are looked at at once.
 const END_BYTES: usize = 4096;
 
@@ -51,7 +55,7 @@ const END_BYTES: usize = 4096;
 fn last_reported(answer: &[u8]) -> Option<Reported> {
     let is_object = answer.trim_ascii_start().first() == Some(&b'{');
     let end = &answer[answer.len().saturating_sub(END_BYTES)..];
-    let at = is_object.then(|| memchr::memmem::rfind(end, USAGE))??;
+    let at = is_object.then(|| LAST_USAGE.rfind(end))??;
     let value = end[at + USAGE.len()..]
         .trim_ascii_start()
         .strip_prefix(b":")?;
@@ -63,7 +67,7 @@ fn last_reported(answer: &[u8]) -> Option<Reported> {
 /// Parses `json` unless a look at its bytes shows that there is no usage in it.
 fn read_if_reported(json: &[u8]) -> Option<Answer> {
     let reported =
-        memchr::memmem::find_iter(json, USAGE).any(|at| !is_null_member(&json[at + USAGE.len()..]));
+        memmem::find_iter(json, USAGE).any(|at| !is_null_member(&json[at + USAGE.len()..]));
     // OpenAI's chunks all have `"usage":null` but the last.
     if !reported {
         return None;

@@ -246,8 +246,11 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`](crate::store::StoreError) if it is not in the cache while the store is away.
-    pub async fn key(&self, secret: SecretHash) -> StoreResult<Option<Arc<ApiKey>>> {
-        let now = self.clock.now();
+    pub async fn key(
+        &self,
+        secret: SecretHash,
+        now: Timestamp,
+    ) -> StoreResult<Option<Arc<ApiKey>>> {
         let cached = self.keys.get(&secret);
         if let Some(key) = cached
             .as_ref()

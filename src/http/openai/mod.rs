@@ -10,10 +10,10 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, Method, StatusCode};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt as _;
 
 use self::{
     headers::{for_client, for_upstream},
@@ -360,17 +360,30 @@ async fn whole(
 }
 
 async fn collect(answer: Response<UpstreamBody>) -> ApiResult<(http::response::Parts, Bytes)> {
-    let (head, body) = answer.into_parts();
-    match Limited::new(body, LONGEST_ANSWER_BYTES).collect().await {
-        Ok(body) => Ok((head, body.to_bytes())),
-        Err(error) => match error.downcast::<ProviderError>() {
-            Ok(error) => Err((*error).into()),
-            Err(_) => Err(ProviderError::Broken(format!(
-                "it is longer than {LONGEST_ANSWER_BYTES} bytes"
-            ))
-            .into()),
-        },
+    let (head, mut body) = answer.into_parts();
+    // Most come in one piece, which is not copied.
+    let (mut first, mut more) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame?.into_data() else {
+            continue; // trailers
+        };
+        if first.len() + more.len() + piece.len() > LONGEST_ANSWER_BYTES {
+            let why = format!("it is longer than {LONGEST_ANSWER_BYTES} bytes");
+            return Err(ProviderError::Broken(why).into());
+        }
+        if first.is_empty() && more.is_empty() {
+            first = piece;
+            continue;
+        }
+        more.extend_from_slice(&std::mem::take(&mut first));
+        more.extend_from_slice(&piece);
     }
+    let whole = if more.is_empty() {
+        first
+    } else {
+        more.freeze()
+    };
+    Ok((head, whole))
 }
 
 /// The upstream's answer as the client gets it; one that concerns the operator's key is not the client's to see.
