@@ -315,7 +315,7 @@ impl<L: Borrow<ActiveLimit>> LimitState<L> {
 }
 
 /// Where several limits of one request stand, without a copy of the limits: made for every request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct LimitStates {
     /// `None` where there are none: an empty `Arc` would have to be counted too.
     limits: Option<Arc<[ActiveLimit]>>,
@@ -330,6 +330,16 @@ pub struct Standing {
     pub settled: Quantity,
     /// Held by requests in flight.
     pub reserved: Quantity,
+}
+
+impl Clone for LimitStates {
+    /// Copies the standings in one piece.
+    fn clone(&self) -> Self {
+        Self {
+            limits: self.limits.clone(),
+            standings: SmallVec::from_slice(&self.standings),
+        }
+    }
 }
 
 impl LimitStates {

@@ -276,6 +276,40 @@ pub struct ModelBounds {
 pub struct PriceList {
     /// The most specific first.
     models: Vec<PricedModels>,
+    /// What each of `models` begins with: every request looks through all of them, and few have more to be compared.
+    heads: Vec<Head>,
+}
+
+/// The first eight bytes of a name, or of a pattern before its first `*`.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    bytes: u64,
+    /// Those that a name must have in common with it.
+    mask: u64,
+}
+
+impl Head {
+    fn of_pattern(one: &PricedModels) -> Self {
+        let length = one.start.min(8);
+        // A plain name's end is where zeros are in a name's head.
+        let is_whole = one.glob.is_none() || length == 8;
+        let mask = match length {
+            _ if is_whole => u64::MAX,
+            _ => (1 << (8 * length)) - 1,
+        };
+        Self {
+            bytes: head_of(&one.pattern.as_bytes()[..length]),
+            mask,
+        }
+    }
+}
+
+/// The first eight bytes, zeros after the last one.
+fn head_of(name: &[u8]) -> u64 {
+    let mut head = [0; 8];
+    let length = name.len().min(8);
+    head[..length].copy_from_slice(&name[..length]);
+    u64::from_le_bytes(head)
 }
 
 #[derive(Clone, Debug)]
@@ -343,13 +377,17 @@ impl PriceList {
                 std::cmp::Reverse((one.start, one.pattern.len())),
             )
         });
-        Self { models }
+        let heads = models.iter().map(Head::of_pattern).collect();
+        Self { models, heads }
     }
 
     /// The entry for `model` at `at`; `None` if there is none. It may leave open what the model costs.
     #[must_use]
     pub fn find(&self, model: &str, at: Timestamp) -> Option<&Arc<PriceEntry>> {
-        let of_model = self.models.iter().filter(|one| one.matches(model));
+        let head = head_of(model.as_bytes());
+        let alike = self.models.iter().zip(&self.heads);
+        let alike = alike.filter(|(_, it)| head & it.mask == it.bytes);
+        let of_model = alike.map(|(one, _)| one).filter(|one| one.matches(model));
         of_model
             .filter_map(|one| {
                 one.entries
@@ -642,6 +680,22 @@ mod tests {
             long_prompt,
             ..rates
         })
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_that_matches_begins_as_its_pattern_does(
+            patterns in prop::collection::vec("[ab]{0,10}[*]?[ab]{0,2}", 1..8),
+            name in "[ab]{0,12}",
+        ) {
+            let entries = patterns.iter().map(|pattern| entry(pattern, "2026-01-01T00:00:00Z", 1));
+            let list = PriceList::new(entries.collect(), Vec::new());
+            let by_all = list.models.iter().find(|one| one.matches(&name));
+            let by_all = by_all.map(|one| one.pattern.as_str());
+            let at = Timestamp::from_seconds(2_000_000_000);
+            let found = list.find(&name, at).map(|entry| entry.model.as_str());
+            prop_assert_eq!(found, by_all);
+        }
     }
 
     proptest! {
