@@ -48,23 +48,64 @@ pub async fn read_body(
         left: max_bytes,
         max_bytes,
     };
-    let Some(first) = reader.next().await? else {
-        return Ok(Bytes::new());
-    };
-    let Some(second) = reader.next().await? else {
-        return Ok(first);
-    };
-    let room = announced
-        .unwrap_or(0)
-        .min(MOST_AHEAD_BYTES)
-        .max(first.len() + second.len());
-    let mut whole = BytesMut::with_capacity(room);
-    whole.extend_from_slice(&first);
-    whole.extend_from_slice(&second);
-    while let Some(chunk) = reader.next().await? {
-        whole.extend_from_slice(&chunk);
+    let mut pieces = Pieces::expecting(announced.unwrap_or(0).min(MOST_AHEAD_BYTES));
+    while let Some(piece) = reader.next().await? {
+        pieces.push(piece);
     }
-    Ok(whole.freeze())
+    Ok(pieces.whole())
+}
+
+/// A body's pieces, put together; a single one stays as it came, without a copy.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    first: Bytes,
+    /// All of them, once there are several.
+    more: BytesMut,
+    expected: usize,
+}
+
+impl Pieces {
+    /// Room for `bytes` is made as soon as there are two.
+    #[must_use]
+    pub fn expecting(bytes: usize) -> Self {
+        Self {
+            expected: bytes,
+            ..Self::default()
+        }
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.first.len() + self.more.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn push(&mut self, piece: Bytes) {
+        if self.is_empty() {
+            self.first = piece;
+            return;
+        }
+        if self.more.is_empty() {
+            self.more
+                .reserve(self.expected.max(self.len() + piece.len()));
+            self.more
+                .extend_from_slice(&std::mem::take(&mut self.first));
+        }
+        self.more.extend_from_slice(&piece);
+    }
+
+    #[must_use]
+    pub fn whole(self) -> Bytes {
+        if self.more.is_empty() {
+            self.first
+        } else {
+            self.more.freeze()
+        }
+    }
 }
 
 struct Reader {

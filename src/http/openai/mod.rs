@@ -10,7 +10,7 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt as _;
@@ -27,7 +27,7 @@ use crate::{
         Dialect,
         caller::Caller,
         error::{ApiError, ApiResult},
-        extract::{WholeBody, read_body},
+        extract::{Pieces, WholeBody, read_body},
         guarded::GuardHeaders,
         idempotency::{IDEMPOTENCY_KEY, once},
         openapi::{
@@ -361,29 +361,18 @@ async fn whole(
 
 async fn collect(answer: Response<UpstreamBody>) -> ApiResult<(http::response::Parts, Bytes)> {
     let (head, mut body) = answer.into_parts();
-    // Most come in one piece, which is not copied.
-    let (mut first, mut more) = (Bytes::new(), BytesMut::new());
+    let mut pieces = Pieces::default();
     while let Some(frame) = body.frame().await {
         let Ok(piece) = frame?.into_data() else {
             continue; // trailers
         };
-        if first.len() + more.len() + piece.len() > LONGEST_ANSWER_BYTES {
+        if pieces.len() + piece.len() > LONGEST_ANSWER_BYTES {
             let why = format!("it is longer than {LONGEST_ANSWER_BYTES} bytes");
             return Err(ProviderError::Broken(why).into());
         }
-        if first.is_empty() && more.is_empty() {
-            first = piece;
-            continue;
-        }
-        more.extend_from_slice(&std::mem::take(&mut first));
-        more.extend_from_slice(&piece);
+        pieces.push(piece);
     }
-    let whole = if more.is_empty() {
-        first
-    } else {
-        more.freeze()
-    };
-    Ok((head, whole))
+    Ok((head, pieces.whole()))
 }
 
 /// The upstream's answer as the client gets it; one that concerns the operator's key is not the client's to see.
