@@ -358,12 +358,7 @@ impl Metrics {
                     .with_label_values(&[kind.as_str(), status.as_str()]);
             }
         }
-        for feature in [
-            FeatureKey::Messages,
-            FeatureKey::InputTokens,
-            FeatureKey::OutputTokens,
-            FeatureKey::Cost,
-        ] {
+        for feature in FeatureKey::BUILT_IN {
             self.ledger_drift.with_label_values(&[feature.as_str()]);
             for cause in OvershootCause::ALL {
                 self.overshoot

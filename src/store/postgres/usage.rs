@@ -505,15 +505,9 @@ fn keys_of(events: &[EventId]) -> (Vec<Uuid>, Vec<i64>) {
 
 /// A row of `usage_events`; quantities in the order of [`FeatureKey`].
 pub(super) fn read_event(cells: &Cells<'_>) -> Result<UsageEvent, Failed> {
-    let columns = [
-        (FeatureKey::Messages, "messages"),
-        (FeatureKey::InputTokens, "input_tokens"),
-        (FeatureKey::OutputTokens, "output_tokens"),
-        (FeatureKey::Cost, "cost"),
-    ];
     let mut quantities = Quantities::default();
-    for (feature, column) in columns {
-        quantities.add(feature, cells.quantity(column)?);
+    for feature in FeatureKey::BUILT_IN {
+        quantities.add(feature.clone(), cells.quantity(feature.as_str())?);
     }
     let extra: Option<BTreeMap<FeatureKey, Quantity>> = cells.optional_json("extra")?;
     for (feature, quantity) in extra.into_iter().flatten() {

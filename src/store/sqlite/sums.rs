@@ -130,13 +130,8 @@ pub(super) struct Sums<'t, 'f> {
     edges: Vec<(Facet<'f>, Span, [i128; COLUMNS.len()])>,
 }
 
-/// The features that have columns of their own in `usage_events`.
-const COLUMNS: [FeatureKey; 4] = [
-    FeatureKey::Messages,
-    FeatureKey::InputTokens,
-    FeatureKey::OutputTokens,
-    FeatureKey::Cost,
-];
+/// The features that have columns of their own in `usage_events`, named as they are.
+const COLUMNS: &[FeatureKey; 4] = FeatureKey::BUILT_IN;
 
 impl<'t, 'f> Sums<'t, 'f> {
     pub(super) fn new(tx: &'t Transaction<'t>, tenant: TenantId) -> Self {
@@ -158,7 +153,7 @@ impl<'t, 'f> Sums<'t, 'f> {
         if cut.hours.start < cut.hours.end {
             whole += self.rollups(feature, facet, cut.hours)?;
         }
-        let column = COLUMNS.iter().position(|it| it == feature);
+        let column = feature.built_in_place();
         for edge in cut.edges.iter().flatten() {
             whole += edge.adds(match column {
                 Some(column) => self.columns(facet, edge.span)?[column],
