@@ -343,7 +343,8 @@ impl Clone for LimitStates {
 }
 
 impl LimitStates {
-    /// Where `limits` stand by what `look` says of each, with its place among them; `None` as soon as it can't tell.
+    /// Where `limits` stand by what `look` says of each, with its place among them: `Some(None)` of
+    /// one that does not apply, `None` as soon as it can't tell.
     #[inline]
     pub fn of(
         limits: &Arc<[ActiveLimit]>,

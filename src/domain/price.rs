@@ -291,11 +291,11 @@ struct Head {
 impl Head {
     fn of_pattern(one: &PricedModels) -> Self {
         let length = one.start.min(8);
-        // A plain name's end is where zeros are in a name's head.
-        let is_whole = one.glob.is_none() || length == 8;
-        let mask = match length {
-            _ if is_whole => u64::MAX,
-            _ => (1 << (8 * length)) - 1,
+        // A plain name ends where zeros are in its head, so that all of it is compared.
+        let mask = if one.glob.is_none() || length == 8 {
+            u64::MAX
+        } else {
+            (1 << (8 * length)) - 1
         };
         Self {
             bytes: head_of(&one.pattern.as_bytes()[..length]),

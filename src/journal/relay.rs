@@ -51,6 +51,7 @@ pub async fn relay_answers() {
         relay.came.notified().await;
         let answers = std::mem::take(&mut *relay.answers());
         for (waiter, answer) in answers {
+            // Who went away has its event written all the same.
             let _ = waiter.send(answer);
         }
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use smallvec::SmallVec;
+use uuid::Uuid;
 
 use super::{
     HoldInfo, RedisHold, Settled,
@@ -220,6 +221,16 @@ impl fmt::Debug for LocalHold {
     }
 }
 
+/// A version 7 id (RFC 9562 §5.7) of the time, 42 of a ledger's random bits and a running number: `clock::new_id` asks
+/// for random bits each time, which takes longer than the whole decision.
+pub(super) fn id_of_hold(now: Timestamp, seed: Uuid, number: u64) -> ReservationId {
+    let (_, random) = seed.as_u64_pair();
+    let millis = u64::try_from(now.micros() / 1000).unwrap_or(0);
+    let high = (millis << 16) | 0x7000 | (random & 0xfff);
+    let low = (0b10 << 62) | (((random >> 12) & 0x3fff_ffff) << 32) | (number & 0xffff_ffff);
+    ReservationId::new(Uuid::from_u64_pair(high, low))
+}
+
 /// Whose hold it is within the tenant.
 #[derive(Clone, Debug)]
 pub(super) struct Holder {
@@ -299,17 +310,11 @@ impl OpenHolds {
     pub(super) fn remove(&mut self, slot: usize, id: ReservationId) -> Option<OpenHold> {
         self.get_mut(slot, id)?;
         let hold = self.slots[slot].take();
-        self.free(slot);
-        hold
-    }
-
-    /// Drops what is at `slot`, where a hold has just been found.
-    pub(super) fn free(&mut self, slot: usize) {
-        self.slots[slot] = None;
         self.free.push(slot);
         if self.is_empty() && self.slots.len() > KEPT_SLOTS {
             *self = Self::default();
         }
+        hold
     }
 
     pub(super) fn position(&self, id: ReservationId) -> Option<usize> {
@@ -338,5 +343,25 @@ impl OpenHolds {
             .filter(|held| held.counts_in(subject, window))
             .map(|held| held.granted.of(feature))
             .for_each(add);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_of_version_7_of_its_time_its_ledger_and_its_number() {
+        let now = Timestamp::from_seconds(1_800_000_000);
+        let seeds = [1, 1 << 41].map(|random| Uuid::from_u64_pair(0, random));
+        let ids = seeds.map(|seed| [0, 1, u64::MAX].map(|number| id_of_hold(now, seed, number)));
+        let ids: Vec<Uuid> = ids.into_iter().flatten().map(|id| id.uuid()).collect();
+        for (place, id) in ids.iter().enumerate() {
+            assert_eq!(id.get_version_num(), 7);
+            assert_eq!(id.get_variant(), uuid::Variant::RFC4122);
+            let (seconds, _) = id.get_timestamp().unwrap().to_unix();
+            assert_eq!(seconds, 1_800_000_000);
+            assert!(!ids[..place].contains(id));
+        }
     }
 }

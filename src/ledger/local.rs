@@ -3,11 +3,13 @@
 //! Locks are taken in this order, and none is held across an await: a shard of the tenants' map, a tenant, the list
 //! of changes for the next drain.
 
+use uuid::Uuid;
+
 use super::{
     BaseTotals, Hold, LedgerAsk, LedgerError, Reserved, Settled, Since,
     counter::CounterKey,
     drain::Drainage,
-    hold::LocalHold,
+    hold::{LocalHold, id_of_hold},
     load::{Load, wait_for},
     subjects::{IdMap, Who},
     sync::{Arc, AtomicI64, Mutex, Ordering, PoisonError, RwLock, Weak},
@@ -46,7 +48,7 @@ pub struct LocalLedger {
     pub(super) changes: Arc<Changes>,
     pub(super) drainage: Mutex<Drainage>,
     /// Random bits of this ledger, for the ids of holds.
-    seed: u64,
+    seed: Uuid,
     pub(super) tally: Arc<Tally>,
 }
 
@@ -75,7 +77,7 @@ impl LocalLedger {
             latest_elsewhere: AtomicI64::new(i64::MIN),
             changes: Arc::default(),
             drainage: Mutex::default(),
-            seed: clock::new_id().as_u64_pair().1,
+            seed: clock::new_id(),
             tally: Arc::default(),
         })
     }
@@ -223,14 +225,9 @@ impl LocalLedger {
         }
     }
 
-    /// A version 7 id (RFC 9562 §5.7) of the time, this ledger's random bits and a running number: `clock::new_id` asks
-    /// the system for random bits each time, which takes longer than the whole decision.
     fn new_id(&self, now: Timestamp) -> ReservationId {
-        let number = self.tally.opened.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff;
-        let millis = u64::try_from(now.micros() / 1000).unwrap_or(0);
-        let high = (millis << 16) | 0x7000 | (self.seed & 0xfff);
-        let low = (0b10 << 62) | ((self.seed >> 34) << 32) | number;
-        ReservationId::new(uuid::Uuid::from_u64_pair(high, low))
+        let number = self.tally.opened.fetch_add(1, Ordering::Relaxed);
+        id_of_hold(now, self.seed, number)
     }
 
     pub(super) fn record(&self, seq: Seq, event: &UsageEvent, since: Since<'_>) -> Settled {

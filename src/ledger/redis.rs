@@ -55,6 +55,7 @@ use std::{
 use async_trait::async_trait;
 use secrecy::SecretString;
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 pub use self::{
     answers::{Keep, Shared},
@@ -71,7 +72,7 @@ use self::{
     scripts::{Call, Head, Script},
     wire::Question,
 };
-use super::{EndedCounts, HoldInfo, InFlight, LedgerError};
+use super::{EndedCounts, HoldInfo, InFlight, LedgerError, hold::id_of_hold};
 use crate::{
     clock::{self, Clock},
     domain::{
@@ -158,7 +159,7 @@ pub struct RedisLedger {
     lease: Duration,
     /// Another one for each process, so that a restarted node is another node.
     node: String,
-    seed: [u8; 16],
+    seed: Uuid,
     numbers: AtomicU64,
     holds: Holds,
     loads: Loads,
@@ -211,7 +212,7 @@ impl RedisLedger {
             clock,
             lease,
             node: format!("{node}/{}", clock::new_id().simple()),
-            seed: clock::new_id().into_bytes(),
+            seed: clock::new_id(),
             numbers: AtomicU64::new(0),
             holds: Holds::default(),
             loads: Loads::default(),
@@ -290,17 +291,13 @@ impl RedisLedger {
     /// A version 7 id of the time, this ledger's random bits and a running number.
     fn new_id(&self, now: Timestamp) -> ReservationId {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let [.., n3, n2, n1, n0] = number.to_be_bytes();
-        let [.., a, b, c, d, e, f] = self.seed;
-        let millis = u64::try_from(now.micros() / 1000).unwrap_or(0);
-        let bits = [a, b, c, n3, n2, n1, n0, d, e, f];
-        ReservationId::new(uuid::Builder::from_unix_timestamp_millis(millis, &bits).into_uuid())
+        id_of_hold(now, self.seed, number)
     }
 
     /// A name that nobody had.
     fn fresh(&self) -> String {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        format!("{}-{number:x}", uuid::Uuid::from_bytes(self.seed).simple())
+        format!("{}-{number:x}", self.seed.simple())
     }
 
     fn given_now(&self) -> i64 {

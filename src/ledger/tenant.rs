@@ -22,7 +22,7 @@ use super::{
 use crate::{
     domain::{
         ids::{ReservationId, TenantId},
-        limit::{ActiveLimit, LimitStates, Scope, sort_violations},
+        limit::{ActiveLimit, LimitStates, sort_violations},
         quantity::Quantity,
         time::Timestamp,
         usage::{Quantities, UsageEvent},
@@ -571,8 +571,8 @@ fn states(
     limits: &Arc<[ActiveLimit]>,
 ) -> Option<LimitStates> {
     LimitStates::of(limits, |_, limit| {
-        if limit.scope == Scope::Key && who.key.is_none() {
-            return Some(None); // it does not apply
+        if who.in_scope(limit.scope).is_none() {
+            return Some(None);
         }
         let counter = counters.of_limit(limit)?;
         if counter.is_loading() {
