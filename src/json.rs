@@ -1,5 +1,7 @@
 //! Strict looks at JSON that somebody else wrote: borrowed, one level deep, and never read two ways.
 
+mod write;
+
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
 use serde::{
@@ -7,6 +9,8 @@ use serde::{
     de::{MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
+
+pub use self::write::ObjectWriter;
 
 /// How deep a body may be nested (interface.md §3, Limits of the connection).
 const DEEPEST: usize = 128;

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::services::guard::Refusal;
 use crate::{
-    domain::{administrator::Role, ids::TenantId, time::Timestamp},
+    domain::{administrator::Role, ids::TenantId},
     store::StoreError,
     telemetry::events::Decision,
 };
@@ -494,7 +494,7 @@ pub fn render(mut response: Response, context: RenderContext<'_>) -> Response {
 pub fn frame(error: &ApiError, context: RenderContext<'_>) -> Bytes {
     error.log(context.request_id);
     let mut frame = b"data: ".to_vec();
-    frame.extend_from_slice(&body::of(error, context));
+    frame.extend_from_slice(body::of(error, context).as_bytes());
     frame.extend_from_slice(b"\n\n");
     frame.into()
 }

@@ -1,9 +1,6 @@
 //! Logs: to stderr, one JSON object a line, or in a form for people.
 
-use std::{
-    fmt::{self, Write as _},
-    io,
-};
+use std::{fmt, io};
 
 use tracing::{
     Event, Subscriber,
@@ -18,7 +15,11 @@ use tracing_subscriber::{
 };
 
 use super::{lines::Lines, trace};
-use crate::clock::Clock;
+use crate::{clock::Clock, json::ObjectWriter};
+
+/// Room for the line of a refusal. A line is put together by itself, and written in one piece: its parts would pass
+/// through the library's writer one by one.
+const USUAL_BYTES: usize = 768;
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,99 +96,59 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let (now, metadata) = (Clock::System.now(), event.metadata());
-        write!(writer, r#"{{"timestamp":"{now}","level":""#)?;
-        writer.write_str(metadata.level().as_str())?;
-        writer.write_char('"')?;
+        let metadata = event.metadata();
+        let mut text = String::with_capacity(USUAL_BYTES);
+        let mut line = ObjectWriter::new(&mut text);
+        line.shown("timestamp", Clock::System.now())?;
+        line.text("level", metadata.level().as_str())?;
         let mut fields = Fields {
-            writer: &mut writer,
+            line: &mut line,
             written: Ok(()),
         };
         event.record(&mut fields);
         fields.written?;
         if let Some(trace) = trace::current() {
-            write!(writer, r#","trace_id":"{}""#, trace.id())?;
+            line.text("trace_id", trace.id())?;
         }
-        writer.write_str(r#","target":""#)?;
-        writer.write_str(metadata.target())?;
-        writer.write_str("\"}\n")
+        line.text("target", metadata.target())?;
+        line.end()?;
+        text.push('\n');
+        writer.write_str(&text)
     }
 }
 
-/// Writes an event's fields as members of an object.
-struct Fields<'a, 'w> {
-    writer: &'a mut Writer<'w>,
+/// Writes an event's fields as members of its line.
+struct Fields<'a, 'l> {
+    line: &'a mut ObjectWriter<'l, String>,
     written: fmt::Result,
 }
 
-impl Fields<'_, '_> {
-    /// Names are this program's own: nothing in them needs an escape.
-    fn name(&mut self, field: &Field) -> fmt::Result {
-        self.writer.write_str(",\"")?;
-        self.writer.write_str(field.name())?;
-        self.writer.write_str("\":")
-    }
-
-    fn plain(&mut self, field: &Field, value: &str) {
-        let written = self.name(field).and_then(|()| self.writer.write_str(value));
-        self.written = self.written.and(written);
-    }
-
-    fn text(&mut self, field: &Field, write: impl FnOnce(&mut Escaped<'_, '_>) -> fmt::Result) {
-        let written = self
-            .name(field)
-            .and_then(|()| self.writer.write_char('"'))
-            .and_then(|()| write(&mut Escaped(self.writer)))
-            .and_then(|()| self.writer.write_char('"'));
+impl<'l> Fields<'_, 'l> {
+    fn write(&mut self, field: impl FnOnce(&mut ObjectWriter<'l, String>) -> fmt::Result) {
+        let written = field(self.line);
         self.written = self.written.and(written);
     }
 }
 
 impl Visit for Fields<'_, '_> {
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.plain(field, itoa::Buffer::new().format(value));
+        self.write(|line| line.number(field.name(), value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.plain(field, itoa::Buffer::new().format(value));
+        self.write(|line| line.number(field.name(), value));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.plain(field, if value { "true" } else { "false" });
+        self.write(|line| line.json(field.name(), if value { "true" } else { "false" }));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.text(field, |text| text.write_str(value));
+        self.write(|line| line.text(field.name(), value));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.text(field, |text| write!(text, "{value:?}"));
-    }
-}
-
-/// Text within the quotes of a JSON string (RFC 8259 §7).
-struct Escaped<'a, 'w>(&'a mut Writer<'w>);
-
-impl fmt::Write for Escaped<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut rest = text;
-        let needs_escape = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
-        // Hardly any text has one: all bytes are looked at, many at once, instead of up to the first one by one.
-        if !text
-            .bytes()
-            .fold(false, |found, byte| found | needs_escape(byte))
-        {
-            return self.0.write_str(text);
-        }
-        while let Some(at) = rest.bytes().position(needs_escape) {
-            self.0.write_str(&rest[..at])?;
-            match rest.as_bytes()[at] {
-                byte @ (b'"' | b'\\') => write!(self.0, "\\{}", char::from(byte))?,
-                byte => write!(self.0, "\\u{byte:04x}")?,
-            }
-            rest = &rest[at + 1..];
-        }
-        self.0.write_str(rest)
+        self.write(|line| line.shown(field.name(), format_args!("{value:?}")));
     }
 }
 

@@ -1,247 +1,135 @@
 //! The JSON of an error, in both dialects: one object, to which OpenAI's clients get `type` and `param` added.
 
-use std::borrow::Cow;
+use std::fmt::{self, Write as _};
 
 use http::StatusCode;
-use serde::Serialize;
 
-use super::{ApiError, Dialect, METERED_ENDPOINTS, Refusal, RenderContext, TenantId, Timestamp};
-use crate::domain::{
-    feature::FeatureKey,
-    limit::{LimitType, Scope, Violation},
-    quantity::Quantity,
-    window::WindowKind,
+use super::{ApiError, Dialect, METERED_ENDPOINTS, Refusal, RenderContext};
+use crate::{
+    domain::{limit::Violation, window::WindowKind},
+    json::ObjectWriter,
 };
 
 /// Room for a refusal by one limit, so that writing it does not move it again and again.
 const USUAL_BYTES: usize = 1_536;
+const NULL: &str = "null";
 
-/// What the body of every error begins with.
-#[derive(Serialize)]
-struct Head<'a> {
-    code: &'static str,
-    message: &'a str,
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    kind: Option<&'static str>,
-    /// Null to OpenAI's clients where no field is at fault; left out of tollgate's own form then.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    param: Option<Option<&'a str>>,
+type Object<'a> = ObjectWriter<'a, String>;
+
+pub(super) fn of(error: &ApiError, context: RenderContext<'_>) -> String {
+    let mut body = String::with_capacity(USUAL_BYTES);
+    write(error, context, &mut body).expect("a string takes all that is written to it");
+    body
 }
 
-/// What every one ends with.
-#[derive(Serialize)]
-struct Tail<'a> {
-    request_id: &'a str,
-}
-
-/// What a failure other than a refusal says in between.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Details<'a> {
-    Nothing {},
-    Plan {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        tenant_id: Option<TenantId>,
-        plan_code: Option<&'a str>,
-    },
-    Subscription {
-        plan_code: &'a str,
-        subscription_status: &'a str,
-    },
-    AllowedModels {
-        plan_code: &'a str,
-        allowed_models: &'a [String],
-    },
-    Endpoints {
-        endpoints: [&'static str; 4],
-    },
-    Current {
-        current: &'a serde_json::Value,
-    },
-}
-
-/// What one of a refusal's violations begins with; its limit follows.
-#[derive(Serialize)]
-struct ViolationHead<'a> {
-    code: &'static str,
-    message: &'a str,
-}
-
-#[derive(Serialize)]
-struct LimitObject<'a> {
-    tenant_id: TenantId,
-    plan_code: &'a str,
-    feature_key: &'a FeatureKey,
-    scope: Scope,
-    window: WindowKind,
-    limit_type: LimitType,
-    limit_value: Quantity,
-    usage: Quantity,
-    reserved: Quantity,
-    requested: Quantity,
-    unit: &'a str,
-    window_start: Timestamp,
-    window_end: Option<Timestamp>,
-    retry_after_seconds: Option<i64>,
-}
-
-pub(super) fn of(error: &ApiError, context: RenderContext<'_>) -> Vec<u8> {
-    let is_openai = context.dialect == Dialect::OpenAi;
-    let param = match (error.param(), context.dialect) {
-        (Some(param), _) => Some(Some(param)),
-        (None, Dialect::OpenAi) => Some(None),
-        (None, Dialect::Native) => None,
-    };
-    let told = told(error);
-    let message = match &told {
-        Some(told) => Cow::Borrowed(told.violations[told.top].message.as_str()),
-        None => Cow::Owned(error.message()),
-    };
-    let mut body = Members(Vec::with_capacity(USUAL_BYTES));
-    body.0.extend_from_slice(br#"{"error":"#);
-    body.begin(&Head {
-        code: error.code(),
-        message: &message,
-        kind: is_openai.then(|| openai_type(error)),
-        param,
-    });
-    match &told {
-        Some(told) => told.add_to(&mut body),
-        None => body.add(&details(error)),
+fn write(error: &ApiError, context: RenderContext<'_>, body: &mut String) -> fmt::Result {
+    let message = error.message();
+    let mut outer = ObjectWriter::new(body);
+    let mut object = ObjectWriter::new(outer.value("error")?);
+    object.text("code", error.code())?;
+    object.text("message", &message)?;
+    if context.dialect == Dialect::OpenAi {
+        object.text("type", openai_type(error))?;
     }
-    body.add(&Tail {
-        request_id: &context.request_id.0,
-    });
-    body.0.extend_from_slice(b"}}");
-    body.0
-}
-
-/// JSON in which the members of several objects become those of one, which is still open.
-struct Members(Vec<u8>);
-
-impl Members {
-    /// Opens an object with the members of `object`.
-    fn begin(&mut self, object: &impl Serialize) {
-        serde_json::to_writer(&mut self.0, object).expect("these are plain strings and numbers");
-        self.0.pop(); // its brace
+    match (error.param(), context.dialect) {
+        (Some(param), _) => object.text("param", param)?,
+        // Their clients read it of every error.
+        (None, Dialect::OpenAi) => object.json("param", NULL)?,
+        (None, Dialect::Native) => {}
     }
-
-    /// Adds those of another.
-    fn add(&mut self, object: &impl Serialize) {
-        let at = self.0.len();
-        self.begin(object);
-        match self.0.get_mut(at + 1) {
-            Some(_) => self.0[at] = b',',
-            None => self.0.truncate(at), // it has none
-        }
-    }
-
-    /// Adds those of one that was begun elsewhere.
-    fn add_begun(&mut self, other: &Self) {
-        self.0.push(b',');
-        self.0.extend_from_slice(&other.0[1..]);
-    }
+    add_details(error, &message, &mut object)?;
+    object.text("request_id", &context.request_id.0)?;
+    object.end()?;
+    outer.end()
 }
 
-/// A refusal as it is told: what is said of the violation at its top is said of it in the list too, and written once.
-struct Told {
-    violations: Vec<ToldViolation>,
-    /// Which of them the answer is about.
-    top: usize,
-}
-
-struct ToldViolation {
-    code: &'static str,
-    message: String,
-    limit: Members,
-}
-
-/// `None` for what is no refusal by limits.
-fn told(error: &ApiError) -> Option<Told> {
-    let ApiError::Refused(refusal) = error else {
-        return None;
-    };
-    let top = refusal.top()?;
-    let told = |violation: &Violation| {
-        let mut limit = Members(Vec::with_capacity(USUAL_BYTES / 3));
-        limit.begin(&limit_object(refusal, violation));
-        ToldViolation {
-            code: Refusal::code_of(violation),
-            message: violation.message(&refusal.plan_code),
-            limit,
-        }
-    };
-    let violations = &refusal.violations;
-    Some(Told {
-        top: violations.iter().position(|it| std::ptr::eq(it, top))?,
-        violations: violations.iter().map(told).collect(),
-    })
-}
-
-impl Told {
-    fn add_to(&self, body: &mut Members) {
-        body.add_begun(&self.violations[self.top].limit);
-        body.0.extend_from_slice(br#","violations":["#);
-        for (number, violation) in self.violations.iter().enumerate() {
-            if number > 0 {
-                body.0.push(b',');
-            }
-            body.begin(&ViolationHead {
-                code: violation.code,
-                message: &violation.message,
-            });
-            body.add_begun(&violation.limit);
-            body.0.push(b'}');
-        }
-        body.0.push(b']');
-    }
-}
-
-fn details(error: &ApiError) -> Details<'_> {
+/// What some failures say more; `message` is the error's.
+fn add_details(error: &ApiError, message: &str, to: &mut Object<'_>) -> fmt::Result {
     match error {
+        ApiError::Refused(refusal) => match refusal.top() {
+            Some(top) => add_refusal(refusal, top, message, to),
+            None => Ok(()),
+        },
         ApiError::NoPlan {
             tenant_id,
             plan_code,
-        } => Details::Plan {
-            tenant_id: Some(*tenant_id),
-            plan_code: plan_code.as_deref(),
-        },
-        ApiError::SubscriptionInactive { plan_code, status } => Details::Subscription {
-            plan_code,
-            subscription_status: status,
-        },
+        } => {
+            to.shown("tenant_id", tenant_id)?;
+            match plan_code {
+                Some(plan_code) => to.text("plan_code", plan_code),
+                None => to.json("plan_code", NULL),
+            }
+        }
+        ApiError::SubscriptionInactive { plan_code, status } => {
+            to.text("plan_code", plan_code)?;
+            to.text("subscription_status", status)
+        }
         ApiError::ModelNotAllowed {
             plan_code, allowed, ..
-        } => Details::AllowedModels {
-            plan_code,
-            allowed_models: allowed,
-        },
-        ApiError::EndpointNotMetered { .. } => Details::Endpoints {
-            endpoints: METERED_ENDPOINTS,
-        },
-        ApiError::VersionConflict { current, .. } => Details::Current { current },
-        _ => Details::Nothing {},
+        } => {
+            to.text("plan_code", plan_code)?;
+            to.texts("allowed_models", allowed.iter().map(String::as_str))
+        }
+        ApiError::EndpointNotMetered { .. } => to.texts("endpoints", METERED_ENDPOINTS),
+        ApiError::VersionConflict { current, .. } => write!(to.value("current")?, "{current}"),
+        _ => Ok(()),
     }
 }
 
-fn limit_object<'a>(refusal: &'a Refusal, violation: &'a Violation) -> LimitObject<'a> {
-    let limit = &violation.limit;
-    LimitObject {
-        tenant_id: refusal.tenant_id,
-        plan_code: &refusal.plan_code,
-        feature_key: &limit.feature,
-        scope: limit.scope,
-        window: limit.kind,
-        limit_type: violation.limit_type,
-        limit_value: violation.limit_value,
-        usage: violation.settled,
-        reserved: violation.reserved,
-        requested: violation.requested,
-        unit: &limit.unit,
-        window_start: limit.window.start(),
-        window_end: limit.window.resets_at(),
-        retry_after_seconds: refusal.retry_after_seconds(violation),
+/// The limit that the answer is about, and all that were broken: what is said of the one at the top is said of it in
+/// the list too, and written once.
+fn add_refusal(
+    refusal: &Refusal,
+    top: &Violation,
+    message: &str,
+    to: &mut Object<'_>,
+) -> fmt::Result {
+    let of_top = limit_of(refusal, top)?;
+    to.members_of(&of_top)?;
+    let list = to.value("violations")?;
+    for (number, violation) in refusal.violations.iter().enumerate() {
+        list.write_char(if number == 0 { '[' } else { ',' })?;
+        let mut told = ObjectWriter::new(list);
+        told.text("code", Refusal::code_of(violation))?;
+        if std::ptr::eq(violation, top) {
+            told.text("message", message)?;
+            told.members_of(&of_top)?;
+        } else {
+            told.text("message", &violation.message(&refusal.plan_code))?;
+            told.members_of(&limit_of(refusal, violation)?)?;
+        }
+        told.end()?;
     }
+    list.write_char(']')
+}
+
+/// One of a refusal's limits, as an object.
+fn limit_of(refusal: &Refusal, violation: &Violation) -> Result<String, fmt::Error> {
+    let limit = &violation.limit;
+    let mut text = String::with_capacity(USUAL_BYTES / 3);
+    let mut to = ObjectWriter::new(&mut text);
+    to.shown("tenant_id", refusal.tenant_id)?;
+    to.text("plan_code", &refusal.plan_code)?;
+    to.text("feature_key", limit.feature.as_str())?;
+    to.text("scope", limit.scope.as_str())?;
+    to.text("window", limit.kind.as_str())?;
+    to.text("limit_type", violation.limit_type.as_str())?;
+    to.number("limit_value", violation.limit_value.get())?;
+    to.number("usage", violation.settled.get())?;
+    to.number("reserved", violation.reserved.get())?;
+    to.number("requested", violation.requested.get())?;
+    to.text("unit", &limit.unit)?;
+    to.shown("window_start", limit.window.start())?;
+    match limit.window.resets_at() {
+        Some(end) => to.shown("window_end", end)?,
+        None => to.json("window_end", NULL)?,
+    }
+    match refusal.retry_after_seconds(violation) {
+        Some(seconds) => to.number("retry_after_seconds", seconds)?,
+        None => to.json("retry_after_seconds", NULL)?,
+    }
+    to.end()?;
+    Ok(text)
 }
 
 /// OpenAI's `type`, by which its clients choose the exception that they raise.

@@ -9,6 +9,7 @@ use crate::domain::{
     feature::FeatureKey,
     limit::{ActiveLimit, LimitState, Scope, SoftLimitMode, Violation, sort_violations},
     quantity::Quantity,
+    time::Timestamp,
     window::{Window, WindowKind},
 };
 use crate::provider::ProviderError;
