@@ -127,7 +127,7 @@ pub enum ApiError {
         message: String,
         current: serde_json::Value,
     },
-    Refused(Box<Refusal>),
+    Refused(Arc<Refusal>),
     /// The upstream answered with an error, or not at all; the message is shown.
     Upstream(String),
     /// The same, where asking again does not help.

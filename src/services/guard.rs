@@ -108,7 +108,7 @@ pub enum AdmitError {
     #[error("no decision could be made: {0}")]
     Unavailable(String),
     #[error("refused by {} limit(s) of plan '{}'", .0.violations.len(), .0.plan_code)]
-    Refused(Box<Refusal>),
+    Refused(Arc<Refusal>),
 }
 
 /// A request refused by its limits.
@@ -195,12 +195,18 @@ impl Guard {
         &self.refusals
     }
 
-    /// For whoever asks why, and for notices.
-    fn keep(&self, refused: Refused) {
-        let refused = self.refusals.keep(refused);
+    /// Keeps a refusal for whoever asks why, and for notices, and gives it as the error that it is.
+    fn refuse(&self, caller: &Caller, model: Option<&str>, refusal: Refusal) -> AdmitError {
+        let refusal = Arc::new(refusal);
+        let refused = self.refusals.keep(Refused {
+            caller: caller.clone(),
+            model: model.map(str::to_owned),
+            refusal: Arc::clone(&refusal),
+        });
         if let Some(notices) = &self.notices {
             notices.refused(&refused);
         }
+        AdmitError::Refused(refusal)
     }
 
     fn notice_inactive(&self, policy: &Policy, refused: &AdmitError, now: Timestamp) {
@@ -547,12 +553,7 @@ impl Guard {
             states,
             now,
         };
-        self.keep(Refused {
-            caller: ask.caller.clone(),
-            model: Some(ask.model.to_owned()),
-            refusal: refusal.clone(),
-        });
-        AdmitError::Refused(Box::new(refusal))
+        self.refuse(ask.caller, Some(ask.model), refusal)
     }
 
     /// No decision could be made: what now is the fail mode's to say. Usage is recorded all the same.

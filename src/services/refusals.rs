@@ -14,7 +14,7 @@ const KEPT: usize = 10_000;
 pub struct Refused {
     pub caller: Caller,
     pub model: Option<String>,
-    pub refusal: Refusal,
+    pub refusal: Arc<Refusal>,
 }
 
 #[derive(Default)]

@@ -96,7 +96,7 @@ fn refusal_in(mode: SoftLimitMode, cases: &[Case]) -> Refusal {
 }
 
 fn refused(cases: &[Case]) -> ApiError {
-    ApiError::Refused(Box::new(refusal_in(SoftLimitMode::Warn, cases)))
+    ApiError::Refused(Arc::new(refusal_in(SoftLimitMode::Warn, cases)))
 }
 
 async fn rendered(error: ApiError, dialect: Dialect) -> (http::response::Parts, Value) {
@@ -455,7 +455,7 @@ async fn a_spent_limit_is_told_even_if_another_is_only_reserved() {
 #[tokio::test]
 async fn a_soft_limit_that_blocks_says_so() {
     let refusal = refusal_in(SoftLimitMode::Block, &[Case::messages(200, 150, 0, 1)]);
-    let (_, body) = rendered(ApiError::Refused(Box::new(refusal)), Dialect::Native).await;
+    let (_, body) = rendered(ApiError::Refused(Arc::new(refusal)), Dialect::Native).await;
     assert_eq!(body["error"]["limit_type"], "soft_limit");
     assert_eq!(body["error"]["limit_value"], 150);
 }

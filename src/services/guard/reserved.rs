@@ -6,7 +6,7 @@ use super::{AdmitError, Caller, Guard, MOST_REPLACED, Refusal, check_subscriptio
 use crate::{
     domain::{limit::LimitStates, quantity::Quantity, time::Timestamp, usage::Quantities},
     ledger::{Amount, Hold, LedgerAsk, OnViolation, Over, Reserved, Want},
-    services::{catalogue::Policy, refusals::Refused},
+    services::catalogue::Policy,
     telemetry::events::{self, Decision},
 };
 
@@ -115,12 +115,7 @@ impl Guard {
                     states,
                     now,
                 };
-                self.keep(Refused {
-                    caller: ask.caller.clone(),
-                    model: ask.model.map(str::to_owned),
-                    refusal: refusal.clone(),
-                });
-                Err(AdmitError::Refused(Box::new(refusal)))
+                Err(self.refuse(ask.caller, ask.model, refusal))
             }
             Ok(Reserved::Elsewhen(_)) => {
                 let why = "the ledger's clock and this node's do not come together";
