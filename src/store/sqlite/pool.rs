@@ -76,6 +76,8 @@ impl Pool {
         migrate::migrate(&mut connection).map_err(unavailable)?;
         let readers = r2d2::Pool::builder()
             .max_size(READERS)
+            // More are opened as more read at once: each takes half a megabyte, and an idle server needs one.
+            .min_idle(Some(1))
             // Connections live for ever: they hold prepared statements, and a broken one is replaced at once.
             .max_lifetime(None)
             .idle_timeout(None)
