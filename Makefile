@@ -13,6 +13,12 @@ DIST := tollgate-$(VERSION)-$(HOST)
 # glibc linked in. Random numbers then must come from the system call: the crate's own look-up of a libc function
 # finds none in a static binary, and what it falls back to, /dev/urandom, is not there in an empty root.
 STATIC := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"
+# What the binary that is downloaded is built by: how often each part of it ran in a build that counts. What never ran
+# stands apart from the rest (docs/decisions/0041-built-by-what-runs.md).
+COUNTING = $(abspath $(TARGET_DIR))/counting
+COUNTS = $(COUNTING)/tollgate.profdata
+COUNTED = -C profile-use=$(COUNTS) -C link-arg=-Wl,-z,keep-text-section-prefix
+PROFDATA = $(shell rustc --print sysroot)/lib/rustlib/$(HOST)/bin/llvm-profdata
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # nextest where it is installed, else the tests that come with cargo.
 TEST := $(shell command -v cargo-nextest >/dev/null && echo 'cargo nextest run' || echo 'cargo test')
@@ -135,7 +141,7 @@ formats: ## Write the stored files of tests/it/formats (for a new format only: o
 	UPDATE_FORMATS=1 cargo test --locked --test it formats::
 
 .PHONY: bench
-bench: ## Measure what design and docs/reference/performance.md say: BENCH_ROWS=1,5 for some, BENCH_ROUNDS, BENCH_SECONDS
+bench: ## Measure what design and docs/reference/performance.md say: BENCH_ROWS=1,5 for some, BENCH_ROUNDS, BENCH_SECONDS, BENCH_BINARY
 	cargo bench --locked
 
 .PHONY: test-clients
@@ -169,9 +175,19 @@ dist: static-binary ## Build the static binary, and pack it as tarball, .deb and
 	python3 tests/dist/empty_root.py $(STAGE)/tollgate
 	@ls -l $(STAGE)/tollgate dist/*.tar.gz dist/*.deb
 
+.PHONY: counts
+counts:
+	@[ -x $(PROFDATA) ] || rustup component add llvm-tools || { echo '$(PROFDATA) is missing: it comes with rustup as llvm-tools'; exit 1; }
+	RUSTFLAGS='$(STATIC) -C profile-generate' cargo build --locked --profile dist --target $(HOST) --target-dir $(COUNTING)
+	@# Counts are never the same twice, and the build by them would begin anew.
+	if [ ! $(COUNTS) -nt $(COUNTING)/$(HOST)/dist/tollgate ]; then \
+		PYTHONDONTWRITEBYTECODE=1 python3 tests/dist/exercise.py $(COUNTING)/$(HOST)/dist/tollgate $(COUNTING)/raw; \
+		$(PROFDATA) merge -o $(COUNTS) $(COUNTING)/raw; \
+	fi
+
 .PHONY: static-binary
-static-binary:
-	RUSTFLAGS='$(STATIC)' cargo build --locked --profile dist --target $(HOST)
+static-binary: counts
+	RUSTFLAGS='$(STATIC) $(COUNTED)' cargo build --locked --profile dist --target $(HOST)
 	@if LC_ALL=C ldd $(BUILT) 2>&1 | grep -vE 'statically linked|not a dynamic executable' | grep .; then \
 		echo 'the binary is not static: it asks for the libraries above'; exit 1; fi
 

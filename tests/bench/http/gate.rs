@@ -1,7 +1,7 @@
 //! tollgate itself, in the ways that are measured.
 
 use std::{
-    fs,
+    env, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
@@ -12,7 +12,6 @@ use anyhow::{Context as _, bail};
 
 use super::{load::Call, process::Running};
 
-pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_tollgate");
 /// More than any run uses.
 const PLENTY: &str = "1000000000000";
 
@@ -51,7 +50,7 @@ impl Settings {
             Kind::Process => ("true", "process"),
             Kind::Full => ("true", "full"),
         };
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command
             .args(arguments)
             .env("TOLLGATE_DATA_DIR", &self.directory)
@@ -154,6 +153,12 @@ impl Gate {
     }
 }
 
+/// What is measured: cargo's own build, or `BENCH_BINARY`.
+fn binary() -> PathBuf {
+    let built = || env!("CARGO_BIN_EXE_tollgate").into();
+    env::var_os("BENCH_BINARY").map_or_else(built, PathBuf::from)
+}
+
 fn launch(settings: &Settings) -> anyhow::Result<(Running, SocketAddr)> {
     let mut running = Running::start(&settings.command(&["serve"]))?;
     let line = running.first_line()?;
@@ -166,6 +171,6 @@ fn launch(settings: &Settings) -> anyhow::Result<(Running, SocketAddr)> {
 
 /// The size of the binary in MB (10^6 bytes).
 pub(crate) fn binary_mb() -> anyhow::Result<f64> {
-    let bytes = fs::metadata(BINARY)?.len();
+    let bytes = fs::metadata(binary())?.len();
     Ok(f64::from(u32::try_from(bytes / 1_000)?) / 1e3)
 }

@@ -4,7 +4,8 @@
 //! (guardrails off; usage that survives the process; usage on disk). Targets take turns in rounds, and figures are
 //! medians, as ratios within the run. Row 4 (peers) is left to whoever has them installed.
 //!
-//! `BENCH_ROWS=1,5` measures some rows only; `BENCH_ROUNDS` and `BENCH_SECONDS` say how long.
+//! `BENCH_ROWS=1,5` measures some rows only; `BENCH_ROUNDS` and `BENCH_SECONDS` say how long, `BENCH_BINARY` of which
+//! tollgate (without it: of cargo's release build).
 
 mod clock;
 mod gate;
