@@ -99,56 +99,42 @@ where
         let metadata = event.metadata();
         let mut text = String::with_capacity(USUAL_BYTES);
         let mut line = ObjectWriter::new(&mut text);
-        line.shown("timestamp", Clock::System.now())?;
-        line.text("level", metadata.level().as_str())?;
-        let mut fields = Fields {
-            line: &mut line,
-            written: Ok(()),
-        };
-        event.record(&mut fields);
-        fields.written?;
+        line.shown("timestamp", Clock::System.now());
+        line.text("level", metadata.level().as_str());
+        event.record(&mut Fields(&mut line));
         if let Some(trace) = trace::current() {
-            line.text("trace_id", trace.id())?;
+            line.text("trace_id", trace.id());
         }
-        line.text("target", metadata.target())?;
-        line.end()?;
+        line.text("target", metadata.target());
+        line.end();
         text.push('\n');
         writer.write_str(&text)
     }
 }
 
 /// Writes an event's fields as members of its line.
-struct Fields<'a, 'l> {
-    line: &'a mut ObjectWriter<'l, String>,
-    written: fmt::Result,
-}
-
-impl<'l> Fields<'_, 'l> {
-    fn write(&mut self, field: impl FnOnce(&mut ObjectWriter<'l, String>) -> fmt::Result) {
-        let written = field(self.line);
-        self.written = self.written.and(written);
-    }
-}
+struct Fields<'a, 'l>(&'a mut ObjectWriter<'l>);
 
 impl Visit for Fields<'_, '_> {
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.write(|line| line.number(field.name(), value));
+        self.0.number(field.name(), value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.write(|line| line.number(field.name(), value));
+        self.0.number(field.name(), value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.write(|line| line.json(field.name(), if value { "true" } else { "false" }));
+        self.0
+            .json(field.name(), if value { "true" } else { "false" });
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.write(|line| line.text(field.name(), value));
+        self.0.text(field.name(), value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.write(|line| line.shown(field.name(), format_args!("{value:?}")));
+        self.0.shown(field.name(), format_args!("{value:?}"));
     }
 }
 
