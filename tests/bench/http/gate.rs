@@ -154,7 +154,7 @@ impl Gate {
 }
 
 /// What is measured: cargo's own build, or `BENCH_BINARY`.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     let built = || env!("CARGO_BIN_EXE_tollgate").into();
     env::var_os("BENCH_BINARY").map_or_else(built, PathBuf::from)
 }

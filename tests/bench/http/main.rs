@@ -114,6 +114,12 @@ async fn run(options: Options) -> anyhow::Result<ExitCode> {
         .tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let cores = std::thread::available_parallelism()?;
     let fdatasync_ms = machine::fdatasync_ms(directory.path())?;
+    let binary = gate::binary();
+    if !binary.is_file() {
+        let path = binary.display();
+        bail!("BENCH_BINARY is '{path}', where there is no file; write the path of a tollgate");
+    }
+    note(&format!("measures {}", binary.display()))?;
     note(&format!(
         "{cores} cores; fdatasync after a small write takes {fdatasync_ms:.3} ms"
     ))?;
