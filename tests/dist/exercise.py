@@ -7,6 +7,7 @@ the same binary, which makes answers up, is the model. Each way of guarding gets
 survives the process, guardrails off; and so do Redis and Postgres, which it starts itself.
 """
 
+import atexit
 import contextlib
 import glob
 import http.client
@@ -48,6 +49,8 @@ class Server:
         self.process = subprocess.Popen(
             [self.binary, "serve"], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )
+        # Where something fails it ends with this program; of one that has ended this asks nothing.
+        atexit.register(self.process.kill)
         line = self.process.stdout.readline()
         if "http://" not in line:
             raise SystemExit(f"the server printed {line!r} instead of its address")

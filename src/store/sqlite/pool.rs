@@ -76,7 +76,7 @@ impl Pool {
         migrate::migrate(&mut connection).map_err(unavailable)?;
         let readers = r2d2::Pool::builder()
             .max_size(READERS)
-            // More are opened as more read at once: each takes half a megabyte, and an idle server needs one.
+            // As many are open as have read at once, and one to spare: each takes half a megabyte.
             .min_idle(Some(1))
             // Connections live for ever: they hold prepared statements, and a broken one is replaced at once.
             .max_lifetime(None)
