@@ -11,9 +11,8 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum::{Router, body::Body, extract::Request, response::Response};
+use axum::{Router, extract::Request, response::Response};
 use futures_util::FutureExt as _;
-use hyper::body::Incoming;
 use tower::Service;
 
 use super::{
@@ -44,7 +43,7 @@ impl Routes {
     }
 }
 
-impl Service<Request<Incoming>> for Routes {
+impl Service<Request> for Routes {
     type Response = Response;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
@@ -53,7 +52,7 @@ impl Service<Request<Incoming>> for Routes {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request) -> Self::Future {
         let Some(endpoint) = openai::passed_on_at(request.method(), request.uri().path()) else {
             return Box::pin(self.router.call(request));
         };
@@ -62,7 +61,7 @@ impl Service<Request<Incoming>> for Routes {
         let answer = move |request, id: &RequestId| {
             Box::pin(openai::answer(app, endpoint, request, id.clone()))
         };
-        let (route, request) = (openai::route(endpoint), request.map(Body::new));
+        let route = openai::route(endpoint);
         Box::pin(surrounded(surroundings, route, request, answer).map(Ok))
     }
 }

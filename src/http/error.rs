@@ -473,6 +473,12 @@ pub(crate) fn take(response: &mut Response) -> Option<Arc<ApiError>> {
     response.extensions_mut().remove::<Arc<ApiError>>()
 }
 
+/// Whether an answer is an [`ApiError`] whose body is still to be written.
+#[must_use]
+pub fn is_failure(response: &Response) -> bool {
+    response.extensions().get::<Arc<ApiError>>().is_some()
+}
+
 /// Writes the body of an answer that is an [`ApiError`]; leaves all others as they are.
 #[must_use]
 pub fn render(mut response: Response, context: RenderContext<'_>) -> Response {

@@ -122,6 +122,8 @@ impl Surrounding<'_> {
             dialect: self.dialect,
             request_id: &self.id,
         };
+        // Its body is short and whole. While what the client still sends is read, its place is not needed.
+        let place = place.filter(|_| !error::is_failure(&response));
         let mut response = error::render(response, context);
         response
             .headers_mut()
@@ -259,6 +261,17 @@ mod tests {
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(json(response).await["error"]["code"], "internal_error");
         assert_eq!(surroundings.in_flight.taken(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_keeps_its_place_until_it_is_sent_and_an_error_does_not() {
+        let (router, surroundings) = app(2);
+        let answer = send(router.clone(), "GET", "/items/1").await;
+        let error = send(router, "GET", "/v1/models").await;
+        assert_eq!(surroundings.in_flight.taken(), 1);
+        drop(answer);
+        assert_eq!(surroundings.in_flight.taken(), 0);
+        drop(error);
     }
 
     #[tokio::test]

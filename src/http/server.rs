@@ -7,11 +7,11 @@
 mod activity;
 mod connection;
 mod socket;
+mod unread;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{extract::Request, response::Response};
-use hyper::body::Incoming;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Handle,
@@ -35,7 +35,7 @@ pub struct Peer(pub SocketAddr);
 
 /// What answers requests; cheap to clone.
 pub trait Routes:
-    Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static>
+    Service<Request, Response = Response, Error = Infallible, Future: Send + 'static>
     + Clone
     + Send
     + Sync
@@ -44,7 +44,7 @@ pub trait Routes:
 }
 
 impl<R> Routes for R where
-    R: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static>
+    R: Service<Request, Response = Response, Error = Infallible, Future: Send + 'static>
         + Clone
         + Send
         + Sync

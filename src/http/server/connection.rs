@@ -22,6 +22,7 @@ use super::{
     Peer, Routes, ServerOptions,
     activity::{Activity, RequestGuard, Verdict},
     socket::{Protocol, Socket},
+    unread::Unread,
 };
 use crate::http::overload::Guarded;
 
@@ -57,6 +58,7 @@ impl<R: Routes> Connection<R> {
                 activity: Arc::clone(&activity),
                 tracker: options.tracker.clone(),
                 elsewhere: Handle::current(),
+                unread: Unread::default(),
             },
             activity,
             // A child of its own: waking up looks at the token, and all connections would meet at one lock.
@@ -227,6 +229,8 @@ struct Handler<R> {
     tracker: TaskTracker,
     /// Where requests run that may take long.
     elsewhere: Handle,
+    /// Of HTTP/1: a connection of HTTP/2 has many requests at a time, and needs none of their bodies read.
+    unread: Unread,
 }
 
 type Answer = Response<Guarded<Body, RequestGuard>>;
@@ -238,7 +242,8 @@ impl<R: Routes> hyper::service::Service<Request<Incoming>> for Handler<R> {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let guard = self.activity.request();
-        if request.version() == Version::HTTP_2 && request.headers().len() > MOST_HEAD_FIELDS {
+        let is_http_2 = request.version() == Version::HTTP_2;
+        if is_http_2 && request.headers().len() > MOST_HEAD_FIELDS {
             let refused = status_only(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
             return Box::pin(std::future::ready(Ok(guarded(refused, guard))));
         }
@@ -246,19 +251,32 @@ impl<R: Routes> hyper::service::Service<Request<Incoming>> for Handler<R> {
         if !passes_through {
             request.extensions_mut().insert(Peer(self.peer));
         }
+        let unread = self.unread.clone();
+        let request = request.map(|body| {
+            if is_http_2 {
+                Body::new(body)
+            } else {
+                unread.watch(body)
+            }
+        });
         let answer = self.routes.clone().call(request);
         if passes_through {
-            return Box::pin(async move { answer.await.map(|answer| guarded(answer, guard)) });
+            return Box::pin(async move {
+                let mut answer = answer.await?;
+                unread.read_before(&mut answer).await;
+                Ok(guarded(answer, guard))
+            });
         }
         // Dropped with the request if the client hangs up, as it would be here.
         let running = AbortOnDropHandle::new(self.tracker.spawn_on(answer, &self.elsewhere));
         Box::pin(async move {
-            let answer = match running.await {
+            let mut answer = match running.await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(never)) => match never {},
                 // The runtime ends: so does the server.
                 Err(_) => status_only(StatusCode::SERVICE_UNAVAILABLE),
             };
+            unread.read_before(&mut answer).await;
             Ok(guarded(answer, guard))
         })
     }

@@ -124,7 +124,7 @@ async fn read_until(client: &mut TcpStream, end: &str) -> String {
 }
 
 fn is_about(elapsed: Duration, seconds: u64) -> bool {
-    (seconds * 1_000 - 50..seconds * 1_000 + 1_500)
+    ((seconds * 1_000).saturating_sub(50)..seconds * 1_000 + 1_500)
         .contains(&u64::try_from(elapsed.as_millis()).unwrap())
 }
 
@@ -265,6 +265,65 @@ async fn a_client_still_sending_a_body_too_large_gets_its_413() {
         let answer = rest(&mut client).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
         assert!(answer.contains("\"body_too_large\""), "{answer}");
+    }
+}
+
+/// `/refused`, answered without a look at its body, and how many requests have come to it.
+fn refusing() -> (Router, mpsc::UnboundedReceiver<()>) {
+    let (tell, came) = mpsc::unbounded_channel();
+    let refuse = move || {
+        let _ = tell.send(());
+        async { http::StatusCode::UNAUTHORIZED }
+    };
+    (Router::new().route("/refused", post(refuse)), came)
+}
+
+const REFUSED: &str = "POST /refused HTTP/1.1\r\nhost: a\r\n";
+
+/// Time goes on as it does: paused, it would leap to the end of the wait for the body.
+#[tokio::test]
+async fn a_body_that_comes_after_its_answer_was_known_costs_no_connection() {
+    let (router, mut came) = refusing();
+    let server = serving(router).await;
+    let mut client = server.connect().await;
+    for (announce, body) in [
+        ("content-length: 4\r\n", "body"),
+        ("transfer-encoding: chunked\r\n", "4\r\nbody\r\n0\r\n\r\n"),
+        ("content-length: 4\r\n", "last"),
+    ] {
+        let head = format!("{REFUSED}{announce}\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        let came = tokio::time::timeout(Duration::from_secs(10), came.recv());
+        came.await.expect("the request comes").unwrap();
+        client.write_all(body.as_bytes()).await.unwrap();
+        let answer = read_until(&mut client, "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        assert!(!answer.contains("connection: close"), "{answer}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_too_long_or_too_late_closes_the_connection_and_the_answer_says_so() {
+    let (router, _came) = refusing();
+    let server = serving(router).await;
+    for (announce, begin, waits) in [
+        ("content-length: 300000\r\n", String::new(), 0),
+        ("content-length: 4\r\n", "bo".to_owned(), 1),
+        (
+            "transfer-encoding: chunked\r\n",
+            format!("{:x}\r\n{}", 300_000, "x".repeat(300_000)),
+            0,
+        ),
+    ] {
+        let began = Instant::now();
+        let mut client = server.connect().await;
+        let request = format!("{REFUSED}{announce}\r\n{begin}");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let answer = read_until(&mut client, "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+        assert!(is_about(began.elapsed(), waits), "{:?}", began.elapsed());
+        assert_eq!(rest(&mut client).await, "");
     }
 }
 
