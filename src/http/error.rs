@@ -128,10 +128,16 @@ pub enum ApiError {
         current: serde_json::Value,
     },
     Refused(Arc<Refusal>),
-    /// The upstream answered with an error, or not at all; the message is shown.
-    Upstream(String),
+    /// The upstream answered with an error, or not at all; the message is shown, the detail is logged.
+    Upstream {
+        message: String,
+        detail: String,
+    },
     /// The same, where asking again does not help.
-    UpstreamRefused(String),
+    UpstreamRefused {
+        message: String,
+        detail: String,
+    },
     UpstreamTimeout,
     /// No decision can be made, or usage can't be written down; the detail is logged, not shown.
     StoreUnavailable {
@@ -194,7 +200,9 @@ impl ApiError {
                 (S::TOO_MANY_REQUESTS, refusal::RESERVED)
             }
             Self::Refused(_) => (S::TOO_MANY_REQUESTS, refusal::EXCEEDED),
-            Self::Upstream(_) | Self::UpstreamRefused(_) => (S::BAD_GATEWAY, "upstream_error"),
+            Self::Upstream { .. } | Self::UpstreamRefused { .. } => {
+                (S::BAD_GATEWAY, "upstream_error")
+            }
             Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, "upstream_timeout"),
             Self::StoreUnavailable { .. } => (S::SERVICE_UNAVAILABLE, "usage_store_unavailable"),
             Self::Overloaded { .. } => (S::SERVICE_UNAVAILABLE, "overloaded"),
@@ -223,7 +231,7 @@ impl ApiError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Refused(refusal) => refusal.may_fit_later(),
-            Self::UpstreamRefused(_) => false,
+            Self::UpstreamRefused { .. } => false,
             _ => {
                 let status = self.row().0;
                 status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT
@@ -239,8 +247,8 @@ impl ApiError {
             | Self::Invalid { message, .. }
             | Self::UnsupportedMediaType(message)
             | Self::VersionConflict { message, .. }
-            | Self::Upstream(message)
-            | Self::UpstreamRefused(message)
+            | Self::Upstream { message, .. }
+            | Self::UpstreamRefused { message, .. }
             | Self::ProviderNotConfigured(message) => message.clone(),
             Self::UnsupportedParameter { param, reason } => {
                 format!("'{param}' is not supported: {reason}")
@@ -399,9 +407,9 @@ impl ApiError {
                 request_id = &*request_id.0,
                 "a request was answered 503"
             ),
-            Self::Upstream(message) | Self::UpstreamRefused(message) => tracing::warn!(
+            Self::Upstream { detail, .. } | Self::UpstreamRefused { detail, .. } => tracing::warn!(
                 code = self.code(),
-                detail = message,
+                detail,
                 request_id = &*request_id.0,
                 "the upstream failed"
             ),

@@ -94,20 +94,25 @@ impl From<ChatError> for ApiError {
 
 impl From<ProviderError> for ApiError {
     fn from(error: ProviderError) -> Self {
+        // The reason names hosts and addresses: it is the operator's to read, in the log.
+        let detail = error.to_string();
+        let upstream = |message: &str| Self::Upstream {
+            message: message.to_owned(),
+            detail: detail.clone(),
+        };
         match error {
             ProviderError::NotConfigured(what) => Self::ProviderNotConfigured(what),
             ProviderError::Timeout => Self::UpstreamTimeout,
-            ProviderError::Unreachable(_) => {
-                Self::Upstream("The upstream could not be reached.".to_owned())
-            }
-            ProviderError::Broken(_) => {
-                Self::Upstream("The upstream's answer broke off.".to_owned())
-            }
-            // Its own words may name the operator's key or account; the log has them.
+            ProviderError::Unreachable(_) => upstream("The upstream could not be reached."),
+            ProviderError::Broken(_) => upstream("The upstream's answer broke off."),
+            // Its own words may name the operator's key or account.
             ProviderError::Refused {
                 status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
                 ..
-            } => Self::UpstreamRefused("The upstream refused the operator's key.".to_owned()),
+            } => Self::UpstreamRefused {
+                message: "The upstream refused the operator's key.".to_owned(),
+                detail,
+            },
             ProviderError::Refused { status, .. } => {
                 let message = format!("The upstream answered {status}.");
                 let may_pass = matches!(
@@ -115,9 +120,9 @@ impl From<ProviderError> for ApiError {
                     StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
                 );
                 if may_pass || !status.is_client_error() {
-                    Self::Upstream(message)
+                    Self::Upstream { message, detail }
                 } else {
-                    Self::UpstreamRefused(message)
+                    Self::UpstreamRefused { message, detail }
                 }
             }
         }

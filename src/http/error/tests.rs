@@ -266,7 +266,10 @@ fn every_error() -> Vec<(&'static str, ApiError)> {
         ),
         (
             "upstream_error",
-            ApiError::Upstream(text("The upstream could not be reached.")),
+            ApiError::Upstream {
+                message: text("The upstream could not be reached."),
+                detail: text("no connection to models.internal: refused"),
+            },
         ),
         ("upstream_timeout", ApiError::UpstreamTimeout),
         (

@@ -3,7 +3,9 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::http::support::{FakeOpenAi, Tollgate, gate::Builder, http::Reply, tenant::Tenant};
+use crate::http::support::{
+    FakeOpenAi, Tollgate, eventually, gate::Builder, http::Reply, tenant::Tenant,
+};
 
 struct Setting {
     upstream: FakeOpenAi,
@@ -498,11 +500,25 @@ async fn an_upstream_that_is_not_there_is_502_and_one_that_hangs_504() {
         gate,
         acme,
     } = it;
+    let base_url = upstream.base_url();
+    let (_, address) = base_url.split_once("//").unwrap();
+    let address = address.strip_suffix("/v1").unwrap();
     drop(upstream);
-    acme.completion(json!({}))
-        .await
-        .expect(502, "upstream_error");
-    acme.chat("hi").await.expect(502, "upstream_error");
+    let replies = [acme.completion(json!({})).await, acme.chat("hi").await];
+    for reply in replies {
+        assert!(!reply.text.contains(address), "{reply:#?}");
+        let reply = reply.expect(502, "upstream_error");
+        let id = json!(reply.header("x-request-id"));
+        let line = eventually("the line of a request", || async {
+            let mut logged = gate.logged().into_iter();
+            logged.find(|line| line["request_id"] == id)
+        });
+        let line = line.await;
+        assert_eq!(line["code"], "upstream_error");
+        let detail = line["detail"].as_str().unwrap();
+        assert!(detail.contains(address), "{detail}");
+        assert!(detail.contains("refused"), "{detail}");
+    }
     gate.settled().await;
 }
 
