@@ -26,6 +26,7 @@ use crate::{
         extract::WholeBody,
         fields::Fields,
         guarded::GuardHeaders,
+        idempotency::once,
         openapi::errors,
         path::InPath,
     },
@@ -36,6 +37,7 @@ use crate::{
     telemetry::events::Decision,
 };
 
+const ROUTE: &str = "/api/v1/usage/reservations";
 const SHORTEST_TTL: u64 = 1;
 const LONGEST_TTL: u64 = 86_400;
 /// What a request that names none gets.
@@ -81,12 +83,18 @@ pub struct SettleBody {
 )]
 pub async fn create(
     State(app): State<App>,
-    caller: Caller,
+    mut caller: Caller,
     headers: HeaderMap,
     WholeBody(body): WholeBody,
 ) -> ApiResult<Response> {
-    let ask = read_new(caller, &headers, &body)?;
+    let ask = read_new(&mut caller, &headers, &body)?;
     app.reporting.check_features(&ask.quantities).await?;
+    let reserving = app.clone();
+    let run = |caller| reserve(reserving, NewReservation { caller, ..ask });
+    once(&app, &caller, &headers, ROUTE, &body, run).await
+}
+
+async fn reserve(app: App, ask: NewReservation) -> ApiResult<Response> {
     let reserved = app.reservations.reserve(ask).await?;
     let body = Json(ReservedBody::of(&reserved));
     let mut response = (StatusCode::CREATED, body).into_response();
@@ -153,7 +161,7 @@ fn is_key(key: &str) -> bool {
     (1..=LONGEST_KEY).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn read_new(mut caller: Caller, headers: &HeaderMap, body: &[u8]) -> ApiResult<NewReservation> {
+fn read_new(caller: &mut Caller, headers: &HeaderMap, body: &[u8]) -> ApiResult<NewReservation> {
     let mut fields = Fields::of(body)?;
     let quantities = fields.quantities("quantities")?;
     let ttl: Option<i64> = fields.optional("ttl_seconds")?;

@@ -76,6 +76,7 @@ answers! {
     /// Limits, and what keeps a tenant from being served, where no model is called.
     Reserving = "402": "`usage_policy_configuration_error` or `subscription_inactive`: the tenant has no plan that is in force",
         "403": "`model_not_allowed`: the plan leaves the model out",
+        "409": "`idempotency_key_in_use`: a request with this `Idempotency-Key` is still in flight",
         "429": "`usage_limit_exceeded` or `usage_limit_reserved`: a limit is spent, or would be with what is in flight";
     /// A plan has subscriptions.
     PlanInUse = "409": "`plan_in_use`: tenants are subscribed to it";

@@ -78,6 +78,40 @@ async fn of_many_reservations_at_a_small_limit_exactly_the_limit_counts() {
 }
 
 #[tokio::test]
+async fn a_reservation_sent_again_with_its_key_holds_once() {
+    let gate = serve().start().await;
+    let acme = gate
+        .tenant("acme")
+        .limit("messages", hard(3))
+        .create()
+        .await;
+    let reserve_as = async |key: &str, messages: u32| {
+        let body = json!({ "quantities": { "messages": messages } });
+        let request = acme.request(Method::POST, ROUTE).json(&body);
+        let request = request.header("idempotency-key", key);
+        Answer::read(request.send().await.unwrap()).await
+    };
+    let first = reserve_as("job-17", 2).await;
+    let again = reserve_as("job-17", 2).await;
+    assert_eq!(id_of(&again), id_of(&first));
+    assert_eq!(first.header("idempotent-replayed"), None);
+    assert_eq!(again.header("idempotent-replayed"), Some("true"));
+    assert_eq!(acme.reserved("messages").await, 2);
+    reserve_as("job-17", 1)
+        .await
+        .expect(422, "idempotency_key_reused");
+
+    // What was refused is not kept: it may fit later.
+    reserve_as("job-18", 2)
+        .await
+        .expect(429, "usage_limit_reserved");
+    assert_eq!(release(&acme, &id_of(&first)).await.status, 204);
+    let second = id_of(&reserve_as("job-18", 2).await);
+    assert_eq!(release(&acme, &second).await.status, 204);
+    gate.finish().await;
+}
+
+#[tokio::test]
 async fn a_reservation_survives_kill_9_until_its_time_is_over() {
     let gate = serve().start().await;
     let acme = gate
