@@ -249,7 +249,8 @@ pub(super) async fn subscribe(
     }
 }
 
-/// Forget an end user: its id is replaced in events, rollups and live totals; sums stay as they are.
+/// Forget an end user: its id is replaced in events, rollups and live totals; sums stay as they are. Refusals of it that
+/// this node remembers are gone.
 #[utoipa::path(
     delete, path = "/tenants/{t}/users/{user}", tag = "tenants", security(("administrator" = ["operator"])),
     responses((status = 204, description = "Forgotten"), errors::NotFound),
@@ -260,6 +261,7 @@ pub(super) async fn forget_user(
     TwoInPath(tenant, user): TwoInPath<TenantRef, String>,
 ) -> ApiResult<StatusCode> {
     let tenant = tenants(&app).get(&tenant).await?;
+    app.guard.refusals().forget_user(tenant.tenant_id, &user);
     app.recorder
         .forget_user(tenant.tenant_id, &user, &admin.actor)
         .await?;

@@ -319,8 +319,10 @@ async fn a_forgotten_user_is_nowhere_and_every_sum_is_as_before() {
     for message in ["one", "two"] {
         bob.chat(message).await.expect_ok();
     }
-    bob.chat("three").await.expect(429, "usage_limit_exceeded");
+    let refused = bob.chat("three").await.expect(429, "usage_limit_exceeded");
     let owner = gate.owner();
+    let refused = format!("/requests/{}", refused.header("x-request-id"));
+    assert!(owner.get(&refused).await.text.contains("bob@example.com"));
     let totals = "/tenants/acme/totals?feature_key=messages&period_start=2020-01-01T00:00:00Z&period_end=2100-01-01T00:00:00Z";
     let before = owner.get(totals).await.expect_status(200);
     owner
@@ -339,6 +341,7 @@ async fn a_forgotten_user_is_nowhere_and_every_sum_is_as_before() {
     assert_eq!(by_user.body["totals"][0]["quantity"], 2);
     assert_eq!(owner.get(totals).await.body, before.body);
     assert!(!owner.get("/audit").await.text.contains("bob"));
+    owner.get(&refused).await.expect(404, "not_found");
     bob.chat("a new start").await.expect_ok();
     gate.kill9().await;
     gate.restart().await;
