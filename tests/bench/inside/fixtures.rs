@@ -1,8 +1,9 @@
 //! Tenants, events and files that benchmarks share.
 
-use std::path::Path;
+use std::{num::NonZero, path::Path, thread};
 
 use tempfile::TempDir;
+use tokio::{runtime, task::JoinSet};
 use tollgate::{
     domain::{
         feature::FeatureKey,
@@ -11,7 +12,7 @@ use tollgate::{
         time::Timestamp,
         usage::{Quantities, Source, UsageEvent},
     },
-    journal::Journal,
+    journal::{Journal, relay_answers},
 };
 use uuid::Uuid;
 
@@ -66,7 +67,7 @@ pub(crate) fn event(number: u64, tenant_number: u64, at: Timestamp) -> UsageEven
 
 /// Writes events `from..to` down, spread over `tenants`, 64 at a time.
 pub(crate) async fn append(journal: &Journal, from: u64, to: u64, tenants: u64, at: Timestamp) {
-    let mut writing = tokio::task::JoinSet::new();
+    let mut writing = JoinSet::new();
     for lane in 0..64 {
         let journal = journal.clone();
         writing.spawn(async move {
@@ -81,8 +82,37 @@ pub(crate) async fn append(journal: &Journal, from: u64, to: u64, tenants: u64, 
     }
 }
 
-pub(crate) fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs `lanes` side by side as a server runs its requests: on runtimes of one thread each, as many as there are cores.
+pub(crate) fn on_cores<F>(lanes: u64, lane: impl Fn(u64) -> F + Sync)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let lane = &lane;
+    thread::scope(|threads| {
+        for core in 0..cores {
+            threads.spawn(move || {
+                let runtime = runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .expect("a runtime of one thread");
+                runtime.spawn(relay_answers());
+                let mut running = JoinSet::new();
+                for number in (0..lanes).skip(core).step_by(cores) {
+                    running.spawn_on(lane(number), runtime.handle());
+                }
+                runtime.block_on(async {
+                    while let Some(done) = running.join_next().await {
+                        done.expect("no lane panics");
+                    }
+                });
+            });
+        }
+    });
+}
+
+pub(crate) fn runtime() -> runtime::Runtime {
+    runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()

@@ -55,7 +55,7 @@ pub(crate) fn run() {
     );
 
     let before = (processor_time(), Instant::now());
-    let count = runtime.block_on(append_together(&journal));
+    let count = append_together(&journal);
     let (used, took) = (processor_time() - before.0, before.1.elapsed());
     let per_second = rate(count, took);
     row(
@@ -126,22 +126,18 @@ async fn time_alone(journal: &Journal) -> Duration {
 }
 
 /// Counts what 64 requests at a time have made durable when the time is up.
-async fn append_together(journal: &Journal) -> u64 {
+fn append_together(journal: &Journal) -> u64 {
     let (deadline, now) = (Instant::now() + STRETCH, Clock::System.now());
     let count = Arc::new(AtomicU64::new(0));
-    let mut writing = tokio::task::JoinSet::new();
-    for lane in 0..WAITING {
+    fixtures::on_cores(WAITING, |lane| {
         let (journal, count) = (journal.clone(), Arc::clone(&count));
-        writing.spawn(async move {
+        let event = fixtures::event(lane, lane, now);
+        async move {
             while Instant::now() < deadline {
-                let event = fixtures::event(lane, lane, now);
-                journal.append(event).await.expect("the disk takes it");
+                journal.append(&event).await.expect("the disk takes it");
                 count.fetch_add(1, Ordering::Relaxed);
             }
-        });
-    }
-    while let Some(done) = writing.join_next().await {
-        done.expect("no lane panics");
-    }
+        }
+    });
     count.load(Ordering::Relaxed)
 }
