@@ -252,13 +252,13 @@ impl<R: Routes> hyper::service::Service<Request<Incoming>> for Handler<R> {
             request.extensions_mut().insert(Peer(self.peer));
         }
         let unread = self.unread.clone();
-        let request = request.map(|body| {
-            if is_http_2 {
-                Body::new(body)
-            } else {
-                unread.watch(body)
-            }
-        });
+        let (head, body) = request.into_parts();
+        let body = if is_http_2 {
+            Body::new(body)
+        } else {
+            unread.watch(&head.headers, body)
+        };
+        let request = Request::from_parts(head, body);
         let answer = self.routes.clone().call(request);
         if passes_through {
             return Box::pin(async move {

@@ -13,7 +13,10 @@ use std::{
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
-use http::{HeaderValue, header::CONNECTION};
+use http::{
+    HeaderMap, HeaderValue,
+    header::{CONNECTION, EXPECT},
+};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -25,16 +28,24 @@ const LONGEST: Duration = Duration::from_secs(1);
 
 /// The body of a connection's present request, once whoever had it has dropped it before its end.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Unread(Arc<Mutex<Option<Incoming>>>);
+pub(super) struct Unread(Arc<Mutex<Option<Rest>>>);
+
+#[derive(Debug)]
+struct Rest {
+    body: Incoming,
+    /// Its client sends it. One that says `Expect: 100-continue` does so once it was asked to (RFC 9110 §10.1.1).
+    comes: bool,
+}
 
 impl Unread {
-    /// A request's body that comes here if it is dropped before its end.
-    pub(super) fn watch(&self, body: Incoming) -> Body {
+    /// The body of a request with these headers, that comes here if it is dropped before its end.
+    pub(super) fn watch(&self, headers: &HeaderMap, body: Incoming) -> Body {
         if body.is_end_stream() {
             return Body::empty();
         }
+        let comes = !headers.contains_key(EXPECT);
         Body::new(Watched {
-            body: Some(body),
+            rest: Some(Rest { body, comes }),
             unread: self.clone(),
         })
     }
@@ -42,25 +53,25 @@ impl Unread {
     /// Reads what is left before `answer` goes out; where that is much, or does not come, the answer says that the
     /// connection is closed.
     pub(super) async fn read_before(&self, answer: &mut Response) {
-        let Some(body) = self.take() else {
+        let Some(rest) = self.take() else {
             return;
         };
         if answer.headers().contains_key(CONNECTION) {
             return; // it closes already
         }
         // Boxed: few requests come here, and each would have room for it.
-        if !Box::pin(is_read(body)).await {
+        if !(rest.comes && Box::pin(is_read(rest.body)).await) {
             let close = HeaderValue::from_static("close");
             answer.headers_mut().insert(CONNECTION, close);
         }
     }
 
-    fn take(&self) -> Option<Incoming> {
+    fn take(&self) -> Option<Rest> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn put(&self, body: Incoming) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+    fn put(&self, rest: Rest) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(rest);
     }
 }
 
@@ -90,7 +101,7 @@ async fn is_read(mut body: Incoming) -> bool {
 
 struct Watched {
     /// `None` from its end on.
-    body: Option<Incoming>,
+    rest: Option<Rest>,
     unread: Unread,
 }
 
@@ -102,23 +113,26 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(body) = &mut self.body else {
+        let Some(rest) = &mut self.rest else {
             return Poll::Ready(None);
         };
-        let polled = Pin::new(body).poll_frame(context);
+        rest.comes = true;
+        let polled = Pin::new(&mut rest.body).poll_frame(context);
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
-            self.body = None;
+            self.rest = None;
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+        self.rest
+            .as_ref()
+            .is_none_or(|rest| rest.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let of = |body: &Incoming| body.size_hint();
-        self.body
+        let of = |rest: &Rest| rest.body.size_hint();
+        self.rest
             .as_ref()
             .map_or_else(|| SizeHint::with_exact(0), of)
     }
@@ -126,8 +140,8 @@ impl HttpBody for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        if let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) {
-            self.unread.put(body);
+        if let Some(rest) = self.rest.take().filter(|rest| !rest.body.is_end_stream()) {
+            self.unread.put(rest);
         }
     }
 }
