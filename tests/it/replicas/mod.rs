@@ -177,13 +177,14 @@ impl<R: Shared> Replicas<R> {
 
     /// Waits until readiness says this of a part on every replica.
     async fn ledger_is(&self, status: &str) {
-        for gate in &self.gates {
-            eventually("readiness names the ledger", || async {
+        // Of all at once: what is down for a moment only may be up again before it would be its turn.
+        let looks = self.gates.iter().map(|gate| {
+            eventually("readiness names the ledger", move || async move {
                 let ready = gate.get("/readyz").await.json();
                 (ready["parts"]["ledger"]["status"] == status).then_some(())
             })
-            .await;
-        }
+        });
+        join_all(looks).await;
     }
 
     /// A metric, summed over the replicas.
