@@ -307,17 +307,17 @@ async fn a_body_too_long_too_late_or_not_asked_for_closes_the_connection_and_the
     let (router, _came) = refusing();
     let server = serving(router).await;
     for (announce, begin, waits) in [
-        ("content-length: 300000\r\n", String::new(), 0),
+        ("content-length: 300000\r\n", String::new(), Some(0)),
         (
             "content-length: 4\r\nexpect: 100-continue\r\n",
             String::new(),
-            0,
+            Some(0),
         ),
-        ("content-length: 4\r\n", "bo".to_owned(), 1),
+        ("content-length: 4\r\n", "bo".to_owned(), Some(1)),
         (
             "transfer-encoding: chunked\r\n",
             format!("{:x}\r\n{}", 300_000, "x".repeat(300_000)),
-            0,
+            None, // paused, time may leap while these bytes are on their way
         ),
     ] {
         let began = Instant::now();
@@ -327,7 +327,8 @@ async fn a_body_too_long_too_late_or_not_asked_for_closes_the_connection_and_the
         let answer = read_until(&mut client, "\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
         assert!(answer.contains("connection: close"), "{answer}");
-        assert_eq!(began.elapsed().as_secs(), waits, "{announce}");
+        let waited = began.elapsed().as_secs();
+        assert!(waits.is_none_or(|it| it == waited), "{announce}: {waited}");
         assert_eq!(rest(&mut client).await, "");
     }
 }
