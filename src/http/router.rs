@@ -3,7 +3,7 @@
 //! Routes are listed by `routes!`, which takes method and path from the handler's `#[utoipa::path]`, so that what is
 //! served and what `/openapi.json` describes are the same; `tests` walks both.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::{Router, middleware::from_fn_with_state};
 
@@ -16,6 +16,23 @@ use super::{
 };
 use crate::app::App;
 
+/// Where administration lies.
+const ADMIN: &str = "/api/v1/admin";
+
+/// The routes in parts, for different things go around them.
+struct Parts {
+    api: Router<App>,
+    admin: Router<App>,
+    pages: Router<App>,
+}
+
+/// They are made once a process: what describes them is made with them, which takes longer than all else of a start.
+static PARTS: LazyLock<Parts> = LazyLock::new(|| Parts {
+    api: api().into(),
+    admin: admin::routes().into(),
+    pages: crate::admin::routes().into(),
+});
+
 /// The routes over `app`, and what surrounds each.
 pub fn build(app: &App) -> Router {
     build_in(Surroundings::of(app), app)
@@ -23,21 +40,23 @@ pub fn build(app: &App) -> Router {
 
 /// As [`build`], in surroundings that other ways in share.
 pub(super) fn build_in(surroundings: Arc<Surroundings>, app: &App) -> Router {
-    let admin = admin::routes().layer(from_fn_with_state(app.clone(), admin::then_refresh));
-    let pages = crate::admin::routes().layer(from_fn_with_state(app.clone(), crate::admin::finish));
-    let (router, _) = listed(admin, pages).split_for_parts();
-    router
+    let Parts { api, admin, pages } = &*PARTS;
+    let admin = admin.clone();
+    let admin = admin.layer(from_fn_with_state(app.clone(), admin::then_refresh));
+    let pages = pages.clone();
+    let pages = pages.layer(from_fn_with_state(app.clone(), crate::admin::finish));
+    api.clone()
+        .nest(ADMIN, admin)
+        .merge(pages)
         .fallback(error::no_route)
         .method_not_allowed_fallback(error::method_not_allowed)
         .with_state(app.clone())
         .layer(from_fn_with_state(surroundings, surround))
 }
 
-/// All routes around those of administration, by API and by page.
-fn listed(admin: OpenApiRouter<App>, pages: OpenApiRouter<App>) -> OpenApiRouter<App> {
+/// All routes but those of administration, by API and by page.
+fn api() -> OpenApiRouter<App> {
     OpenApiRouter::default()
-        .merge(pages)
-        .nest("/api/v1/admin", admin)
         .routes(routes!(chat::create))
         .routes(routes!(chat::stream))
         .routes(routes!(usage::show))
@@ -60,7 +79,10 @@ fn listed(admin: OpenApiRouter<App>, pages: OpenApiRouter<App>) -> OpenApiRouter
 /// What `/openapi.json` says.
 #[must_use]
 pub fn description() -> utoipa::openapi::OpenApi {
-    openapi::complete(listed(admin::routes(), crate::admin::routes()).into_openapi())
+    let all = crate::admin::routes()
+        .nest(ADMIN, admin::routes())
+        .merge(api());
+    openapi::complete(all.into_openapi())
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ const PAGES: &str = "/admin/";
 /// Path → methods, as the router itself has them. axum shows them by `Debug` alone; should that ever change, this
 /// finds no route, which the tests would notice.
 fn served() -> BTreeMap<String, BTreeSet<String>> {
-    let (router, _) = listed(admin::routes(), crate::admin::routes()).split_for_parts();
+    let Parts { api, admin, pages } = &*PARTS;
+    let router = api.clone().nest(ADMIN, admin.clone()).merge(pages.clone());
     let text = format!("{router:?}");
     let after = |text: &str, mark: &str| text.split(mark).nth(1).unwrap_or_default().to_owned();
     let mut methods = BTreeMap::new();
