@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use hickory_resolver::{
     TokioResolver,
     config::{LookupIpStrategy, NameServerConfig, ResolverConfig},
@@ -16,7 +17,11 @@ use hickory_resolver::{
 /// answers are kept as long as they say. Without a readable `/etc/resolv.conf` the name server of this machine is
 /// asked, as resolv.conf(5) says. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Resolver(Arc<OnceLock<TokioResolver>>);
+pub struct Resolver(Arc<OnceLock<Lookup>>);
+
+/// The addresses of a name. Of no named type: nearly everything holds a [`Resolver`], and wherever a future may go to
+/// another thread the compiler would look through all types of the library for it, minutes a build.
+type Lookup = Box<dyn Fn(&str) -> BoxFuture<'static, Result<Vec<IpAddr>, NetError>> + Send + Sync>;
 
 impl Resolver {
     /// The addresses of `host`, at least one, both families taking turns.
@@ -31,17 +36,17 @@ impl Resolver {
             // No file and no server is needed to know it (RFC 6761 §6.3).
             return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
         }
-        let found = self.resolver()?.lookup_ip(host).await;
-        let addresses = take_turns(found.map_err(io::Error::other)?.iter());
+        let found = (self.lookup()?)(host).await.map_err(io::Error::other)?;
+        let addresses = take_turns(found);
         if addresses.is_empty() {
             return Err(io::Error::other(format!("{host} has no address")));
         }
         Ok(addresses)
     }
 
-    fn resolver(&self) -> io::Result<&TokioResolver> {
-        if let Some(resolver) = self.0.get() {
-            return Ok(resolver);
+    fn lookup(&self) -> io::Result<&Lookup> {
+        if let Some(lookup) = self.0.get() {
+            return Ok(lookup);
         }
         let built = build().map_err(io::Error::other)?;
         Ok(self.0.get_or_init(|| built))
@@ -66,7 +71,7 @@ impl reqwest::dns::Resolve for Resolver {
     }
 }
 
-fn build() -> Result<TokioResolver, NetError> {
+fn build() -> Result<Lookup, NetError> {
     let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|_| {
         let this_machine = NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into());
         TokioResolver::builder_with_config(
@@ -75,7 +80,15 @@ fn build() -> Result<TokioResolver, NetError> {
         )
     });
     builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-    builder.build()
+    let resolver = builder.build()?;
+    Ok(Box::new(move |host| {
+        let (resolver, host) = (resolver.clone(), host.to_owned());
+        async move {
+            let found = resolver.lookup_ip(host).await?;
+            Ok(found.iter().collect())
+        }
+        .boxed()
+    }))
 }
 
 fn is_localhost(host: &str) -> bool {
@@ -85,8 +98,8 @@ fn is_localhost(host: &str) -> bool {
 }
 
 /// IPv6 first, then the families by turns: where one of them leads nowhere, the second try succeeds (RFC 8305 §4).
-fn take_turns(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
-    let (six, four): (Vec<_>, Vec<_>) = addresses.partition(IpAddr::is_ipv6);
+fn take_turns(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let (six, four): (Vec<_>, Vec<_>) = addresses.into_iter().partition(IpAddr::is_ipv6);
     let longer = six.len().max(four.len());
     (0..longer)
         .flat_map(|index| [six.get(index), four.get(index)])
@@ -124,7 +137,7 @@ mod tests {
     #[test]
     fn the_families_take_turns() {
         let all = ["1.1.1.1", "::1", "2.2.2.2", "3.3.3.3", "::2"];
-        let turns = take_turns(all.iter().map(|ip| ip.parse().unwrap()));
+        let turns = take_turns(all.map(|ip| ip.parse().unwrap()).to_vec());
         let turns: Vec<_> = turns.iter().map(IpAddr::to_string).collect();
         assert_eq!(turns, ["::1", "1.1.1.1", "::2", "2.2.2.2", "3.3.3.3"]);
     }
