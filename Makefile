@@ -22,6 +22,9 @@ PROFDATA = $(shell rustc --print sysroot)/lib/rustlib/$(HOST)/bin/llvm-profdata
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # nextest where it is installed, else the tests that come with cargo.
 TEST := $(shell command -v cargo-nextest >/dev/null && echo 'cargo nextest run' || echo 'cargo test')
+# Many tests wait for a lease, a deadline or a server for a part of their time: half as many again as there are cores
+# keep these busy.
+export NEXTEST_TEST_THREADS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 
 .PHONY: help
 help: ## List the targets
