@@ -20,7 +20,7 @@ use hickory_resolver::{
 pub struct Resolver(Arc<OnceLock<Lookup>>);
 
 /// The addresses of a name. Of no named type: nearly everything holds a [`Resolver`], and wherever a future may go to
-/// another thread the compiler would look through all types of the library for it, minutes a build.
+/// another thread the compiler would look through all types of the library for it: a tenth of a build's time.
 type Lookup = Box<dyn Fn(&str) -> BoxFuture<'static, Result<Vec<IpAddr>, NetError>> + Send + Sync>;
 
 impl Resolver {

@@ -224,7 +224,7 @@ impl Keys {
         let hash = secrets::hash(secret.expose_secret());
         let key = self
             .store
-            .rotate_key(key, hash, by.at.plus(grace), by)
+            .rotate_key(key, hash, by.at.plus(grace), self.expected, by)
             .await?;
         let tenant = self.tenants.get(&TenantRef::Id(key.tenant_id)).await?;
         Ok(Issued {

@@ -60,12 +60,13 @@ pub trait KeyStore: Send + Sync {
     /// Gives the key a new secret; the old one still serves until `old_until`, one from a rotation before no longer.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`, `VersionConflict`.
     async fn rotate_key(
         &self,
         key: KeyId,
         secret: SecretHash,
         old_until: Timestamp,
+        expected: Option<i64>,
         by: &Actor,
     ) -> StoreResult<ApiKey>;
 

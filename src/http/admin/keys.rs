@@ -193,19 +193,28 @@ pub(super) async fn revoke(
 /// Give a key another secret, told this once; id and counters stay.
 #[utoipa::path(
     post, path = "/keys/{id}/rotate", tag = "keys", security(("administrator" = ["operator"])),
+    params(("If-Match" = Option<String>, Header, description = "Only if this is still the version")),
     request_body(content = Rotation, description = "May be left out"),
-    responses((status = 200, description = "The key with its new secret", body = KeyObject), errors::NotFound),
+    responses(
+        (status = 200, description = "The key with its new secret", body = KeyObject),
+        errors::NotFound,
+        errors::VersionConflict,
+    ),
 )]
 pub(super) async fn rotate(
     State(app): State<App>,
     Operator(admin): Operator,
     InPath(key): InPath<KeyId>,
+    IfMatch(expected): IfMatch,
     WholeBody(body): WholeBody,
 ) -> ApiResult<Versioned<KeyObject>> {
     let mut fields = Fields::of_optional(&body)?;
     let grace = fields.optional::<u64>("grace_seconds")?.unwrap_or(0);
     fields.finish()?;
     let grace = Duration::from_secs(grace);
-    let issued = keys(&app).rotate(key, grace, &admin.actor).await?;
-    Ok(told(issued))
+    let keys_at = keys(&app).expecting(expected);
+    match keys_at.rotate(key, grace, &admin.actor).await {
+        Ok(issued) => Ok(told(issued)),
+        Err(error) => Err(too_late(&app, key, error).await),
+    }
 }

@@ -144,7 +144,13 @@ pub(crate) async fn no_entry_holds_a_secret_or_its_hash(store: &SharedStore) {
     let key = key_of(acme.tenant_id, "2026-01-01T00:00:00Z");
     store.create_key(&key, secret(0xA7), &ada()).await.unwrap();
     store
-        .rotate_key(key.key_id, secret(0xA8), at("2026-01-02T00:00:00Z"), &ada())
+        .rotate_key(
+            key.key_id,
+            secret(0xA8),
+            at("2026-01-02T00:00:00Z"),
+            None,
+            &ada(),
+        )
         .await
         .unwrap();
     store.revoke_key(key.key_id, None, &ada()).await.unwrap();

@@ -717,7 +717,7 @@ pub(crate) async fn the_change_feed_names_what_every_write_changed(store: &Share
     store.create_key(&key, secret(1), &ada()).await.unwrap();
     assert_eq!(feed.next().await, key_changed);
     store
-        .rotate_key(key.key_id, secret(2), ada().at, &ada())
+        .rotate_key(key.key_id, secret(2), ada().at, None, &ada())
         .await
         .unwrap();
     assert_eq!(feed.next().await, key_changed);

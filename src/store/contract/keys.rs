@@ -135,7 +135,7 @@ pub(crate) async fn an_old_secret_serves_until_its_grace_ends(store: &SharedStor
     let key = stored_key(store, secret(1)).await;
     let until = at("2026-05-01T01:00:00Z");
     let rotated = store
-        .rotate_key(key.key_id, secret(2), until, &ada())
+        .rotate_key(key.key_id, secret(2), until, None, &ada())
         .await
         .unwrap();
     assert_eq!(rotated, key, "the id and all else stay");
@@ -160,7 +160,7 @@ pub(crate) async fn a_rotation_ends_the_grace_of_the_one_before(store: &SharedSt
     let until = at("2026-06-01T00:00:00Z");
     for hash in [2, 3] {
         store
-            .rotate_key(key.key_id, secret(hash), until, &ada())
+            .rotate_key(key.key_id, secret(hash), until, None, &ada())
             .await
             .unwrap();
     }
@@ -183,6 +183,10 @@ pub(crate) async fn name_and_expiry_of_a_key_that_is_not_revoked_are_changed(sto
     for late in [
         store.update_key(&key, old, &ada()).await,
         store.revoke_key(key.key_id, old, &ada()).await.map(|_| ()),
+        store
+            .rotate_key(key.key_id, secret(2), now(), old, &ada())
+            .await
+            .map(|_| ()),
     ] {
         assert!(
             matches!(late, Err(StoreError::VersionConflict { .. })),
@@ -190,6 +194,8 @@ pub(crate) async fn name_and_expiry_of_a_key_that_is_not_revoked_are_changed(sto
         );
     }
     assert_eq!(store.get_key(key.key_id).await, Ok(changed));
+    let serves = find_key(store, secret(1), now()).await.unwrap();
+    assert!(serves.is_some(), "its secret is the one it had");
     let revoked = store.revoke_key(key.key_id, None, &ada()).await.unwrap();
     let late = store.update_key(&key, None, &ada()).await;
     assert!(matches!(late, Err(StoreError::NotFound { .. })), "{late:?}");
@@ -207,7 +213,9 @@ pub(crate) async fn a_key_that_is_not_there_is_not_found(store: &SharedStore) {
         store.revoke_key(nothing, None, &ada()).await,
         Err(missing.clone())
     );
-    let rotated = store.rotate_key(nothing, secret(1), now(), &ada()).await;
+    let rotated = store
+        .rotate_key(nothing, secret(1), now(), None, &ada())
+        .await;
     assert_eq!(rotated, Err(missing));
 }
 

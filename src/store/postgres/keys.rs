@@ -97,10 +97,11 @@ impl KeyStore for PostgresStore {
         key: KeyId,
         secret: SecretHash,
         old_until: Timestamp,
+        expected: Option<i64>,
         by: &Actor,
     ) -> StoreResult<ApiKey> {
         self.change("keys.rotate", |tx| async move {
-            rotate_key(&tx, key, secret, old_until, by).await
+            rotate_key(&tx, key, secret, old_until, expected, by).await
         })
         .await
     }
@@ -310,9 +311,11 @@ async fn rotate_key(
     key: KeyId,
     secret: SecretHash,
     old_until: Timestamp,
+    expected: Option<i64>,
     by: &Actor,
 ) -> Result<ApiKey, Failed> {
     let stored = get_key(tx, key).await?;
+    versions::check("key", key, versions::key(&stored), expected)?;
     Change {
         action: "key.rotate",
         target: &key.to_string(),

@@ -85,11 +85,12 @@ impl KeyStore for SqliteStore {
         key: KeyId,
         secret: SecretHash,
         old_until: Timestamp,
+        expected: Option<i64>,
         by: &Actor,
     ) -> StoreResult<ApiKey> {
         let by = by.clone();
         self.write("keys.rotate", move |tx| {
-            rotate_key(tx, key, secret, old_until, &by)
+            rotate_key(tx, key, secret, old_until, expected, &by)
         })
         .await
     }
@@ -297,9 +298,11 @@ fn rotate_key(
     key: KeyId,
     secret: SecretHash,
     old_until: Timestamp,
+    expected: Option<i64>,
     by: &Actor,
 ) -> Result<ApiKey, Failed> {
     let stored = get_key(tx, key)?;
+    versions::check("key", key, versions::key(&stored), expected)?;
     Change {
         action: "key.rotate",
         target: &key.to_string(),

@@ -370,6 +370,8 @@ async fn a_change_for_a_version_that_is_gone_is_412_with_what_is_there_now() {
         .expect_status(201);
     let key_path = format!("/keys/{}", key.body["key_id"].as_str().unwrap());
     let key_path = key_path.as_str();
+    let rotation = format!("{key_path}/rotate");
+    let rotation = rotation.as_str();
 
     // What was shown is what may be changed; then the one who saw the same comes too late.
     let tenant = owner.get("/tenants/acme").await.expect_status(200);
@@ -439,6 +441,7 @@ async fn a_change_for_a_version_that_is_gone_is_412_with_what_is_there_now() {
             r#"{"name":"mine"}"#,
             &other_key,
         ),
+        (Method::POST, rotation, &key, "", &other_key),
         (Method::DELETE, key_path, &key, "", &other_key),
     ] {
         let late = send(&method, path, seen, body)
@@ -465,6 +468,7 @@ async fn a_change_for_a_version_that_is_gone_is_412_with_what_is_there_now() {
             r#"{"hard_limit":7}"#,
             404,
         ),
+        (Method::POST, rotation, &other_key, "", 200),
         (Method::DELETE, key_path, &other_key, "", 204),
     ] {
         let reply = send(&method, path, seen, body).await;
