@@ -18,7 +18,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Goes up with whatever of this file changes the server.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// As a user of Debian that may do nothing else.
 const NOBODY: u32 = 65_534;
 /// The role whose connections must bring [`PASSWORD`]; `tollgate` is trusted.
@@ -104,7 +104,7 @@ impl Cluster {
             ("full_page_writes", "off".to_owned()),
             ("wal_level", "minimal".to_owned()),
             ("max_wal_senders", "0".to_owned()),
-            ("max_wal_size", "2GB".to_owned()),
+            ("max_wal_size", "1GB".to_owned()),
             ("shared_buffers", "128MB".to_owned()),
             ("max_connections", "400".to_owned()),
             ("ssl", "on".to_owned()),
@@ -357,9 +357,19 @@ pub(crate) fn server() -> &'static Cluster {
     &SERVER.get_or_init(join_server).0
 }
 
+/// In memory where there is much of it: the disk is not waited for anyway, and hundreds of databases, each of hundreds
+/// of files, are made and removed in a run.
 fn shared_directory() -> PathBuf {
+    const ROOMY_BYTES: u64 = 8 << 30;
+    let memory = Path::new("/dev/shm");
+    let size = rustix::fs::statvfs(memory).map_or(0, |of| of.f_blocks * of.f_frsize);
+    let parent = if size >= ROOMY_BYTES {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
     let user = rustix::process::getuid().as_raw();
-    std::env::temp_dir().join(format!("tollgate-tests-postgres-{VERSION}-{user}"))
+    parent.join(format!("tollgate-tests-postgres-{VERSION}-{user}"))
 }
 
 fn join_server() -> (Cluster, File) {
