@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tokio::{
     fs::{self, File},
     io::AsyncWriteExt as _,
@@ -64,7 +64,6 @@ impl FileSink {
     }
 }
 
-#[async_trait]
 impl Sender for FileSink {
     fn kind(&self) -> Kind {
         Kind::AnalyticsBatch
@@ -82,14 +81,16 @@ impl Sender for FileSink {
         EVERY
     }
 
-    async fn send(&self, entries: &[Leased], _now: Timestamp) -> Vec<Outcome> {
-        let outcome = match self.write(entries).await {
-            Ok(()) => Outcome::Sent,
-            Err(error) => Outcome::Retry {
-                after: None,
-                error: format!("{} can't be written: {error}", self.directory.display()),
-            },
-        };
-        vec![outcome; entries.len()]
+    fn send<'a>(&'a self, entries: &'a [Leased], _now: Timestamp) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(async move {
+            let outcome = match self.write(entries).await {
+                Ok(()) => Outcome::Sent,
+                Err(error) => Outcome::Retry {
+                    after: None,
+                    error: format!("{} can't be written: {error}", self.directory.display()),
+                },
+            };
+            vec![outcome; entries.len()]
+        })
     }
 }

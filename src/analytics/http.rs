@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use flate2::{Compression, write::GzEncoder};
+use futures_util::future::BoxFuture;
 use futures_util::future::join_all;
 
 use super::MOST_ATTEMPTS;
@@ -66,7 +66,6 @@ fn body(lines: &str) -> io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-#[async_trait]
 impl Sender for HttpSink {
     fn kind(&self) -> Kind {
         Kind::AnalyticsBatch
@@ -84,7 +83,7 @@ impl Sender for HttpSink {
         EVERY
     }
 
-    async fn send(&self, entries: &[Leased], now: Timestamp) -> Vec<Outcome> {
-        join_all(entries.iter().map(|batch| self.post(batch, now))).await
+    fn send<'a>(&'a self, entries: &'a [Leased], now: Timestamp) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(async move { join_all(entries.iter().map(|batch| self.post(batch, now))).await })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
 use super::{App, Parts, data_dir::DataDir};
@@ -58,105 +58,131 @@ impl App {
     }
 }
 
-#[async_trait]
 impl Refresh for Parts {
-    async fn refresh(&self) {
-        if let Err(error) = self.catalogue.poll().await {
-            tracing::debug!(%error, "the catalogue's changes can't be read; the next poll makes up for it");
-        }
+    fn refresh(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.catalogue.poll().await {
+                tracing::debug!(%error, "the catalogue's changes can't be read; the next poll makes up for it");
+            }
+        })
     }
 }
 
-#[async_trait]
 impl UsageOperations for Parts {
-    async fn usage(
-        &self,
-        tenant: Option<&TenantRef>,
+    fn usage<'a>(
+        &'a self,
+        tenant: Option<&'a TenantRef>,
         _now: Timestamp,
-    ) -> Result<Value, AdminError> {
-        match tenant {
-            Some(tenant) => Ok(json!(UsageBody::of(
-                &self.reports.current_of(tenant).await?
-            ))),
-            None => {
-                // Of one page at a time more is in memory than what is answered.
-                let (mut items, mut after) = (Vec::new(), None);
-                loop {
-                    let page = self.reports.current_page(after.as_ref(), PAGE).await?;
-                    items.extend(page.tenants.iter().map(|it| json!(UsageBody::of(it))));
-                    after = page.last;
-                    if after.is_none() {
-                        return Ok(json!({ "items": items }));
+    ) -> BoxFuture<'a, Result<Value, AdminError>> {
+        Box::pin(async move {
+            match tenant {
+                Some(tenant) => Ok(json!(UsageBody::of(
+                    &self.reports.current_of(tenant).await?
+                ))),
+                None => {
+                    // Of one page at a time more is in memory than what is answered.
+                    let (mut items, mut after) = (Vec::new(), None);
+                    loop {
+                        let page = self.reports.current_page(after.as_ref(), PAGE).await?;
+                        items.extend(page.tenants.iter().map(|it| json!(UsageBody::of(it))));
+                        after = page.last;
+                        if after.is_none() {
+                            return Ok(json!({ "items": items }));
+                        }
                     }
                 }
             }
-        }
+        })
     }
 
-    async fn totals(&self, ask: &TotalsAsk, _now: Timestamp) -> Result<Value, AdminError> {
-        let policy = self.reports.policy_ever(&ask.tenant).await?;
-        let totals = self
-            .reports
-            .totals(&policy, &ask.features, ask.window, ask.by)
-            .await?;
-        Ok(json!(TotalsBody::of(&policy, &totals, ask.by)))
+    fn totals<'a>(
+        &'a self,
+        ask: &'a TotalsAsk,
+        _now: Timestamp,
+    ) -> BoxFuture<'a, Result<Value, AdminError>> {
+        Box::pin(async move {
+            let policy = self.reports.policy_ever(&ask.tenant).await?;
+            let totals = self
+                .reports
+                .totals(&policy, &ask.features, ask.window, ask.by)
+                .await?;
+            Ok(json!(TotalsBody::of(&policy, &totals, ask.by)))
+        })
     }
 
-    async fn record(&self, record: &ManualRecord, by: &Actor) -> Result<Value, AdminError> {
-        let policy = self.reports.policy(&record.tenant).await?;
-        let reported = self.reporting.record(&policy, record, by).await?;
-        Ok(json!({ "event_id": reported.event_id, "duplicate": reported.is_duplicate }))
+    fn record<'a>(
+        &'a self,
+        record: &'a ManualRecord,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, Result<Value, AdminError>> {
+        Box::pin(async move {
+            let policy = self.reports.policy(&record.tenant).await?;
+            let reported = self.reporting.record(&policy, record, by).await?;
+            Ok(json!({ "event_id": reported.event_id, "duplicate": reported.is_duplicate }))
+        })
     }
 
-    async fn export(
-        &self,
-        ask: &ReportAsk,
+    fn export<'a>(
+        &'a self,
+        ask: &'a ReportAsk,
         files: ReportFiles,
-        steps: &(dyn Fn(u64, u64) + Send + Sync),
-    ) -> Result<ReportSummary, ReportFailed> {
-        self.reports.export(ask, files, steps).await
+        steps: &'a (dyn Fn(u64, u64) + Send + Sync),
+    ) -> BoxFuture<'a, Result<ReportSummary, ReportFailed>> {
+        Box::pin(async move { self.reports.export(ask, files, steps).await })
     }
 
-    async fn correct(
-        &self,
-        tenant: &TenantRef,
-        correction: &Correction,
-        by: &Actor,
-    ) -> Result<Value, AdminError> {
-        let policy = self.reports.policy(tenant).await?;
-        let reported = self.reporting.correct(&policy, correction, by).await?;
-        Ok(json!({ "event_id": reported.event_id, "duplicate": reported.is_duplicate }))
+    fn correct<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
+        correction: &'a Correction,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, Result<Value, AdminError>> {
+        Box::pin(async move {
+            let policy = self.reports.policy(tenant).await?;
+            let reported = self.reporting.correct(&policy, correction, by).await?;
+            Ok(json!({ "event_id": reported.event_id, "duplicate": reported.is_duplicate }))
+        })
     }
 
-    async fn in_flight(
-        &self,
-        tenant: Option<&TenantRef>,
+    fn in_flight<'a>(
+        &'a self,
+        tenant: Option<&'a TenantRef>,
         older_than: Duration,
-    ) -> Result<Value, AdminError> {
-        let items = self.in_flight.list(tenant, older_than).await?;
-        Ok(json!({ "items": items }))
+    ) -> BoxFuture<'a, Result<Value, AdminError>> {
+        Box::pin(async move {
+            let items = self.in_flight.list(tenant, older_than).await?;
+            Ok(json!({ "items": items }))
+        })
     }
 
-    async fn release(&self, id: ReservationId, by: &Actor) -> Result<(), AdminError> {
-        self.in_flight.release(id, by).await
+    fn release<'a>(
+        &'a self,
+        id: ReservationId,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, Result<(), AdminError>> {
+        Box::pin(async move { self.in_flight.release(id, by).await })
     }
 
-    async fn explain(&self, request_id: &str) -> Result<Value, AdminError> {
-        let explained = self.explanations.of(request_id).await?;
-        explained.ok_or_else(|| AdminError::not_found("request", request_id))
+    fn explain<'a>(&'a self, request_id: &'a str) -> BoxFuture<'a, Result<Value, AdminError>> {
+        Box::pin(async move {
+            let explained = self.explanations.of(request_id).await?;
+            explained.ok_or_else(|| AdminError::not_found("request", request_id))
+        })
     }
 
-    async fn statement(&self, ask: &StatementAsk) -> Result<Value, AdminError> {
-        Ok(json!(self.statements.of(ask).await?))
+    fn statement<'a>(&'a self, ask: &'a StatementAsk) -> BoxFuture<'a, Result<Value, AdminError>> {
+        Box::pin(async move { Ok(json!(self.statements.of(ask).await?)) })
     }
 
-    async fn grants_left(
-        &self,
-        tenant: &TenantRef,
+    fn grants_left<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
         now: Timestamp,
-    ) -> Result<Vec<(GrantId, Quantity)>, AdminError> {
-        let policy = self.reports.policy(tenant).await?;
-        Ok(self.catalogue.grants_left(&policy, now).await?)
+    ) -> BoxFuture<'a, Result<Vec<(GrantId, Quantity)>, AdminError>> {
+        Box::pin(async move {
+            let policy = self.reports.policy(tenant).await?;
+            Ok(self.catalogue.grants_left(&policy, now).await?)
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the operators' routes ask of the program.
 
-use async_trait::async_trait;
 use axum::extract::FromRef;
+use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
 use super::{App, Parts};
@@ -30,46 +30,47 @@ impl FromRef<App> for BodyLimit {
     }
 }
 
-#[async_trait]
 impl Ops for Parts {
-    async fn readiness(&self) -> Readiness {
-        let store = match (self.store.ping().await, self.recorder.store_fault()) {
-            (Ok(()), None) => Part::ok(),
-            // Decisions can be made: usage waits in the journal meanwhile.
-            (Ok(()), Some(why)) => Part::degraded(why),
-            (Err(error), _) => Part::down(error.to_string()),
-        };
-        let (journal, journal_writes) = match self.recorder.journal().status() {
-            JournalStatus::Ok => (Part::ok(), true),
-            JournalStatus::Failing { detail } => (Part::down(detail), false),
-        };
-        let (provider, is_configured) = match self.provider.status() {
-            ProviderStatus::Ready => (Part::ok(), true),
-            ProviderStatus::Failing(why) => (Part::degraded(why), true),
-            ProviderStatus::NotConfigured(what) => (Part::down(what), false),
-        };
-        let ledger = self
-            .recorder
-            .ledger()
-            .fault()
-            .map_or_else(Part::ok, Part::down);
-        let is_down = |part: &Part| part.status == ops::PartStatus::Down;
-        let is_decided =
-            !(is_down(&store) || is_down(&ledger)) || self.config.fail_mode == FailMode::Open;
-        let is_taken = (journal_writes || !self.guard.is_on()) && is_configured && is_decided;
-        Readiness {
-            chats: if is_taken {
-                Chats::Taken
-            } else {
-                Chats::Refused
-            },
-            parts: ops::Parts {
-                store,
-                ledger,
-                journal,
-                provider,
-            },
-        }
+    fn readiness(&self) -> BoxFuture<'_, Readiness> {
+        Box::pin(async move {
+            let store = match (self.store.ping().await, self.recorder.store_fault()) {
+                (Ok(()), None) => Part::ok(),
+                // Decisions can be made: usage waits in the journal meanwhile.
+                (Ok(()), Some(why)) => Part::degraded(why),
+                (Err(error), _) => Part::down(error.to_string()),
+            };
+            let (journal, journal_writes) = match self.recorder.journal().status() {
+                JournalStatus::Ok => (Part::ok(), true),
+                JournalStatus::Failing { detail } => (Part::down(detail), false),
+            };
+            let (provider, is_configured) = match self.provider.status() {
+                ProviderStatus::Ready => (Part::ok(), true),
+                ProviderStatus::Failing(why) => (Part::degraded(why), true),
+                ProviderStatus::NotConfigured(what) => (Part::down(what), false),
+            };
+            let ledger = self
+                .recorder
+                .ledger()
+                .fault()
+                .map_or_else(Part::ok, Part::down);
+            let is_down = |part: &Part| part.status == ops::PartStatus::Down;
+            let is_decided =
+                !(is_down(&store) || is_down(&ledger)) || self.config.fail_mode == FailMode::Open;
+            let is_taken = (journal_writes || !self.guard.is_on()) && is_configured && is_decided;
+            Readiness {
+                chats: if is_taken {
+                    Chats::Taken
+                } else {
+                    Chats::Refused
+                },
+                parts: ops::Parts {
+                    store,
+                    ledger,
+                    journal,
+                    provider,
+                },
+            }
+        })
     }
 
     fn metrics_text(&self) -> String {
@@ -100,8 +101,10 @@ impl Ops for Parts {
         self.config.metrics_token.as_ref()
     }
 
-    async fn is_admin_token(&self, token: &str) -> bool {
-        let found = self.administrators.authenticate(token).await;
-        found.is_ok_and(|found| found.is_some())
+    fn is_admin_token<'a>(&'a self, token: &'a str) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let found = self.administrators.authenticate(token).await;
+            found.is_ok_and(|found| found.is_some())
+        })
     }
 }

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -61,10 +61,9 @@ pub struct Backend {
 }
 
 /// Something that keeps copies of the catalogue.
-#[async_trait]
 pub trait Refresh: Send + Sync {
     /// Drops what the store has changed since; returns when that holds for the next request.
-    async fn refresh(&self);
+    fn refresh(&self) -> BoxFuture<'_, ()>;
 }
 
 /// A command as it was typed: its words, and what they mean where they were typed.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
@@ -60,22 +60,22 @@ pub fn bind(data_dir: &Path) -> io::Result<ControlListener> {
 }
 
 /// Runs a command by its words.
-#[async_trait]
 pub trait Runner: Send + Sync {
-    async fn run(&self, typed: Typed, progress: &Progress) -> Reply;
+    fn run<'a>(&'a self, typed: Typed, progress: &'a Progress) -> BoxFuture<'a, Reply>;
 }
 
-#[async_trait]
 impl Runner for Backend {
-    async fn run(&self, typed: Typed, progress: &Progress) -> Reply {
-        let backend = Self {
-            directory: typed.directory.clone(),
-            ..self.clone()
-        };
-        match cli::run_asked(typed, &backend, progress).await {
-            Ok(output) => Reply::Ok(output),
-            Err(failure) => Reply::Error(failure),
-        }
+    fn run<'a>(&'a self, typed: Typed, progress: &'a Progress) -> BoxFuture<'a, Reply> {
+        Box::pin(async move {
+            let backend = Self {
+                directory: typed.directory.clone(),
+                ..self.clone()
+            };
+            match cli::run_asked(typed, &backend, progress).await {
+                Ok(output) => Reply::Ok(output),
+                Err(failure) => Reply::Error(failure),
+            }
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
@@ -19,25 +19,26 @@ use crate::cli::output::Output;
 /// Answers with the words it got; fails for `fail`, panics for `panic`.
 struct Echo;
 
-#[async_trait]
 impl Runner for Echo {
-    async fn run(&self, typed: Typed, progress: &Progress) -> Reply {
-        let argv = typed.argv;
-        match argv[0].as_str() {
-            "fail" => Reply::Error(Failure {
-                message: "no such plan".to_owned(),
-                exit_code: 1,
-            }),
-            "panic" => panic!("a command that breaks"),
-            "long" => {
-                for done in 1..=3 {
-                    progress(Step { done, total: 3 });
-                    tokio::task::yield_now().await;
+    fn run<'a>(&'a self, typed: Typed, progress: &'a Progress) -> BoxFuture<'a, Reply> {
+        Box::pin(async move {
+            let argv = typed.argv;
+            match argv[0].as_str() {
+                "fail" => Reply::Error(Failure {
+                    message: "no such plan".to_owned(),
+                    exit_code: 1,
+                }),
+                "panic" => panic!("a command that breaks"),
+                "long" => {
+                    for done in 1..=3 {
+                        progress(Step { done, total: 3 });
+                        tokio::task::yield_now().await;
+                    }
+                    Reply::Ok(Output::of_json(serde_json::json!(typed.directory)))
                 }
-                Reply::Ok(Output::of_json(serde_json::json!(typed.directory)))
+                _ => Reply::Ok(Output::object(&argv, vec![("words", argv.join(" "))])),
             }
-            _ => Reply::Ok(Output::object(&argv, vec![("words", argv.join(" "))])),
-        }
+        })
     }
 }
 

@@ -5,12 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use async_trait::async_trait;
 use axum::{
     Json,
     extract::State,
     response::{IntoResponse, Response},
 };
+use futures_util::future::BoxFuture;
 use http::{
     HeaderMap, HeaderValue, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE},
@@ -25,16 +25,15 @@ use super::{
 };
 
 /// What these routes ask of the program; its router has an `Arc` of it in its state.
-#[async_trait]
 pub trait Ops: Send + Sync {
     /// Never calls the upstream: it is asked every few seconds.
-    async fn readiness(&self) -> Readiness;
+    fn readiness(&self) -> BoxFuture<'_, Readiness>;
     /// All metrics in Prometheus' text format, gauges brought up to date.
     fn metrics_text(&self) -> String;
     /// What `/metrics` wants as bearer; `None`: it is open.
     fn metrics_token(&self) -> Option<&SecretString>;
     /// Whether this is the valid token of an administrator, of any role.
-    async fn is_admin_token(&self, token: &str) -> bool;
+    fn is_admin_token<'a>(&'a self, token: &'a str) -> BoxFuture<'a, bool>;
 }
 
 /// The state of these routes.
@@ -224,10 +223,9 @@ mod tests {
         token: Option<SecretString>,
     }
 
-    #[async_trait]
     impl Ops for Fixed {
-        async fn readiness(&self) -> Readiness {
-            self.readiness.clone()
+        fn readiness(&self) -> BoxFuture<'_, Readiness> {
+            Box::pin(async move { self.readiness.clone() })
         }
 
         fn metrics_text(&self) -> String {
@@ -238,8 +236,8 @@ mod tests {
             self.token.as_ref()
         }
 
-        async fn is_admin_token(&self, token: &str) -> bool {
-            token == "tga_admin"
+        fn is_admin_token<'a>(&'a self, token: &'a str) -> BoxFuture<'a, bool> {
+            Box::pin(async move { token == "tga_admin" })
         }
     }
 

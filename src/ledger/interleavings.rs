@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use shuttle::{
     Config, MaxSteps, Runner, future,
     rand::{Rng as _, thread_rng},
@@ -47,20 +47,21 @@ struct Slow {
     fails: bool,
 }
 
-#[async_trait]
 impl BaseTotals for Slow {
-    async fn load(
-        &self,
+    fn load<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
-    ) -> Result<(Vec<Quantity>, Seq), LedgerError> {
-        pause().await;
-        let loaded = self.base.load(tenant, counters).await;
-        pause().await;
-        if self.fails && thread_rng().gen_ratio(1, 10) {
-            return Err(LedgerError::Unavailable("the store is away".to_owned()));
-        }
-        loaded
+        counters: &'a [CounterOf],
+    ) -> BoxFuture<'a, Result<(Vec<Quantity>, Seq), LedgerError>> {
+        Box::pin(async move {
+            pause().await;
+            let loaded = self.base.load(tenant, counters).await;
+            pause().await;
+            if self.fails && thread_rng().gen_ratio(1, 10) {
+                return Err(LedgerError::Unavailable("the store is away".to_owned()));
+            }
+            loaded
+        })
     }
 }
 

@@ -28,7 +28,7 @@ mod stress;
 #[cfg(test)]
 mod testing;
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use self::sync::Arc;
 pub use self::{
@@ -37,7 +37,7 @@ pub use self::{
     local::LocalLedger,
     redis::{
         Keep, LEASE, RedisHold, RedisLedger, RedisSettings, Servers, Shared, SharedBase,
-        look_at_servers,
+        SumsOfEvents, look_at_servers,
     },
     reopen::Granted,
 };
@@ -221,18 +221,17 @@ pub struct Repaired {
 }
 
 /// What counters start from: the settled totals of the system of record.
-#[async_trait]
 pub trait BaseTotals: Send + Sync {
     /// Sums of these counters in the order asked, and the journal's sequence that they cover: an event up to it is in
     /// the sums, a later one is not. Every event of the tenant that was durable when this was called is in them.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`] if they can't be read now.
-    async fn load(
-        &self,
+    fn load<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
-    ) -> Result<(Vec<Quantity>, Seq), LedgerError>;
+        counters: &'a [CounterOf],
+    ) -> BoxFuture<'a, Result<(Vec<Quantity>, Seq), LedgerError>>;
 }
 
 impl Ledger {

@@ -52,7 +52,7 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -103,25 +103,27 @@ pub struct RedisSettings {
     pub node: String,
 }
 
+/// Sums of counters, and which of some events are in them.
+pub type SumsOfEvents = (Vec<Quantity>, HashSet<EventId>);
+
 /// What the system of record and this node's journal know.
-#[async_trait]
 pub trait SharedBase: Send + Sync {
     /// Sums of counters over what the store has, in the order asked, and which of `events` are in them: of one instant.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`] if they can't be read now.
-    async fn sums(
-        &self,
+    fn sums<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
-        events: &[EventId],
-    ) -> Result<(Vec<Quantity>, HashSet<EventId>), LedgerError>;
+        counters: &'a [CounterOf],
+        events: &'a [EventId],
+    ) -> BoxFuture<'a, Result<SumsOfEvents, LedgerError>>;
 
     /// The events of this node's journal that are surely not in the store.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`] if the journal can't be read now.
-    async fn undrained(&self) -> Result<Vec<UsageEvent>, LedgerError>;
+    fn undrained(&self) -> BoxFuture<'_, Result<Vec<UsageEvent>, LedgerError>>;
 
     /// The last event of this node's journal.
     fn last_seq(&self) -> Seq;
@@ -130,7 +132,7 @@ pub trait SharedBase: Send + Sync {
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`] if the store can't be read now.
-    async fn reservations(&self) -> Result<Vec<Reservation>, LedgerError>;
+    fn reservations(&self) -> BoxFuture<'_, Result<Vec<Reservation>, LedgerError>>;
 }
 
 /// Whose clock decides.

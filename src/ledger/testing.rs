@@ -1,21 +1,21 @@
 //! What tests of ledgers are made of: a store and journal in memory, limits, requests and events in a few words.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
-use async_trait::async_trait;
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{
     Amount, BaseTotals, CounterKey, Hold, Ledger, LedgerAsk, LedgerError, OnViolation, Reserved,
-    SharedBase, Want,
+    SharedBase, SumsOfEvents, Want,
 };
 use crate::{
     clock,
@@ -144,64 +144,68 @@ impl FakeBase {
     }
 }
 
-#[async_trait]
 impl BaseTotals for FakeBase {
-    async fn load(
-        &self,
+    fn load<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
-    ) -> Result<(Vec<Quantity>, Seq), LedgerError> {
-        self.loads.fetch_add(1, Ordering::SeqCst);
-        let at_call = self.last();
-        self.gate.acquire().await.unwrap().forget();
-        if self.is_failing.load(Ordering::SeqCst) {
-            return Err(LedgerError::Unavailable("the store is away".to_owned()));
-        }
-        // Both are allowed: all that is durable when it is read, or no more than was durable when it was asked.
-        let covered = if self.loads().is_multiple_of(2) {
-            at_call
-        } else {
-            self.last()
-        };
-        let sums = counters.iter().map(|it| self.sum(tenant, it, covered));
-        Ok((sums.collect(), covered))
+        counters: &'a [CounterOf],
+    ) -> BoxFuture<'a, Result<(Vec<Quantity>, Seq), LedgerError>> {
+        Box::pin(async move {
+            self.loads.fetch_add(1, Ordering::SeqCst);
+            let at_call = self.last();
+            self.gate.acquire().await.unwrap().forget();
+            if self.is_failing.load(Ordering::SeqCst) {
+                return Err(LedgerError::Unavailable("the store is away".to_owned()));
+            }
+            // Both are allowed: all that is durable when it is read, or no more than was durable when it was asked.
+            let covered = if self.loads().is_multiple_of(2) {
+                at_call
+            } else {
+                self.last()
+            };
+            let sums = counters.iter().map(|it| self.sum(tenant, it, covered));
+            Ok((sums.collect(), covered))
+        })
     }
 }
 
-#[async_trait]
 impl SharedBase for FakeBase {
-    async fn sums(
-        &self,
+    fn sums<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
-        events: &[EventId],
-    ) -> Result<(Vec<Quantity>, HashSet<EventId>), LedgerError> {
-        if !counters.is_empty() {
-            self.loads.fetch_add(1, Ordering::SeqCst);
-            self.gate.acquire().await.unwrap().forget();
-        }
-        if self.is_failing.load(Ordering::SeqCst) {
-            return Err(LedgerError::Unavailable("the store is away".to_owned()));
-        }
-        let stored = self.stored();
-        let sums = counters.iter().map(|it| self.sum(tenant, it, stored));
-        let known = self.between(Seq(0), stored).into_iter();
-        let known = known.map(|(_, event)| event.event_id);
-        let known = known.filter(|id| events.contains(id)).collect();
-        Ok((sums.collect(), known))
+        counters: &'a [CounterOf],
+        events: &'a [EventId],
+    ) -> BoxFuture<'a, Result<SumsOfEvents, LedgerError>> {
+        Box::pin(async move {
+            if !counters.is_empty() {
+                self.loads.fetch_add(1, Ordering::SeqCst);
+                self.gate.acquire().await.unwrap().forget();
+            }
+            if self.is_failing.load(Ordering::SeqCst) {
+                return Err(LedgerError::Unavailable("the store is away".to_owned()));
+            }
+            let stored = self.stored();
+            let sums = counters.iter().map(|it| self.sum(tenant, it, stored));
+            let known = self.between(Seq(0), stored).into_iter();
+            let known = known.map(|(_, event)| event.event_id);
+            let known = known.filter(|id| events.contains(id)).collect();
+            Ok((sums.collect(), known))
+        })
     }
 
-    async fn undrained(&self) -> Result<Vec<UsageEvent>, LedgerError> {
-        let undrained = self.between(self.stored(), self.last()).into_iter();
-        Ok(undrained.map(|(_, event)| event).collect())
+    fn undrained(&self) -> BoxFuture<'_, Result<Vec<UsageEvent>, LedgerError>> {
+        Box::pin(async move {
+            let undrained = self.between(self.stored(), self.last()).into_iter();
+            Ok(undrained.map(|(_, event)| event).collect())
+        })
     }
 
     fn last_seq(&self) -> Seq {
         self.last()
     }
 
-    async fn reservations(&self) -> Result<Vec<Reservation>, LedgerError> {
-        Ok(Vec::new())
+    fn reservations(&self) -> BoxFuture<'_, Result<Vec<Reservation>, LedgerError>> {
+        Box::pin(async move { Ok(Vec::new()) })
     }
 }
 

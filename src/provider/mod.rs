@@ -26,8 +26,8 @@ mod test_server;
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use http::{HeaderMap, Response, StatusCode};
 
@@ -40,13 +40,12 @@ use crate::{
 };
 
 /// A language model behind OpenAI's API.
-#[async_trait]
 pub trait Provider: Send + Sync {
     /// The whole answer to a conversation (`/api/v1/chat`).
     ///
     /// # Errors
     /// [`ProviderError::Refused`] for any status but 2xx; the others as they say.
-    async fn chat(&self, call: &ChatCall) -> Result<ChatReply, ProviderError>;
+    fn chat<'a>(&'a self, call: &'a ChatCall) -> BoxFuture<'a, Result<ChatReply, ProviderError>>;
 
     /// The same, piece by piece. A stream that ends without an error is complete: it had its finish reason or
     /// `[DONE]`. Dropping it cancels the upstream's work.
@@ -54,13 +53,19 @@ pub trait Provider: Send + Sync {
     /// # Errors
     /// As [`Provider::chat`], before the first piece; [`ProviderError::Broken`] and [`ProviderError::Timeout`] also
     /// as the stream's last item.
-    async fn chat_stream(&self, call: &ChatCall) -> Result<ChatStream, ProviderError>;
+    fn chat_stream<'a>(
+        &'a self,
+        call: &'a ChatCall,
+    ) -> BoxFuture<'a, Result<ChatStream, ProviderError>>;
 
     /// Passes a request of the `/v1` routes on, byte for byte, and gives the upstream's answer whatever its status.
     ///
     /// # Errors
     /// [`ProviderError::Refused`] never: an answer is an answer.
-    async fn forward(&self, request: Forward) -> Result<Response<UpstreamBody>, ProviderError>;
+    fn forward(
+        &self,
+        request: Forward,
+    ) -> BoxFuture<'_, Result<Response<UpstreamBody>, ProviderError>>;
 
     /// How it does, without making a call.
     fn status(&self) -> ProviderStatus;

@@ -12,8 +12,8 @@ use std::{
 };
 
 use async_openai::{Client, config::Config, error::OpenAIError, middleware::HttpRequestFactory};
-use async_trait::async_trait;
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Response, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{json, value::RawValue};
@@ -177,21 +177,32 @@ impl OpenAi {
     }
 }
 
-#[async_trait]
 impl Provider for OpenAi {
-    async fn chat(&self, call: &ChatCall) -> Result<ChatReply, ProviderError> {
-        self.check_configured()?;
-        self.health.note(self.whole(call).await)
+    fn chat<'a>(&'a self, call: &'a ChatCall) -> BoxFuture<'a, Result<ChatReply, ProviderError>> {
+        Box::pin(async move {
+            self.check_configured()?;
+            self.health.note(self.whole(call).await)
+        })
     }
 
-    async fn chat_stream(&self, call: &ChatCall) -> Result<ChatStream, ProviderError> {
-        self.check_configured()?;
-        self.health.note(self.stream(call).await)
+    fn chat_stream<'a>(
+        &'a self,
+        call: &'a ChatCall,
+    ) -> BoxFuture<'a, Result<ChatStream, ProviderError>> {
+        Box::pin(async move {
+            self.check_configured()?;
+            self.health.note(self.stream(call).await)
+        })
     }
 
-    async fn forward(&self, request: Forward) -> Result<Response<UpstreamBody>, ProviderError> {
-        self.check_configured()?;
-        self.health.note(self.passthrough.send(request).await)
+    fn forward(
+        &self,
+        request: Forward,
+    ) -> BoxFuture<'_, Result<Response<UpstreamBody>, ProviderError>> {
+        Box::pin(async move {
+            self.check_configured()?;
+            self.health.note(self.passthrough.send(request).await)
+        })
     }
 
     fn status(&self) -> ProviderStatus {

@@ -43,7 +43,7 @@ pub mod usage_view;
 
 use std::time::Duration;
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 pub use error::AdminError;
 use reporting::Correction;
@@ -85,56 +85,65 @@ pub struct ManualRecord {
 }
 
 /// Usage, as the commands need it; answers are the JSON bodies of interface.md §2 and §3.
-#[async_trait]
 pub trait UsageOperations: Send + Sync {
     /// The body of `GET /api/v1/usage` for one tenant; `{"items":[…]}` of all without one.
-    async fn usage(
-        &self,
-        tenant: Option<&TenantRef>,
+    fn usage<'a>(
+        &'a self,
+        tenant: Option<&'a TenantRef>,
         now: Timestamp,
-    ) -> Result<serde_json::Value, AdminError>;
+    ) -> BoxFuture<'a, Result<serde_json::Value, AdminError>>;
     /// The body of `GET /api/v1/usage/totals`.
-    async fn totals(
-        &self,
-        ask: &TotalsAsk,
+    fn totals<'a>(
+        &'a self,
+        ask: &'a TotalsAsk,
         now: Timestamp,
-    ) -> Result<serde_json::Value, AdminError>;
+    ) -> BoxFuture<'a, Result<serde_json::Value, AdminError>>;
     /// `{"event_id","duplicate"}`.
-    async fn record(
-        &self,
-        record: &ManualRecord,
-        by: &Actor,
-    ) -> Result<serde_json::Value, AdminError>;
+    fn record<'a>(
+        &'a self,
+        record: &'a ManualRecord,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, Result<serde_json::Value, AdminError>>;
     /// Writes the report; `steps` hears how many tenants of how many are done.
-    async fn export(
-        &self,
-        ask: &report::ReportAsk,
+    fn export<'a>(
+        &'a self,
+        ask: &'a report::ReportAsk,
         files: report::ReportFiles,
-        steps: &(dyn Fn(u64, u64) + Send + Sync),
-    ) -> Result<report::ReportSummary, report::ReportFailed>;
+        steps: &'a (dyn Fn(u64, u64) + Send + Sync),
+    ) -> BoxFuture<'a, Result<report::ReportSummary, report::ReportFailed>>;
     /// `{"event_id","duplicate"}`.
-    async fn correct(
-        &self,
-        tenant: &TenantRef,
-        correction: &Correction,
-        by: &Actor,
-    ) -> Result<serde_json::Value, AdminError>;
+    fn correct<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
+        correction: &'a Correction,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, Result<serde_json::Value, AdminError>>;
     /// `{"items":[…]}` of what is in flight, the oldest first; only what is at least as old as `older_than`.
-    async fn in_flight(
-        &self,
-        tenant: Option<&TenantRef>,
+    fn in_flight<'a>(
+        &'a self,
+        tenant: Option<&'a TenantRef>,
         older_than: Duration,
-    ) -> Result<serde_json::Value, AdminError>;
+    ) -> BoxFuture<'a, Result<serde_json::Value, AdminError>>;
     /// Gives back what a request or reservation in flight holds.
-    async fn release(&self, id: ReservationId, by: &Actor) -> Result<(), AdminError>;
+    fn release<'a>(
+        &'a self,
+        id: ReservationId,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, Result<(), AdminError>>;
     /// What became of a request; `NotFound` if that is not kept.
-    async fn explain(&self, request_id: &str) -> Result<serde_json::Value, AdminError>;
+    fn explain<'a>(
+        &'a self,
+        request_id: &'a str,
+    ) -> BoxFuture<'a, Result<serde_json::Value, AdminError>>;
     /// Interface.md §8.
-    async fn statement(&self, ask: &StatementAsk) -> Result<serde_json::Value, AdminError>;
+    fn statement<'a>(
+        &'a self,
+        ask: &'a StatementAsk,
+    ) -> BoxFuture<'a, Result<serde_json::Value, AdminError>>;
     /// What is left of each of the tenant's grants that are not over.
-    async fn grants_left(
-        &self,
-        tenant: &TenantRef,
+    fn grants_left<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
         now: Timestamp,
-    ) -> Result<Vec<(GrantId, Quantity)>, AdminError>;
+    ) -> BoxFuture<'a, Result<Vec<(GrantId, Quantity)>, AdminError>>;
 }

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use crate::{
@@ -47,33 +47,39 @@ pub struct Onward {
 
 type Policies = HashMap<TenantId, Option<Arc<Policy>>>;
 
-#[async_trait]
 impl Teller for Onward {
-    async fn tell(&self, journal: Uuid, events: &[(Seq, UsageEvent)]) -> StoreResult<Tell> {
-        let now = self.clock.now();
-        let mut tell = Tell::default();
-        let replicas = self.replicas == Told::Yes;
-        if self.analytics == Told::Yes || self.metering.is_some() || replicas {
-            let policies = self.policies(events).await?;
-            if self.analytics == Told::Yes {
-                let slug_of = |tenant: TenantId| {
-                    let policy = policies.get(&tenant)?.as_ref()?;
-                    Some(policy.tenant.slug.as_str())
-                };
-                tell.entries = analytics::batches(journal, events, slug_of, now);
+    fn tell<'a>(
+        &'a self,
+        journal: Uuid,
+        events: &'a [(Seq, UsageEvent)],
+    ) -> BoxFuture<'a, StoreResult<Tell>> {
+        Box::pin(async move {
+            let now = self.clock.now();
+            let mut tell = Tell::default();
+            let replicas = self.replicas == Told::Yes;
+            if self.analytics == Told::Yes || self.metering.is_some() || replicas {
+                let policies = self.policies(events).await?;
+                if self.analytics == Told::Yes {
+                    let slug_of = |tenant: TenantId| {
+                        let policy = policies.get(&tenant)?.as_ref()?;
+                        Some(policy.tenant.slug.as_str())
+                    };
+                    tell.entries = analytics::batches(journal, events, slug_of, now);
+                }
+                if let Some(metering) = &self.metering {
+                    let policy_of =
+                        |tenant: TenantId| policies.get(&tenant).and_then(Option::as_deref);
+                    tell.meters = stripe::uses(events, policy_of, metering);
+                }
+                if replicas {
+                    tell.late = self.late(events, &policies, now)?;
+                }
             }
-            if let Some(metering) = &self.metering {
-                let policy_of = |tenant: TenantId| policies.get(&tenant).and_then(Option::as_deref);
-                tell.meters = stripe::uses(events, policy_of, metering);
+            if self.notices == Told::Yes {
+                tell.entries.extend(notices::check_of(journal, events, now));
             }
-            if replicas {
-                tell.late = self.late(events, &policies, now)?;
-            }
-        }
-        if self.notices == Told::Yes {
-            tell.entries.extend(notices::check_of(journal, events, now));
-        }
-        Ok(tell)
+            Ok(tell)
+        })
     }
 }
 

@@ -2,18 +2,17 @@
 
 use std::path::Path;
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use crate::{
     backup::{BackupError, Manifest},
     services::doctor::Finding,
 };
 
-#[async_trait]
 pub trait Operation: Send + Sync {
     /// Writes journal and store of this instant to one file, which replaces what is at `path`.
-    async fn backup(&self, path: &Path) -> Result<Manifest, BackupError>;
+    fn backup<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Manifest, BackupError>>;
 
     /// Looks for faults in everything that runs.
-    async fn examine(&self) -> Vec<Finding>;
+    fn examine(&self) -> BoxFuture<'_, Vec<Finding>>;
 }

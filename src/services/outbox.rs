@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde::Serialize;
 
 use crate::{
@@ -65,7 +65,6 @@ impl From<Posted> for Outcome {
 }
 
 /// Sends entries of one kind.
-#[async_trait]
 pub trait Sender: Send + Sync {
     fn kind(&self) -> Kind;
 
@@ -79,12 +78,17 @@ pub trait Sender: Send + Sync {
     fn pause(&self) -> Duration;
 
     /// What others are to be told of an entry that is given up.
-    async fn given_up(&self, _entry: &Leased, _error: &str, _now: Timestamp) -> Vec<NewEntry> {
-        Vec::new()
+    fn given_up<'a>(
+        &'a self,
+        _entry: &'a Leased,
+        _error: &'a str,
+        _now: Timestamp,
+    ) -> BoxFuture<'a, Vec<NewEntry>> {
+        Box::pin(async move { Vec::new() })
     }
 
     /// Tries to send these, the oldest first, within the lease; one outcome an entry, in the order given.
-    async fn send(&self, entries: &[Leased], now: Timestamp) -> Vec<Outcome>;
+    fn send<'a>(&'a self, entries: &'a [Leased], now: Timestamp) -> BoxFuture<'a, Vec<Outcome>>;
 }
 
 /// One a kind that has somewhere to go.

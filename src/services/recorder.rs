@@ -5,12 +5,11 @@
 //! journal forget it, together with the snapshot of the live totals as they were at that event.
 
 use std::{
-    collections::HashSet,
     sync::{self, Arc, OnceLock, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
 
 use crate::{
@@ -29,7 +28,7 @@ use crate::{
     journal::{Frozen, Journal, JournalError, Snapshot},
     ledger::{
         BaseTotals, CounterKey, Drained, Hold, Ledger, LedgerError, LocalLedger, RedisLedger,
-        RedisSettings, Settled, SharedBase, Since,
+        RedisSettings, Settled, SharedBase, Since, SumsOfEvents,
     },
     services::AdminError,
     store::{
@@ -100,14 +99,17 @@ pub enum DrainError {
 }
 
 /// Says what others are to be told of usage that comes into the store.
-#[async_trait]
 pub trait Teller: Send + Sync {
     /// What goes in with the transaction that records these events of `journal`. Each event is shown once,
     /// unless that transaction failed. Must not wait for the drain, which waits for this.
     ///
     /// # Errors
     /// [`StoreError`]: the events wait in the journal, and are shown again.
-    async fn tell(&self, journal: uuid::Uuid, events: &[(Seq, UsageEvent)]) -> StoreResult<Tell>;
+    fn tell<'a>(
+        &'a self,
+        journal: uuid::Uuid,
+        events: &'a [(Seq, UsageEvent)],
+    ) -> BoxFuture<'a, StoreResult<Tell>>;
 }
 
 /// Writes usage down and moves it on.
@@ -553,76 +555,81 @@ impl Recorder {
 /// Where the ledger takes a counter from that it does not have: the store, once the tenant's events have arrived there.
 struct StoredTotals(Weak<Recorder>);
 
-#[async_trait]
 impl BaseTotals for StoredTotals {
-    async fn load(
-        &self,
+    fn load<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
-    ) -> Result<(Vec<Quantity>, Seq), LedgerError> {
-        let recorder = self.recorder()?;
-        recorder.flush_tenant(tenant).await.map_err(unavailable)?;
-        let journal = recorder.journal.id();
-        recorder
-            .store
-            .counters(tenant, counters, journal)
-            .await
-            .map_err(unavailable)
+        counters: &'a [CounterOf],
+    ) -> BoxFuture<'a, Result<(Vec<Quantity>, Seq), LedgerError>> {
+        Box::pin(async move {
+            let recorder = self.recorder()?;
+            recorder.flush_tenant(tenant).await.map_err(unavailable)?;
+            let journal = recorder.journal.id();
+            recorder
+                .store
+                .counters(tenant, counters, journal)
+                .await
+                .map_err(unavailable)
+        })
     }
 }
 
-#[async_trait]
 impl SharedBase for StoredTotals {
-    async fn sums(
-        &self,
+    fn sums<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
-        events: &[EventId],
-    ) -> Result<(Vec<Quantity>, HashSet<EventId>), LedgerError> {
-        let recorder = self.recorder()?;
-        let store = &recorder.store;
-        let journal = recorder.journal.id();
-        let mut known = store.list_known_events(events).await.map_err(unavailable)?;
-        if counters.is_empty() {
-            return Ok((Vec::new(), known));
-        }
-        loop {
-            let (sums, _) = store
-                .counters(tenant, counters, journal)
-                .await
-                .map_err(unavailable)?;
-            if events.is_empty() {
-                return Ok((sums, known));
+        counters: &'a [CounterOf],
+        events: &'a [EventId],
+    ) -> BoxFuture<'a, Result<SumsOfEvents, LedgerError>> {
+        Box::pin(async move {
+            let recorder = self.recorder()?;
+            let store = &recorder.store;
+            let journal = recorder.journal.id();
+            let mut known = store.list_known_events(events).await.map_err(unavailable)?;
+            if counters.is_empty() {
+                return Ok((Vec::new(), known));
             }
-            // What was there before and after was there meanwhile, and so was what was not.
-            let after = store.list_known_events(events).await.map_err(unavailable)?;
-            if after == known {
-                return Ok((sums, known));
+            loop {
+                let (sums, _) = store
+                    .counters(tenant, counters, journal)
+                    .await
+                    .map_err(unavailable)?;
+                if events.is_empty() {
+                    return Ok((sums, known));
+                }
+                // What was there before and after was there meanwhile, and so was what was not.
+                let after = store.list_known_events(events).await.map_err(unavailable)?;
+                if after == known {
+                    return Ok((sums, known));
+                }
+                known = after;
             }
-            known = after;
-        }
+        })
     }
 
-    async fn undrained(&self) -> Result<Vec<UsageEvent>, LedgerError> {
-        let recorder = self.recorder()?;
-        let journal = &recorder.journal;
-        let known = *recorder.lock_recorded();
-        let recorded = match known {
-            Some(recorded) => recorded,
-            None => match recorder.store.drained(journal.id()).await {
-                Ok(recorded) => recorded,
-                // What is in the store must not be counted again; the drain tells what is not.
-                Err(_) => return Ok(Vec::new()),
-            },
-        };
-        let pending = usize::try_from(journal.pending()).unwrap_or(usize::MAX);
-        if pending == 0 {
-            return Ok(Vec::new());
-        }
-        let undrained = journal.read_undrained(pending).await;
-        let undrained = undrained.map_err(|error| LedgerError::Unavailable(error.to_string()))?;
-        let undrained = undrained.into_iter().filter(|(seq, _)| *seq > recorded);
-        Ok(undrained.map(|(_, event)| event).collect())
+    fn undrained(&self) -> BoxFuture<'_, Result<Vec<UsageEvent>, LedgerError>> {
+        Box::pin(async move {
+            let recorder = self.recorder()?;
+            let journal = &recorder.journal;
+            let known = *recorder.lock_recorded();
+            let recorded = match known {
+                Some(recorded) => recorded,
+                None => match recorder.store.drained(journal.id()).await {
+                    Ok(recorded) => recorded,
+                    // What is in the store must not be counted again; the drain tells what is not.
+                    Err(_) => return Ok(Vec::new()),
+                },
+            };
+            let pending = usize::try_from(journal.pending()).unwrap_or(usize::MAX);
+            if pending == 0 {
+                return Ok(Vec::new());
+            }
+            let undrained = journal.read_undrained(pending).await;
+            let undrained =
+                undrained.map_err(|error| LedgerError::Unavailable(error.to_string()))?;
+            let undrained = undrained.into_iter().filter(|(seq, _)| *seq > recorded);
+            Ok(undrained.map(|(_, event)| event).collect())
+        })
     }
 
     fn last_seq(&self) -> Seq {
@@ -630,11 +637,13 @@ impl SharedBase for StoredTotals {
         recorder.map_or(Seq::default(), |recorder| recorder.journal.last_seq())
     }
 
-    async fn reservations(&self) -> Result<Vec<Reservation>, LedgerError> {
-        let recorder = self.recorder()?;
-        let now = recorder.clock.now();
-        let open = recorder.store.list_open_reservations(now).await;
-        open.map_err(unavailable)
+    fn reservations(&self) -> BoxFuture<'_, Result<Vec<Reservation>, LedgerError>> {
+        Box::pin(async move {
+            let recorder = self.recorder()?;
+            let now = recorder.clock.now();
+            let open = recorder.store.list_open_reservations(now).await;
+            open.map_err(unavailable)
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The audit log: who changed what, from what to what.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::StoreResult;
 use crate::domain::{administrator::Actor, time::Timestamp};
@@ -42,23 +42,22 @@ pub struct NewAudit {
     pub after: Option<serde_json::Value>,
 }
 
-#[async_trait]
 pub trait AuditStore: Send + Sync {
     /// Newest first, older than the entry `before_id`, at most `limit`.
-    async fn list_audit(
+    fn list_audit(
         &self,
         before_id: Option<i64>,
         limit: usize,
-    ) -> StoreResult<Vec<AuditEntry>>;
+    ) -> BoxFuture<'_, StoreResult<Vec<AuditEntry>>>;
 
     /// As [`list_audit`](Self::list_audit), those that `filter` lets through.
-    async fn search_audit(
-        &self,
-        filter: &AuditFilter,
+    fn search_audit<'a>(
+        &'a self,
+        filter: &'a AuditFilter,
         before_id: Option<i64>,
         limit: usize,
-    ) -> StoreResult<Vec<AuditEntry>>;
+    ) -> BoxFuture<'a, StoreResult<Vec<AuditEntry>>>;
 
     /// Adds an entry of something that changes nothing else in the store.
-    async fn note(&self, entry: &NewAudit) -> StoreResult<()>;
+    fn note<'a>(&'a self, entry: &'a NewAudit) -> BoxFuture<'a, StoreResult<()>>;
 }

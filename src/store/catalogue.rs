@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::StoreResult;
 use crate::domain::{
@@ -64,141 +64,165 @@ pub struct TenantSearch {
 
 /// Every write adds an audit row (who, what, old → new) in its own transaction, and a row to the change feed
 /// (by trigger, so that no writer can forget it).
-#[async_trait]
 pub trait CatalogueStore: Send + Sync {
-    async fn find_plan(&self, code: &PlanCode) -> StoreResult<Option<Plan>>;
+    fn find_plan<'a>(&'a self, code: &'a PlanCode) -> BoxFuture<'a, StoreResult<Option<Plan>>>;
     /// All plans by code.
-    async fn list_plans(&self) -> StoreResult<Vec<Plan>>;
+    fn list_plans(&self) -> BoxFuture<'_, StoreResult<Vec<Plan>>>;
     /// # Errors
     /// `AlreadyExists`.
-    async fn create_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<()>;
+    fn create_plan<'a>(&'a self, plan: &'a Plan, by: &'a Actor) -> BoxFuture<'a, StoreResult<()>>;
     /// Replaces name, models and features whole, adds one to the version, and gives the new version.
     ///
     /// # Errors
     /// `NotFound`; `VersionConflict` unless the stored version is `plan.version`.
-    async fn update_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<i64>;
+    fn update_plan<'a>(&'a self, plan: &'a Plan, by: &'a Actor) -> BoxFuture<'a, StoreResult<i64>>;
     /// Writes several plans, all or none: one of version 0 is made, any other replaces the stored one as
     /// [`update_plan`](Self::update_plan) does.
     ///
     /// # Errors
     /// `AlreadyExists`; `NotFound`; `VersionConflict`.
-    async fn put_plans(&self, plans: &[Plan], by: &Actor) -> StoreResult<()>;
+    fn put_plans<'a>(&'a self, plans: &'a [Plan], by: &'a Actor) -> BoxFuture<'a, StoreResult<()>>;
     /// # Errors
     /// `NotFound`; `PlanInUse` while a tenant is subscribed to it; `VersionConflict` if `expected_version` is given
     /// and not the stored one.
-    async fn delete_plan(
-        &self,
-        code: &PlanCode,
+    fn delete_plan<'a>(
+        &'a self,
+        code: &'a PlanCode,
         expected_version: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()>;
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>>;
 
     /// The tenant with its subscription and overrides (those that have ended included).
-    async fn find_tenant(&self, tenant: &TenantRef) -> StoreResult<Option<Tenant>>;
+    fn find_tenant<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
+    ) -> BoxFuture<'a, StoreResult<Option<Tenant>>>;
     /// What decides on the tenant's requests.
-    async fn find_policy(&self, tenant: TenantId) -> StoreResult<Option<TenantPolicy>>;
+    fn find_policy(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Option<TenantPolicy>>>;
     /// A tenant that was deleted, without its subscription, which is gone: its usage, grants and resets are kept.
-    async fn find_former(&self, tenant: &TenantRef) -> StoreResult<Option<TenantPolicy>>;
+    fn find_former<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
+    ) -> BoxFuture<'a, StoreResult<Option<TenantPolicy>>>;
     /// Tenants by slug, after the slug `after`, at most `limit`.
-    async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>>;
-    /// The same of those that `search` lets through.
-    async fn search_tenants(
-        &self,
-        search: &TenantSearch,
-        after: Option<&Slug>,
+    fn list_tenants<'a>(
+        &'a self,
+        after: Option<&'a Slug>,
         limit: usize,
-    ) -> StoreResult<Vec<Tenant>>;
+    ) -> BoxFuture<'a, StoreResult<Vec<Tenant>>>;
+    /// The same of those that `search` lets through.
+    fn search_tenants<'a>(
+        &'a self,
+        search: &'a TenantSearch,
+        after: Option<&'a Slug>,
+        limit: usize,
+    ) -> BoxFuture<'a, StoreResult<Vec<Tenant>>>;
     /// With its subscription and overrides.
     ///
     /// # Errors
     /// `AlreadyExists` for a slug that is, or was, taken; `NotFound` for a subscription's plan that is not there.
-    async fn create_tenant(&self, tenant: &Tenant, by: &Actor) -> StoreResult<()>;
+    fn create_tenant<'a>(
+        &'a self,
+        tenant: &'a Tenant,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>>;
     /// With `expected`, here and below: only if that is still the version ([`versions`](super::versions)).
     ///
     /// # Errors
     /// `NotFound`; `VersionConflict`.
-    async fn rename_tenant(
-        &self,
+    fn rename_tenant<'a>(
+        &'a self,
         tenant: TenantId,
-        name: &DisplayName,
+        name: &'a DisplayName,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()>;
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>>;
     /// Hides the tenant from everything but its history: keys are revoked, its subscription ends, its slug stays
     /// taken.
     ///
     /// # Errors
     /// `NotFound`, also for one that is deleted already; `VersionConflict`.
-    async fn delete_tenant(
-        &self,
+    fn delete_tenant<'a>(
+        &'a self,
         tenant: TenantId,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()>;
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>>;
     /// Sets or replaces the tenant's one current subscription.
     ///
     /// # Errors
     /// `NotFound` for the tenant or the plan; `VersionConflict` of the tenant.
-    async fn set_subscription(
-        &self,
+    fn set_subscription<'a>(
+        &'a self,
         tenant: TenantId,
-        subscription: &Subscription,
+        subscription: &'a Subscription,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()>;
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>>;
     /// Replaces the tenant's override of one feature whole.
     ///
     /// # Errors
     /// `NotFound` for the tenant, or for an override that is expected and not there; `VersionConflict` of the
     /// override.
-    async fn set_override(
-        &self,
+    fn set_override<'a>(
+        &'a self,
         tenant: TenantId,
-        limits: &Override,
+        limits: &'a Override,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()>;
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>>;
     /// Whether there was one.
     ///
     /// # Errors
     /// `VersionConflict` of the override.
-    async fn remove_override(
-        &self,
+    fn remove_override<'a>(
+        &'a self,
         tenant: TenantId,
-        feature: &FeatureKey,
+        feature: &'a FeatureKey,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<bool>;
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<bool>>;
 
     /// # Errors
     /// `NotFound` for the tenant; `AlreadyExists`.
-    async fn add_grant(&self, grant: &Grant, by: &Actor) -> StoreResult<()>;
+    fn add_grant<'a>(&'a self, grant: &'a Grant, by: &'a Actor) -> BoxFuture<'a, StoreResult<()>>;
     /// How many tenants there are.
-    async fn count_tenants(&self) -> StoreResult<u64>;
+    fn count_tenants(&self) -> BoxFuture<'_, StoreResult<u64>>;
     /// The grants of several tenants, in the order asked, each as [`list_grants`](Self::list_grants) gives them.
-    async fn list_grants_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Grant>>>;
+    fn list_grants_of(&self, tenants: Vec<TenantId>)
+    -> BoxFuture<'_, StoreResult<Vec<Vec<Grant>>>>;
     /// All grants of a tenant, ended ones included, oldest first.
-    async fn list_grants(&self, tenant: TenantId) -> StoreResult<Vec<Grant>>;
+    fn list_grants(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<Grant>>>;
     /// Ends a grant at `by.at`, and gives it; one that is revoked already stays as it is.
     ///
     /// # Errors
     /// `NotFound`.
-    async fn revoke_grant(&self, grant: GrantId, by: &Actor) -> StoreResult<Grant>;
+    fn revoke_grant<'a>(
+        &'a self,
+        grant: GrantId,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<Grant>>;
 
     /// Adds a reset: from `reset.at` on limits of its feature count anew.
     ///
     /// # Errors
     /// `NotFound` for the tenant; `AlreadyExists` for one of the same instant.
-    async fn add_reset(&self, tenant: TenantId, reset: &Reset, by: &Actor) -> StoreResult<()>;
+    fn add_reset<'a>(
+        &'a self,
+        tenant: TenantId,
+        reset: &'a Reset,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>>;
     /// All resets of several tenants, in the order asked, of each the oldest first.
-    async fn list_resets_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Reset>>>;
+    fn list_resets_of(&self, tenants: Vec<TenantId>)
+    -> BoxFuture<'_, StoreResult<Vec<Vec<Reset>>>>;
 
     /// What changed after `version`, up to now; `Everything` if the feed no longer reaches back that far.
     /// Call with 0 and ignore what changed to learn the present version.
-    async fn changes_since(&self, version: i64) -> StoreResult<Changes>;
+    fn changes_since(&self, version: i64) -> BoxFuture<'_, StoreResult<Changes>>;
     /// Comes back when something may have changed since the last call, at most [`LOOK_EVERY`] after it did.
-    async fn changed(&self);
+    fn changed(&self) -> BoxFuture<'_, ()>;
     /// Shortens the change feed from its beginning, up to the first change at or after `before`, by at most `limit`
     /// rows; says by how many.
-    async fn prune_changes(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;
+    fn prune_changes(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>>;
 }

@@ -1,6 +1,6 @@
 //! The turns of `/api/v1/chat` conversations.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::StoreResult;
 use crate::domain::{
@@ -20,26 +20,25 @@ pub struct Turn {
     pub text: String,
 }
 
-#[async_trait]
 pub trait ConversationStore: Send + Sync {
     /// The conversation's turns, oldest first; `None` if it is not there, not this tenant's, or expired at `now`.
-    async fn find_conversation(
+    fn find_conversation(
         &self,
         tenant: TenantId,
         conversation: ConversationId,
         now: Timestamp,
-    ) -> StoreResult<Option<Vec<Turn>>>;
+    ) -> BoxFuture<'_, StoreResult<Option<Vec<Turn>>>>;
     /// Adds turns at the end, makes the conversation if need be, and lets it live until `expires_at`.
     ///
     /// # Errors
     /// `NotFound` for the tenant, and for a conversation that is another's.
-    async fn append_turns(
-        &self,
+    fn append_turns<'a>(
+        &'a self,
         tenant: TenantId,
         conversation: ConversationId,
-        turns: &[Turn],
+        turns: &'a [Turn],
         expires_at: Timestamp,
-    ) -> StoreResult<()>;
+    ) -> BoxFuture<'a, StoreResult<()>>;
     /// Deletes what expired before `now`.
-    async fn prune_conversations(&self, now: Timestamp) -> StoreResult<u64>;
+    fn prune_conversations(&self, now: Timestamp) -> BoxFuture<'_, StoreResult<u64>>;
 }

@@ -1,6 +1,6 @@
 //! API keys and administrators' tokens: found by the hash of their secret, which is all that is kept of it.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::{StoreResult, catalogue::TenantPolicy};
 use crate::domain::{
@@ -23,75 +23,93 @@ pub enum Owners {
     AlsoInSettings,
 }
 
-#[async_trait]
+/// A key, and what decides on the requests of its tenant
+/// ([`find_policy`](super::catalogue::CatalogueStore::find_policy)).
+pub type FoundCaller = (ApiKey, Option<TenantPolicy>);
+
 pub trait KeyStore: Send + Sync {
     /// # Errors
     /// `NotFound` for the tenant; `AlreadyExists`.
-    async fn create_key(&self, key: &ApiKey, secret: SecretHash, by: &Actor) -> StoreResult<()>;
-    /// The key with this secret, revoked and expired ones too, and what decides on the requests of its tenant
-    /// ([`find_policy`](super::catalogue::CatalogueStore::find_policy)): one question for all that a first request
-    /// needs. Found by a secret that was rotated away, the key expires when that one's grace ends, so that a cached
-    /// key does not outlive it; past the grace at `now` there is none.
-    async fn find_caller(
+    fn create_key<'a>(
+        &'a self,
+        key: &'a ApiKey,
+        secret: SecretHash,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>>;
+    /// The key with this secret, revoked and expired ones too: one question for all that a first request needs. Found
+    /// by a secret that was rotated away, the key expires when that one's grace ends, so that a cached key does not
+    /// outlive it; past the grace at `now` there is none.
+    fn find_caller(
         &self,
         secret: SecretHash,
         now: Timestamp,
-    ) -> StoreResult<Option<(ApiKey, Option<TenantPolicy>)>>;
-    async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey>;
+    ) -> BoxFuture<'_, StoreResult<Option<FoundCaller>>>;
+    fn get_key(&self, key: KeyId) -> BoxFuture<'_, StoreResult<ApiKey>>;
     /// A tenant's keys, oldest first.
-    async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>>;
+    fn list_keys(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<ApiKey>>>;
     /// The keys of several tenants, in the order asked, each as [`list_keys`](Self::list_keys) gives them.
-    async fn list_keys_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<ApiKey>>>;
+    fn list_keys_of(&self, tenants: Vec<TenantId>) -> BoxFuture<'_, StoreResult<Vec<Vec<ApiKey>>>>;
     /// Replaces name and expiry; with `expected`, only if that is still the version ([`versions`](super::versions)).
     ///
     /// # Errors
     /// `NotFound`, also for one that is revoked; `VersionConflict`.
-    async fn update_key(&self, key: &ApiKey, expected: Option<i64>, by: &Actor) -> StoreResult<()>;
+    fn update_key<'a>(
+        &'a self,
+        key: &'a ApiKey,
+        expected: Option<i64>,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>>;
     /// Ends a key at `by.at`, and gives it; one that is revoked already stays as it is.
     ///
     /// # Errors
     /// `NotFound`; `VersionConflict` for one that is in use.
-    async fn revoke_key(
-        &self,
+    fn revoke_key<'a>(
+        &'a self,
         key: KeyId,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<ApiKey>;
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<ApiKey>>;
     /// Gives the key a new secret; the old one still serves until `old_until`, one from a rotation before no longer.
     ///
     /// # Errors
     /// `NotFound`, `VersionConflict`.
-    async fn rotate_key(
-        &self,
+    fn rotate_key<'a>(
+        &'a self,
         key: KeyId,
         secret: SecretHash,
         old_until: Timestamp,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<ApiKey>;
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<ApiKey>>;
 
     /// # Errors
     /// `AlreadyExists`, also for a name that another token in use has.
-    async fn create_admin_token(
-        &self,
-        token: &AdminToken,
+    fn create_admin_token<'a>(
+        &'a self,
+        token: &'a AdminToken,
         secret: SecretHash,
-        by: &Actor,
-    ) -> StoreResult<()>;
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>>;
     /// The token with this secret, unless it is revoked.
-    async fn find_admin_token(&self, secret: SecretHash) -> StoreResult<Option<AdminToken>>;
+    fn find_admin_token(
+        &self,
+        secret: SecretHash,
+    ) -> BoxFuture<'_, StoreResult<Option<AdminToken>>>;
     /// The token with this id, unless it is revoked.
-    async fn get_admin_token(&self, token: AdminTokenId) -> StoreResult<Option<AdminToken>>;
+    fn get_admin_token(
+        &self,
+        token: AdminTokenId,
+    ) -> BoxFuture<'_, StoreResult<Option<AdminToken>>>;
     /// Ends a token at `by.at`, its sessions with it, and gives it.
     ///
     /// # Errors
     /// `NotFound`, also for one that is revoked already; `LastOwner` if no owner would be left.
-    async fn revoke_admin_token(
-        &self,
+    fn revoke_admin_token<'a>(
+        &'a self,
         token: AdminTokenId,
         owners: Owners,
-        by: &Actor,
-    ) -> StoreResult<AdminToken>;
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<AdminToken>>;
     /// All tokens, revoked ones included, oldest first.
-    async fn list_admin_tokens(&self) -> StoreResult<Vec<AdminToken>>;
+    fn list_admin_tokens(&self) -> BoxFuture<'_, StoreResult<Vec<AdminToken>>>;
 }

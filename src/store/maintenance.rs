@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::StoreResult;
 use crate::domain::{feature::FeatureKey, time::Timestamp};
@@ -34,7 +34,6 @@ pub struct Transacted {
 /// Told of every transaction.
 pub type Measure = Arc<dyn Fn(Transacted) + Send + Sync>;
 
-#[async_trait]
 pub trait MaintenanceStore: Send + Sync {
     /// Has `measure` told of every transaction, if the store has a server of its own; the first one given stays.
     fn measure_with(&self, measure: Measure) {
@@ -42,19 +41,19 @@ pub trait MaintenanceStore: Send + Sync {
     }
 
     /// Keeps the present state for copying.
-    async fn begin_copy(&self) -> StoreResult<Box<dyn StoreCopy>>;
+    fn begin_copy(&self) -> BoxFuture<'_, StoreResult<Box<dyn StoreCopy>>>;
 
     /// What is wrong with the file's own structure, as lines for people; empty if it is whole. Reads all of it.
-    async fn check_integrity(&self) -> StoreResult<Vec<String>>;
+    fn check_integrity(&self) -> BoxFuture<'_, StoreResult<Vec<String>>>;
 
     /// When the last event was recorded; `None` if there is none.
-    async fn last_recorded_at(&self) -> StoreResult<Option<Timestamp>>;
+    fn last_recorded_at(&self) -> BoxFuture<'_, StoreResult<Option<Timestamp>>>;
 
     /// Whether anybody ever used the feature. May read all rollups.
-    async fn is_feature_used(&self, feature: &FeatureKey) -> StoreResult<bool>;
+    fn is_feature_used<'a>(&'a self, feature: &'a FeatureKey) -> BoxFuture<'a, StoreResult<bool>>;
 
     /// The version of its schema, which is the one that this program was built with.
-    async fn schema_version(&self) -> StoreResult<i64>;
+    fn schema_version(&self) -> BoxFuture<'_, StoreResult<i64>>;
 }
 
 /// A schema that a newer program has changed is not touched.

@@ -1,6 +1,6 @@
 //! What notices were sent, so that each goes out once, whoever makes it and however often.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::{StoreResult, outbox::NewEntry};
 use crate::domain::{
@@ -52,24 +52,29 @@ pub struct NoticeChange {
     pub entries: Vec<NewEntry>,
 }
 
-#[async_trait]
 pub trait NoticeStore: Send + Sync {
     /// What was told of a subject in the windows that `at` lies in.
-    async fn list_told(
-        &self,
+    fn list_told<'a>(
+        &'a self,
         tenant: TenantId,
-        subject: &Subject,
+        subject: &'a Subject,
         at: Timestamp,
-    ) -> StoreResult<Vec<(NoticeKey, Told)>>;
+    ) -> BoxFuture<'a, StoreResult<Vec<(NoticeKey, Told)>>>;
 
     /// Makes each change, with what is to be sent, in one transaction; whether each was made.
-    async fn change_told(&self, changes: &[NoticeChange]) -> StoreResult<Vec<bool>>;
+    fn change_told<'a>(
+        &'a self,
+        changes: &'a [NoticeChange],
+    ) -> BoxFuture<'a, StoreResult<Vec<bool>>>;
 
     /// One row of each limit and window that ended at or before `now`, of which something was told, but not that it
     /// ended; at most `limit`, the first that ended first.
-    async fn list_ended(&self, now: Timestamp, limit: usize)
-    -> StoreResult<Vec<(NoticeKey, Told)>>;
+    fn list_ended(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> BoxFuture<'_, StoreResult<Vec<(NoticeKey, Told)>>>;
 
     /// Forgets what was told of windows that ended before `before`, at most `limit`.
-    async fn prune_told(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;
+    fn prune_told(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>>;
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::StoreResult;
 use crate::domain::{
@@ -204,41 +204,44 @@ pub enum Replaying {
     NotFound,
 }
 
-#[async_trait]
 pub trait OutboxStore: Send + Sync {
     /// Adds entries in one transaction; an identifier that is there adds nothing. How many are new.
-    async fn enqueue(&self, entries: &[NewEntry]) -> StoreResult<u64>;
+    fn enqueue<'a>(&'a self, entries: &'a [NewEntry]) -> BoxFuture<'a, StoreResult<u64>>;
 
     /// Takes entries that are due, those due longest first, in one transaction: nobody else gets them before the lease
     /// ends. Given oldest first. Of a lane only its oldest pending entry is ever due.
-    async fn lease(&self, lease: Lease) -> StoreResult<Vec<Leased>>;
+    fn lease(&self, lease: Lease) -> BoxFuture<'_, StoreResult<Vec<Leased>>>;
 
     /// Writes down how attempts ended, in one transaction.
-    async fn finish(&self, finished: &[Finished], now: Timestamp) -> StoreResult<()>;
+    fn finish<'a>(
+        &'a self,
+        finished: &'a [Finished],
+        now: Timestamp,
+    ) -> BoxFuture<'a, StoreResult<()>>;
 
     /// Newest first, older than `before`, at most `limit`.
-    async fn list_outbox(
-        &self,
-        filter: &OutboxFilter,
+    fn list_outbox<'a>(
+        &'a self,
+        filter: &'a OutboxFilter,
         before: Option<(Timestamp, String)>,
         limit: usize,
-    ) -> StoreResult<Vec<OutboxEntry>>;
+    ) -> BoxFuture<'a, StoreResult<Vec<OutboxEntry>>>;
 
     /// Makes a dead or uncertain entry pending and due, its attempts counted anew; audited.
     ///
     /// A newer one of its lane may be on its way at this moment: whatever of the lane is to be tried again within
     /// `longest_lease` may be leased, and the entry is due when the last of those is. Nothing newer is leased from
     /// here on.
-    async fn replay(
-        &self,
-        identifier: &str,
+    fn replay<'a>(
+        &'a self,
+        identifier: &'a str,
         longest_lease: Duration,
-        by: &Actor,
-    ) -> StoreResult<Replaying>;
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<Replaying>>;
 
     /// How many entries there are of each kind and status that has any.
-    async fn count_outbox(&self) -> StoreResult<Vec<(Kind, Status, u64)>>;
+    fn count_outbox(&self) -> BoxFuture<'_, StoreResult<Vec<(Kind, Status, u64)>>>;
 
     /// Forgets what was sent before `before`, at most `limit`; what is dead or uncertain stays.
-    async fn prune_outbox(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;
+    fn prune_outbox(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>>;
 }

@@ -1,6 +1,6 @@
 //! Reservations of the reservation API, from the answer that makes them on.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::StoreResult;
 use crate::domain::{
@@ -30,45 +30,57 @@ pub enum Releasing {
     NotFound,
 }
 
-#[async_trait]
 pub trait ReservationStore: Send + Sync {
     /// Durable when it returns.
     ///
     /// # Errors
     /// `AlreadyExists`.
-    async fn add_reservation(&self, reservation: &Reservation) -> StoreResult<()>;
+    fn add_reservation<'a>(
+        &'a self,
+        reservation: &'a Reservation,
+    ) -> BoxFuture<'a, StoreResult<()>>;
 
-    async fn find_reservation(
+    fn find_reservation(
         &self,
         reservation: ReservationId,
-    ) -> StoreResult<Option<Reservation>>;
+    ) -> BoxFuture<'_, StoreResult<Option<Reservation>>>;
 
     /// The one that an event records.
-    async fn find_reservation_of_event(&self, event: EventId) -> StoreResult<Option<Reservation>>;
+    fn find_reservation_of_event(
+        &self,
+        event: EventId,
+    ) -> BoxFuture<'_, StoreResult<Option<Reservation>>>;
 
     /// Those that hold something at `now`, the oldest first.
-    async fn list_open_reservations(&self, now: Timestamp) -> StoreResult<Vec<Reservation>>;
+    fn list_open_reservations(
+        &self,
+        now: Timestamp,
+    ) -> BoxFuture<'_, StoreResult<Vec<Reservation>>>;
 
     /// Those that were settled, but whose event is not in the store; the oldest first.
-    async fn list_unrecorded_reservations(&self) -> StoreResult<Vec<Reservation>>;
+    fn list_unrecorded_reservations(&self) -> BoxFuture<'_, StoreResult<Vec<Reservation>>>;
 
     /// Writes down that a reservation of `tenant` was settled, unless it was before. Whether it had expired or was
     /// released does not matter: the usage happened. Its event, once recorded, sets `is_recorded`.
-    async fn settle_reservation(
-        &self,
+    fn settle_reservation<'a>(
+        &'a self,
         tenant: TenantId,
         reservation: ReservationId,
-        settlement: &Settlement,
-    ) -> StoreResult<Settling>;
+        settlement: &'a Settlement,
+    ) -> BoxFuture<'a, StoreResult<Settling>>;
 
     /// Writes down that a reservation was given back; with `tenant`, only if it is that tenant's.
-    async fn release_reservation(
+    fn release_reservation(
         &self,
         tenant: Option<TenantId>,
         reservation: ReservationId,
         at: Timestamp,
-    ) -> StoreResult<Releasing>;
+    ) -> BoxFuture<'_, StoreResult<Releasing>>;
 
     /// Forgets those that expired before `before`, at most `limit`.
-    async fn prune_reservations(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;
+    fn prune_reservations(
+        &self,
+        before: Timestamp,
+        limit: usize,
+    ) -> BoxFuture<'_, StoreResult<u64>>;
 }

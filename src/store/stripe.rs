@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -211,57 +211,65 @@ pub struct Unconfirmed {
     pub last: Timestamp,
 }
 
-#[async_trait]
 pub trait StripeStore: Send + Sync {
     /// Hands slots to the outbox, each as one entry, in one transaction; at most `limit`. A slot whose tenant has no
     /// customer is due again at `again`.
-    async fn hand_on(
+    fn hand_on(
         &self,
         which: Which,
         now: Timestamp,
         again: Timestamp,
         limit: usize,
-    ) -> StoreResult<HandedOn>;
+    ) -> BoxFuture<'_, StoreResult<HandedOn>>;
 
     /// What Stripe was told of the usage of a window, in the order of `features`. Exact for billing periods and whole
     /// hours; what was used in an hour that a bound cuts counts at that hour's start.
-    async fn told(
-        &self,
+    fn told<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
-    ) -> StoreResult<Vec<Quantity>>;
+    ) -> BoxFuture<'a, StoreResult<Vec<Quantity>>>;
 
     /// Where the usage of a window is.
-    async fn meter_sums(
-        &self,
+    fn meter_sums<'a>(
+        &'a self,
         tenant: TenantId,
-        feature: &FeatureKey,
+        feature: &'a FeatureKey,
         window: Window,
-    ) -> StoreResult<MeterSums>;
+    ) -> BoxFuture<'a, StoreResult<MeterSums>>;
 
     /// What was sent in a lane of usage of `window`, as far as the outbox still has it; `but`: an entry that is left out.
-    async fn lane_sums(&self, lane: &str, window: Window, but: &str) -> StoreResult<LaneSums>;
+    fn lane_sums<'a>(
+        &'a self,
+        lane: &'a str,
+        window: Window,
+        but: &'a str,
+    ) -> BoxFuture<'a, StoreResult<LaneSums>>;
 
     /// Lanes of which something was sent before `sent_before` and is not confirmed, after the lane `after` in order.
-    async fn list_unconfirmed(
-        &self,
+    fn list_unconfirmed<'a>(
+        &'a self,
         sent_before: Timestamp,
-        after: &str,
+        after: &'a str,
         limit: usize,
-    ) -> StoreResult<Vec<Unconfirmed>>;
+    ) -> BoxFuture<'a, StoreResult<Vec<Unconfirmed>>>;
 
     /// Confirms what was sent in a lane before `sent_before` of usage of `window`; how many entries.
-    async fn confirm(&self, lane: &str, window: Window, sent_before: Timestamp)
-    -> StoreResult<u64>;
+    fn confirm<'a>(
+        &'a self,
+        lane: &'a str,
+        window: Window,
+        sent_before: Timestamp,
+    ) -> BoxFuture<'a, StoreResult<u64>>;
 
     /// Has Stripe's sums decide on everything that is pending and was used so long ago that Stripe may have forgotten it:
     /// a database that was restored does not know what was sent since. How many entries.
-    async fn doubt_pending(&self) -> StoreResult<u64>;
+    fn doubt_pending(&self) -> BoxFuture<'_, StoreResult<u64>>;
 
     /// Makes what is uncertain pending again, so that it is looked at anew; at most `limit`.
-    async fn look_again(&self, now: Timestamp, limit: usize) -> StoreResult<u64>;
+    fn look_again(&self, now: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>>;
 
     /// How many slots wait, and the start of the oldest.
-    async fn count_waiting(&self) -> StoreResult<(u64, Option<Timestamp>)>;
+    fn count_waiting(&self) -> BoxFuture<'_, StoreResult<(u64, Option<Timestamp>)>>;
 }

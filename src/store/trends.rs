@@ -1,6 +1,6 @@
 //! What was used and decided by hour, for charts and for the overview.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::StoreResult;
 use crate::domain::{
@@ -27,20 +27,22 @@ pub struct Decisions {
     pub hard_limit: u64,
 }
 
-#[async_trait]
 pub trait TrendStore: Send + Sync {
     /// What all tenants used in the hours that begin in `window`: only hours with usage, by feature and hour. Its cost
     /// does not grow with the number of tenants.
-    async fn used_by_hour(&self, window: Window) -> StoreResult<Vec<UsedInHour>>;
+    fn used_by_hour(&self, window: Window) -> BoxFuture<'_, StoreResult<Vec<UsedInHour>>>;
     /// The same of one tenant and some features.
-    async fn tenant_used_by_hour(
-        &self,
+    fn tenant_used_by_hour<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
-    ) -> StoreResult<Vec<UsedInHour>>;
+    ) -> BoxFuture<'a, StoreResult<Vec<UsedInHour>>>;
     /// Adds to what was decided in the hour that begins at `hour`.
-    async fn add_decisions(&self, hour: Timestamp, more: Decisions) -> StoreResult<()>;
+    fn add_decisions(&self, hour: Timestamp, more: Decisions) -> BoxFuture<'_, StoreResult<()>>;
     /// What was decided in the hours that begin in `window`: only hours with decisions, in order.
-    async fn decisions_by_hour(&self, window: Window) -> StoreResult<Vec<(Timestamp, Decisions)>>;
+    fn decisions_by_hour(
+        &self,
+        window: Window,
+    ) -> BoxFuture<'_, StoreResult<Vec<(Timestamp, Decisions)>>>;
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, ops::Deref, sync::Arc};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::{StoreResult, outbox::NewEntry, stripe::MeterUse};
@@ -173,20 +173,19 @@ pub struct HeaviestAsk {
 /// The key's id, the user or the model, and what it used.
 pub type UsedBy = (String, Quantity);
 
-#[async_trait]
 pub trait UsageStore: Send + Sync {
     /// Adds settled events and their rollups in one transaction, and notes `drained` with them; an event id seen
     /// before adds nothing. What others are to be told of them, `tell`, goes in with them. Durable (fsynced) when it
     /// returns: the journal forgets these events.
-    async fn record(
+    fn record(
         &self,
         batch: Batch,
         drained: JournalPosition,
         tell: Tell,
-    ) -> StoreResult<Recorded>;
+    ) -> BoxFuture<'_, StoreResult<Recorded>>;
 
     /// How far `journal` has been recorded; 0 if never.
-    async fn drained(&self, journal: Uuid) -> StoreResult<Seq>;
+    fn drained(&self, journal: Uuid) -> BoxFuture<'_, StoreResult<Seq>>;
 
     /// Sums the settled usage of `tenant` in `window`: one [`Total`] per asked feature, in the order asked; with
     /// `by`, one per feature and value that has any, values in order. Parts add up to the whole: usage that names no
@@ -198,82 +197,89 @@ pub trait UsageStore: Send + Sync {
     /// # Errors
     /// [`StoreError::Unavailable`](super::StoreError) if no reader is free within 250 ms (Postgres: the server does not
     /// answer within 250 ms, or no connection is free within 2 s). Nothing changed; retrying is safe.
-    async fn totals(
-        &self,
+    fn totals<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
         by: Option<Dimension>,
-    ) -> StoreResult<Totals>;
+    ) -> BoxFuture<'a, StoreResult<Totals>>;
 
     /// Sums for many tenants, in the order asked; of each the asked features in the order asked, then others of
     /// which there is any, by name. All of one instant.
-    async fn tenant_sums(&self, asks: Vec<TenantAsk>) -> StoreResult<Vec<Vec<FeatureSum>>>;
+    fn tenant_sums(&self, asks: Vec<TenantAsk>)
+    -> BoxFuture<'_, StoreResult<Vec<Vec<FeatureSum>>>>;
 
     /// Of each ask, in the order asked, those who used most, the heaviest first, then by name; all of one instant.
     /// Usage that names no user is that of the user `""`, usage without a key or model is nobody's.
-    async fn heaviest(&self, asks: Vec<HeaviestAsk>) -> StoreResult<Vec<Vec<UsedBy>>>;
+    fn heaviest(&self, asks: Vec<HeaviestAsk>) -> BoxFuture<'_, StoreResult<Vec<Vec<UsedBy>>>>;
 
     /// Every feature that `tenant` has any usage of, in order.
-    async fn list_used_features(&self, tenant: TenantId) -> StoreResult<Vec<FeatureKey>>;
+    fn list_used_features(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<FeatureKey>>>;
 
     /// Sums of single counters in the order asked, and the position of `journal` that they cover: read in one
     /// transaction, so that an event is either in the sums or after the position.
-    async fn counters(
-        &self,
+    fn counters<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
+        counters: &'a [CounterOf],
         journal: Uuid,
-    ) -> StoreResult<(Vec<Quantity>, Seq)>;
+    ) -> BoxFuture<'a, StoreResult<(Vec<Quantity>, Seq)>>;
 
     /// Whether an event with this id was recorded, and is not pruned.
-    async fn has_event(&self, event: EventId) -> StoreResult<bool>;
+    fn has_event(&self, event: EventId) -> BoxFuture<'_, StoreResult<bool>>;
 
     /// Those of `events` that were recorded, and are not pruned.
-    async fn list_known_events(&self, events: &[EventId]) -> StoreResult<HashSet<EventId>>;
+    fn list_known_events<'a>(
+        &'a self,
+        events: &'a [EventId],
+    ) -> BoxFuture<'a, StoreResult<HashSet<EventId>>>;
 
-    async fn find_event(&self, event: EventId) -> StoreResult<Option<UsageEvent>>;
+    fn find_event(&self, event: EventId) -> BoxFuture<'_, StoreResult<Option<UsageEvent>>>;
 
     /// A tenant's events, those admitted last first, older than `before`, at most `limit`; quantities in the order
     /// of their features. Of those admitted at the same instant, the one with the larger id is the newer.
-    async fn list_events(
+    fn list_events(
         &self,
         tenant: TenantId,
         before: Option<(Timestamp, EventId)>,
         limit: usize,
-    ) -> StoreResult<Vec<UsageEvent>>;
+    ) -> BoxFuture<'_, StoreResult<Vec<UsageEvent>>>;
 
     /// The events that a request caused, corrections of them included, the first recorded first; at most 100.
-    async fn list_events_of_request(&self, request_id: &str) -> StoreResult<Vec<UsageEvent>>;
+    fn list_events_of_request<'a>(
+        &'a self,
+        request_id: &'a str,
+    ) -> BoxFuture<'a, StoreResult<Vec<UsageEvent>>>;
 
     /// Sums the corrections of `tenant` in `window` that are not pruned: one quantity per asked feature, in the order
     /// asked.
-    async fn corrections(
-        &self,
+    fn corrections<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
-    ) -> StoreResult<Vec<Quantity>>;
+    ) -> BoxFuture<'a, StoreResult<Vec<Quantity>>>;
 
     /// Deletes events recorded and admitted before `before`, at most `limit`; rollups stay.
-    async fn prune_events(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;
+    fn prune_events(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>>;
 
     /// Puts `replacement`, a name that nobody had, in place of an end user in events, rollups and keys. Sums stay as
     /// they are. The audit log says that it was done, and not to whom. How many events and rollups it was.
     ///
     /// Not one transaction but many short ones, between which others write. What is recorded of the user meanwhile
     /// may keep its name; an error leaves it half done, and calling it again does the rest.
-    async fn forget_user(
-        &self,
+    fn forget_user<'a>(
+        &'a self,
         tenant: TenantId,
-        user: &str,
-        replacement: &str,
-        by: &Actor,
-    ) -> StoreResult<u64>;
+        user: &'a str,
+        replacement: &'a str,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<u64>>;
 
     /// Differences between rollups and events, as lines for people; empty when they agree. For tests and `doctor`.
-    async fn check_rollups(&self) -> StoreResult<Vec<String>>;
+    fn check_rollups(&self) -> BoxFuture<'_, StoreResult<Vec<String>>>;
 
     /// Answers when the store can be read.
-    async fn ping(&self) -> StoreResult<()>;
+    fn ping(&self) -> BoxFuture<'_, StoreResult<()>>;
 }

@@ -1,6 +1,6 @@
 //! What Stripe tells: its events as they came, and what is known of its subscriptions.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::StoreResult;
 use crate::domain::{
@@ -83,55 +83,73 @@ pub enum WebhookEnding {
     Dead { error: String },
 }
 
-#[async_trait]
 pub trait WebhookStore: Send + Sync {
     /// Keeps an event, once.
-    async fn receive_webhook(&self, webhook: &Webhook) -> StoreResult<Arrival>;
+    fn receive_webhook<'a>(&'a self, webhook: &'a Webhook) -> BoxFuture<'a, StoreResult<Arrival>>;
 
     /// Those pending and due, by when they happened.
-    async fn list_due_webhooks(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<Webhook>>;
+    fn list_due_webhooks(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> BoxFuture<'_, StoreResult<Vec<Webhook>>>;
 
-    async fn find_webhook(&self, event_id: &str) -> StoreResult<Option<Webhook>>;
+    fn find_webhook<'a>(&'a self, event_id: &'a str)
+    -> BoxFuture<'a, StoreResult<Option<Webhook>>>;
 
     /// Notes how an attempt ended.
-    async fn end_webhook(&self, event_id: &str, ending: &WebhookEnding) -> StoreResult<()>;
+    fn end_webhook<'a>(
+        &'a self,
+        event_id: &'a str,
+        ending: &'a WebhookEnding,
+    ) -> BoxFuture<'a, StoreResult<()>>;
 
     /// Newest first by when they came, older than `before`, at most `limit`.
-    async fn list_webhooks(
+    fn list_webhooks(
         &self,
         status: Option<WebhookStatus>,
         before: Option<(Timestamp, String)>,
         limit: usize,
-    ) -> StoreResult<Vec<Webhook>>;
+    ) -> BoxFuture<'_, StoreResult<Vec<Webhook>>>;
 
     /// Makes one pending and due that is unmatched, dead or applied, its attempts counted anew; audited. No if there is
     /// none such.
-    async fn replay_webhook(&self, event_id: &str, by: &Actor) -> StoreResult<bool>;
+    fn replay_webhook<'a>(
+        &'a self,
+        event_id: &'a str,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<bool>>;
 
     /// Forgets what was applied or ignored and came before `before`, at most `limit`.
-    async fn prune_webhooks(&self, before: Timestamp, limit: usize) -> StoreResult<u64>;
+    fn prune_webhooks(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>>;
 
     /// Keeps the state of a subscription, unless what is kept is as new: `order` grows with time.
-    async fn note_state(
-        &self,
-        state: &ProcessorSubscription,
-        order: &str,
+    fn note_state<'a>(
+        &'a self,
+        state: &'a ProcessorSubscription,
+        order: &'a str,
         tenant: Option<TenantId>,
-    ) -> StoreResult<()>;
+    ) -> BoxFuture<'a, StoreResult<()>>;
 
     /// Keeps what became of a subscription's invoice, unless what is kept is as new.
-    async fn note_payment(
-        &self,
-        subscription_id: &str,
+    fn note_payment<'a>(
+        &'a self,
+        subscription_id: &'a str,
         payment: Payment,
-        order: &str,
-    ) -> StoreResult<()>;
+        order: &'a str,
+    ) -> BoxFuture<'a, StoreResult<()>>;
 
-    async fn find_known(&self, subscription_id: &str) -> StoreResult<Option<Known>>;
+    fn find_known<'a>(
+        &'a self,
+        subscription_id: &'a str,
+    ) -> BoxFuture<'a, StoreResult<Option<Known>>>;
 
     /// All that is known of a tenant's subscriptions.
-    async fn list_known(&self, tenant: TenantId) -> StoreResult<Vec<Known>>;
+    fn list_known(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<Known>>>;
 
     /// Whose customer it is: by the tenants' subscriptions, else by what is known of Stripe's.
-    async fn find_tenant_of_customer(&self, customer_id: &str) -> StoreResult<Option<TenantId>>;
+    fn find_tenant_of_customer<'a>(
+        &'a self,
+        customer_id: &'a str,
+    ) -> BoxFuture<'a, StoreResult<Option<TenantId>>>;
 }

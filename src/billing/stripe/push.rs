@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use futures_util::future::join_all;
 use http::StatusCode;
 use serde::Serialize;
@@ -60,7 +60,6 @@ pub struct Pushed {
 /// Sends meter events.
 pub struct MeterSender(pub Arc<Stripe>);
 
-#[async_trait]
 impl Sender for MeterSender {
     fn kind(&self) -> Kind {
         Kind::StripeMeterEvent
@@ -78,17 +77,24 @@ impl Sender for MeterSender {
         EVERY
     }
 
-    async fn given_up(&self, entry: &Leased, error: &str, now: Timestamp) -> Vec<NewEntry> {
-        self.0.dead_notices(entry, error, now).await
+    fn given_up<'a>(
+        &'a self,
+        entry: &'a Leased,
+        error: &'a str,
+        now: Timestamp,
+    ) -> BoxFuture<'a, Vec<NewEntry>> {
+        Box::pin(async move { self.0.dead_notices(entry, error, now).await })
     }
 
-    async fn send(&self, entries: &[Leased], now: Timestamp) -> Vec<Outcome> {
-        let sent = entries.iter().map(|entry| async move {
-            let (outcome, result) = self.0.push_one(entry, now).await;
-            self.0.parts.metrics.count_stripe_push(result.as_str());
-            outcome
-        });
-        join_all(sent).await
+    fn send<'a>(&'a self, entries: &'a [Leased], now: Timestamp) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(async move {
+            let sent = entries.iter().map(|entry| async move {
+                let (outcome, result) = self.0.push_one(entry, now).await;
+                self.0.parts.metrics.count_stripe_push(result.as_str());
+                outcome
+            });
+            join_all(sent).await
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, Weak},
 };
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use quick_cache::sync::Cache;
 
 use super::{
@@ -103,34 +103,35 @@ impl RedisLedger {
 /// A counter begins with what was seen last, else with what the store says, else at zero.
 struct LastSeen(Weak<RedisLedger>);
 
-#[async_trait]
 impl BaseTotals for LastSeen {
-    async fn load(
-        &self,
+    fn load<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
-    ) -> Result<(Vec<Quantity>, Seq), LedgerError> {
-        let Some(ledger) = self.0.upgrade() else {
-            return Err(LedgerError::Unavailable("the server stops".to_owned()));
-        };
-        let covered = ledger.base.last_seq();
-        let seen: Vec<Option<Quantity>> = counters
-            .iter()
-            .map(|counter| ledger.apart.last_seen(tenant, counter))
-            .collect();
-        let stored = if seen.iter().all(Option::is_some) {
-            None
-        } else {
-            ledger.base.sums(tenant, counters, &[]).await.ok()
-        };
-        let sums = seen.iter().enumerate().map(|(index, seen)| {
-            let stored = || {
-                stored
-                    .as_ref()
-                    .and_then(|(sums, _)| sums.get(index).copied())
+        counters: &'a [CounterOf],
+    ) -> BoxFuture<'a, Result<(Vec<Quantity>, Seq), LedgerError>> {
+        Box::pin(async move {
+            let Some(ledger) = self.0.upgrade() else {
+                return Err(LedgerError::Unavailable("the server stops".to_owned()));
             };
-            seen.or_else(stored).unwrap_or(Quantity::ZERO)
-        });
-        Ok((sums.collect(), covered))
+            let covered = ledger.base.last_seq();
+            let seen: Vec<Option<Quantity>> = counters
+                .iter()
+                .map(|counter| ledger.apart.last_seen(tenant, counter))
+                .collect();
+            let stored = if seen.iter().all(Option::is_some) {
+                None
+            } else {
+                ledger.base.sums(tenant, counters, &[]).await.ok()
+            };
+            let sums = seen.iter().enumerate().map(|(index, seen)| {
+                let stored = || {
+                    stored
+                        .as_ref()
+                        .and_then(|(sums, _)| sums.get(index).copied())
+                };
+                seen.or_else(stored).unwrap_or(Quantity::ZERO)
+            });
+            Ok((sums.collect(), covered))
+        })
     }
 }

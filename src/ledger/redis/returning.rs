@@ -22,7 +22,7 @@ use crate::{
         testing::{Ask, FakeBase, ask, at, limit, messages, quantities, tenant},
     },
 };
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 /// The last unit of a limit.
 fn last_one() -> Ask {
@@ -57,34 +57,35 @@ impl Own {
     }
 }
 
-#[async_trait]
 impl SharedBase for Own {
-    async fn sums(
-        &self,
+    fn sums<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
-        events: &[EventId],
-    ) -> Result<(Vec<Quantity>, HashSet<EventId>), LedgerError> {
-        self.base.sums(tenant, counters, events).await
+        counters: &'a [CounterOf],
+        events: &'a [EventId],
+    ) -> BoxFuture<'a, Result<SumsOfEvents, LedgerError>> {
+        Box::pin(async move { self.base.sums(tenant, counters, events).await })
     }
 
-    async fn undrained(&self) -> Result<Vec<UsageEvent>, LedgerError> {
-        if !self.has_journal {
-            return Ok(Vec::new());
-        }
-        let found = self.base.undrained().await;
-        if self.is_closed.load(Ordering::SeqCst) {
-            self.gate.acquire().await.unwrap().forget();
-        }
-        found
+    fn undrained(&self) -> BoxFuture<'_, Result<Vec<UsageEvent>, LedgerError>> {
+        Box::pin(async move {
+            if !self.has_journal {
+                return Ok(Vec::new());
+            }
+            let found = self.base.undrained().await;
+            if self.is_closed.load(Ordering::SeqCst) {
+                self.gate.acquire().await.unwrap().forget();
+            }
+            found
+        })
     }
 
     fn last_seq(&self) -> Seq {
         self.base.last_seq()
     }
 
-    async fn reservations(&self) -> Result<Vec<Reservation>, LedgerError> {
-        self.base.reservations().await
+    fn reservations(&self) -> BoxFuture<'_, Result<Vec<Reservation>, LedgerError>> {
+        Box::pin(async move { self.base.reservations().await })
     }
 }
 

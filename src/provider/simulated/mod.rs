@@ -10,9 +10,9 @@ mod words;
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
@@ -193,64 +193,75 @@ impl Simulated {
     }
 }
 
-#[async_trait]
 impl Provider for Simulated {
-    async fn chat(&self, call: &ChatCall) -> Result<ChatReply, ProviderError> {
-        let ask = self.ask_of(call).await?;
-        wait(ask.time_to_answer(), self.timeout).await?;
-        if ask.behaviour == Behaviour::Break {
-            return Err(script::broken_off());
-        }
-        let choice = ask.choice(0);
-        Ok(ChatReply {
-            response_id: self
-                .renderer(Endpoint::ChatCompletions, &ask)
-                .id()
-                .to_owned(),
-            model: ask.model.clone(),
-            text: choice.tokens.concat(),
-            finish: choice.finish(),
-            usage: ask.reported_usage(),
+    fn chat<'a>(&'a self, call: &'a ChatCall) -> BoxFuture<'a, Result<ChatReply, ProviderError>> {
+        Box::pin(async move {
+            let ask = self.ask_of(call).await?;
+            wait(ask.time_to_answer(), self.timeout).await?;
+            if ask.behaviour == Behaviour::Break {
+                return Err(script::broken_off());
+            }
+            let choice = ask.choice(0);
+            Ok(ChatReply {
+                response_id: self
+                    .renderer(Endpoint::ChatCompletions, &ask)
+                    .id()
+                    .to_owned(),
+                model: ask.model.clone(),
+                text: choice.tokens.concat(),
+                finish: choice.finish(),
+                usage: ask.reported_usage(),
+            })
         })
     }
 
-    async fn chat_stream(&self, call: &ChatCall) -> Result<ChatStream, ProviderError> {
-        let ask = self.ask_of(call).await?;
-        let choice = ask.choice(0);
-        let first = ChatDelta {
-            response_id: Some(
-                self.renderer(Endpoint::ChatCompletions, &ask)
-                    .id()
-                    .to_owned(),
-            ),
-            model: Some(ask.model.clone()),
-            ..ChatDelta::default()
-        };
-        let mut deltas = vec![(script::Kind::Frame, first)];
-        deltas.extend(choice.tokens.iter().map(|token| {
-            let delta = ChatDelta {
-                text: token.clone(),
+    fn chat_stream<'a>(
+        &'a self,
+        call: &'a ChatCall,
+    ) -> BoxFuture<'a, Result<ChatStream, ProviderError>> {
+        Box::pin(async move {
+            let ask = self.ask_of(call).await?;
+            let choice = ask.choice(0);
+            let first = ChatDelta {
+                response_id: Some(
+                    self.renderer(Endpoint::ChatCompletions, &ask)
+                        .id()
+                        .to_owned(),
+                ),
+                model: Some(ask.model.clone()),
                 ..ChatDelta::default()
             };
-            (script::Kind::Token, delta)
-        }));
-        let last = ChatDelta {
-            finish: Some(choice.finish()),
-            usage: ask.reported_usage(),
-            ..ChatDelta::default()
-        };
-        deltas.push((script::Kind::Frame, last));
-        Ok(play(ask.script(deltas)).boxed())
+            let mut deltas = vec![(script::Kind::Frame, first)];
+            deltas.extend(choice.tokens.iter().map(|token| {
+                let delta = ChatDelta {
+                    text: token.clone(),
+                    ..ChatDelta::default()
+                };
+                (script::Kind::Token, delta)
+            }));
+            let last = ChatDelta {
+                finish: Some(choice.finish()),
+                usage: ask.reported_usage(),
+                ..ChatDelta::default()
+            };
+            deltas.push((script::Kind::Frame, last));
+            Ok(play(ask.script(deltas)).boxed())
+        })
     }
 
-    async fn forward(&self, request: Forward) -> Result<Response<UpstreamBody>, ProviderError> {
-        match request.endpoint {
-            Endpoint::Models => Ok(json_response(StatusCode::OK, &models())),
-            Endpoint::ChatCompletions | Endpoint::Responses | Endpoint::Embeddings => {
-                self.answer(request.endpoint, &request.body, request.patience)
-                    .await
+    fn forward(
+        &self,
+        request: Forward,
+    ) -> BoxFuture<'_, Result<Response<UpstreamBody>, ProviderError>> {
+        Box::pin(async move {
+            match request.endpoint {
+                Endpoint::Models => Ok(json_response(StatusCode::OK, &models())),
+                Endpoint::ChatCompletions | Endpoint::Responses | Endpoint::Embeddings => {
+                    self.answer(request.endpoint, &request.body, request.patience)
+                        .await
+                }
             }
-        }
+        })
     }
 
     fn status(&self) -> ProviderStatus {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -123,7 +123,6 @@ impl CheckSender {
     }
 }
 
-#[async_trait]
 impl Sender for CheckSender {
     fn kind(&self) -> Kind {
         Kind::NoticeCheck
@@ -141,30 +140,32 @@ impl Sender for CheckSender {
         EVERY
     }
 
-    async fn send(&self, entries: &[Leased], _now: Timestamp) -> Vec<Outcome> {
-        let mut outcomes = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let touched = match serde_json::from_str(&entry.payload) {
-                Ok(touched) => touched,
-                Err(error) => {
-                    let error = format!("can't be read: {error}");
-                    outcomes.push(Outcome::Dead { error });
-                    continue;
-                }
-            };
-            outcomes.push(match self.check(touched).await {
-                // An event is written down a moment before it counts: a second look finds it.
-                Ok(true) if entry.attempts == 1 => Outcome::Retry {
-                    after: Some(AGAIN),
-                    error: "requests are in flight".to_owned(),
-                },
-                Ok(_) => Outcome::Forget,
-                Err(error) => Outcome::Retry {
-                    after: Some(AGAIN),
-                    error: error.to_string(),
-                },
-            });
-        }
-        outcomes
+    fn send<'a>(&'a self, entries: &'a [Leased], _now: Timestamp) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(async move {
+            let mut outcomes = Vec::with_capacity(entries.len());
+            for entry in entries {
+                let touched = match serde_json::from_str(&entry.payload) {
+                    Ok(touched) => touched,
+                    Err(error) => {
+                        let error = format!("can't be read: {error}");
+                        outcomes.push(Outcome::Dead { error });
+                        continue;
+                    }
+                };
+                outcomes.push(match self.check(touched).await {
+                    // An event is written down a moment before it counts: a second look finds it.
+                    Ok(true) if entry.attempts == 1 => Outcome::Retry {
+                        after: Some(AGAIN),
+                        error: "requests are in flight".to_owned(),
+                    },
+                    Ok(_) => Outcome::Forget,
+                    Err(error) => Outcome::Retry {
+                        after: Some(AGAIN),
+                        error: error.to_string(),
+                    },
+                });
+            }
+            outcomes
+        })
     }
 }

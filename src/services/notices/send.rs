@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
@@ -73,7 +73,6 @@ impl NoticeSender {
     }
 }
 
-#[async_trait]
 impl Sender for NoticeSender {
     fn kind(&self) -> Kind {
         Kind::Notice
@@ -91,7 +90,7 @@ impl Sender for NoticeSender {
         EVERY
     }
 
-    async fn send(&self, entries: &[Leased], now: Timestamp) -> Vec<Outcome> {
-        join_all(entries.iter().map(|entry| self.post(entry, now))).await
+    fn send<'a>(&'a self, entries: &'a [Leased], now: Timestamp) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(async move { join_all(entries.iter().map(|entry| self.post(entry, now))).await })
     }
 }

@@ -1,6 +1,6 @@
 //! The audit log.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::{
@@ -16,14 +16,13 @@ use crate::{
     },
 };
 
-#[async_trait]
 impl AuditStore for PostgresStore {
-    async fn list_audit(
+    fn list_audit(
         &self,
         before_id: Option<i64>,
         limit: usize,
-    ) -> StoreResult<Vec<AuditEntry>> {
-        self.read("audit.list", |tx| async move {
+    ) -> BoxFuture<'_, StoreResult<Vec<AuditEntry>>> {
+        Box::pin(self.read("audit.list", move |tx| async move {
             rows::list(
                 &tx,
                 "audit_log",
@@ -32,17 +31,16 @@ impl AuditStore for PostgresStore {
                 read_entry,
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn search_audit(
-        &self,
-        filter: &AuditFilter,
+    fn search_audit<'a>(
+        &'a self,
+        filter: &'a AuditFilter,
         before_id: Option<i64>,
         limit: usize,
-    ) -> StoreResult<Vec<AuditEntry>> {
-        self.read("audit.search", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<Vec<AuditEntry>>> {
+        Box::pin(self.read("audit.search", move |tx| async move {
             rows::list(
                 &tx,
                 "audit_log",
@@ -62,12 +60,11 @@ impl AuditStore for PostgresStore {
                 ],
                 read_entry,
             ).await
-        })
-        .await
+        }))
     }
 
-    async fn note(&self, entry: &NewAudit) -> StoreResult<()> {
-        self.change("audit.note", |tx| async move {
+    fn note<'a>(&'a self, entry: &'a NewAudit) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.change("audit.note", move |tx| async move {
             Change {
                 action: entry.action,
                 target: &entry.target,
@@ -76,8 +73,7 @@ impl AuditStore for PostgresStore {
             }
             .note(&tx, &entry.by)
             .await
-        })
-        .await
+        }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Plans, tenants, subscriptions, overrides and grants, and the feed of what changed.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use futures_util::future::try_join3;
 use uuid::Uuid;
 
@@ -37,188 +37,192 @@ const LONGEST_FEED: usize = 10_000;
 /// Nor are more rows of the feed looked through than this: after a large import a server must start at once.
 const LONGEST_FEED_ROWS: usize = 100_000;
 
-#[async_trait]
 impl CatalogueStore for PostgresStore {
-    async fn find_plan(&self, code: &PlanCode) -> StoreResult<Option<Plan>> {
-        self.read("catalogue.find_plan", |tx| async move {
+    fn find_plan<'a>(&'a self, code: &'a PlanCode) -> BoxFuture<'a, StoreResult<Option<Plan>>> {
+        Box::pin(self.read("catalogue.find_plan", move |tx| async move {
             plans::find(&tx, code).await
-        })
-        .await
+        }))
     }
 
-    async fn list_plans(&self) -> StoreResult<Vec<Plan>> {
-        self.read("catalogue.list_plans", |tx| async move {
+    fn list_plans(&self) -> BoxFuture<'_, StoreResult<Vec<Plan>>> {
+        Box::pin(self.read("catalogue.list_plans", move |tx| async move {
             plans::list(&tx).await
-        })
-        .await
+        }))
     }
 
-    async fn create_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<()> {
-        self.change("catalogue.create_plan", |tx| async move {
+    fn create_plan<'a>(&'a self, plan: &'a Plan, by: &'a Actor) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.change("catalogue.create_plan", move |tx| async move {
             plans::create(&tx, plan, by).await
-        })
-        .await
+        }))
     }
 
-    async fn update_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<i64> {
-        self.change("catalogue.update_plan", |tx| async move {
+    fn update_plan<'a>(&'a self, plan: &'a Plan, by: &'a Actor) -> BoxFuture<'a, StoreResult<i64>> {
+        Box::pin(self.change("catalogue.update_plan", move |tx| async move {
             plans::update(&tx, plan, by).await
-        })
-        .await
+        }))
     }
 
-    async fn put_plans(&self, plans: &[Plan], by: &Actor) -> StoreResult<()> {
-        self.change("catalogue.put_plans", |tx| async move {
+    fn put_plans<'a>(&'a self, plans: &'a [Plan], by: &'a Actor) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.change("catalogue.put_plans", move |tx| async move {
             for plan in plans {
                 plans::put(&tx, plan, by).await?;
             }
             Ok(())
-        })
-        .await
+        }))
     }
 
-    async fn delete_plan(
-        &self,
-        code: &PlanCode,
+    fn delete_plan<'a>(
+        &'a self,
+        code: &'a PlanCode,
         expected_version: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()> {
-        self.change("catalogue.delete_plan", |tx| async move {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.change("catalogue.delete_plan", move |tx| async move {
             plans::delete(&tx, code, expected_version, by).await
-        })
-        .await
+        }))
     }
 
-    async fn find_tenant(&self, tenant: &TenantRef) -> StoreResult<Option<Tenant>> {
-        self.read("catalogue.find_tenant", |tx| async move {
+    fn find_tenant<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
+    ) -> BoxFuture<'a, StoreResult<Option<Tenant>>> {
+        Box::pin(self.read("catalogue.find_tenant", move |tx| async move {
             tenants::find(&tx, tenant).await
-        })
-        .await
+        }))
     }
 
-    async fn find_policy(&self, tenant: TenantId) -> StoreResult<Option<TenantPolicy>> {
-        self.read("catalogue.find_policy", |tx| async move {
+    fn find_policy(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Option<TenantPolicy>>> {
+        Box::pin(self.read("catalogue.find_policy", move |tx| async move {
             find_policy(&tx, tenant).await
-        })
-        .await
+        }))
     }
 
-    async fn find_former(&self, tenant: &TenantRef) -> StoreResult<Option<TenantPolicy>> {
-        self.read("catalogue.find_former", |tx| async move {
+    fn find_former<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
+    ) -> BoxFuture<'a, StoreResult<Option<TenantPolicy>>> {
+        Box::pin(self.read("catalogue.find_former", move |tx| async move {
             match tenants::find_former(&tx, tenant).await? {
                 Some(tenant) => policy_of(&tx, tenant).await.map(Some),
                 None => Ok(None),
             }
-        })
-        .await
+        }))
     }
 
-    async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>> {
-        self.read("catalogue.list_tenants", |tx| async move {
-            tenants::list(&tx, after, limit).await
-        })
-        .await
-    }
-
-    async fn search_tenants(
-        &self,
-        search: &TenantSearch,
-        after: Option<&Slug>,
+    fn list_tenants<'a>(
+        &'a self,
+        after: Option<&'a Slug>,
         limit: usize,
-    ) -> StoreResult<Vec<Tenant>> {
-        self.read("catalogue.search_tenants", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<Vec<Tenant>>> {
+        Box::pin(self.read("catalogue.list_tenants", move |tx| async move {
+            tenants::list(&tx, after, limit).await
+        }))
+    }
+
+    fn search_tenants<'a>(
+        &'a self,
+        search: &'a TenantSearch,
+        after: Option<&'a Slug>,
+        limit: usize,
+    ) -> BoxFuture<'a, StoreResult<Vec<Tenant>>> {
+        Box::pin(self.read("catalogue.search_tenants", move |tx| async move {
             tenants::search(&tx, search, after, limit).await
-        })
-        .await
+        }))
     }
 
-    async fn create_tenant(&self, tenant: &Tenant, by: &Actor) -> StoreResult<()> {
-        self.change("catalogue.create_tenant", |tx| async move {
-            tenants::create(&tx, tenant, by).await
-        })
-        .await
+    fn create_tenant<'a>(
+        &'a self,
+        tenant: &'a Tenant,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(
+            self.change("catalogue.create_tenant", move |tx| async move {
+                tenants::create(&tx, tenant, by).await
+            }),
+        )
     }
 
-    async fn rename_tenant(
-        &self,
+    fn rename_tenant<'a>(
+        &'a self,
         tenant: TenantId,
-        name: &DisplayName,
+        name: &'a DisplayName,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()> {
-        self.change("catalogue.rename_tenant", |tx| async move {
-            tenants::rename(&tx, tenant, name, expected, by).await
-        })
-        .await
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(
+            self.change("catalogue.rename_tenant", move |tx| async move {
+                tenants::rename(&tx, tenant, name, expected, by).await
+            }),
+        )
     }
 
-    async fn delete_tenant(
-        &self,
+    fn delete_tenant<'a>(
+        &'a self,
         tenant: TenantId,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()> {
-        self.change("catalogue.delete_tenant", |tx| async move {
-            tenants::delete(&tx, tenant, expected, by).await
-        })
-        .await
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(
+            self.change("catalogue.delete_tenant", move |tx| async move {
+                tenants::delete(&tx, tenant, expected, by).await
+            }),
+        )
     }
 
-    async fn set_subscription(
-        &self,
+    fn set_subscription<'a>(
+        &'a self,
         tenant: TenantId,
-        subscription: &Subscription,
+        subscription: &'a Subscription,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()> {
-        self.change("catalogue.set_subscription", |tx| async move {
-            tenants::set_subscription(&tx, tenant, subscription, expected, by).await
-        })
-        .await
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(
+            self.change("catalogue.set_subscription", move |tx| async move {
+                tenants::set_subscription(&tx, tenant, subscription, expected, by).await
+            }),
+        )
     }
 
-    async fn set_override(
-        &self,
+    fn set_override<'a>(
+        &'a self,
         tenant: TenantId,
-        limits: &Override,
+        limits: &'a Override,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()> {
-        self.change("catalogue.set_override", |tx| async move {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.change("catalogue.set_override", move |tx| async move {
             tenants::set_override(&tx, tenant, limits, expected, by).await
-        })
-        .await
+        }))
     }
 
-    async fn remove_override(
-        &self,
+    fn remove_override<'a>(
+        &'a self,
         tenant: TenantId,
-        feature: &FeatureKey,
+        feature: &'a FeatureKey,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<bool> {
-        self.change("catalogue.remove_override", |tx| async move {
-            tenants::remove_override(&tx, tenant, feature, expected, by).await
-        })
-        .await
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<bool>> {
+        Box::pin(
+            self.change("catalogue.remove_override", move |tx| async move {
+                tenants::remove_override(&tx, tenant, feature, expected, by).await
+            }),
+        )
     }
 
-    async fn add_grant(&self, grant: &Grant, by: &Actor) -> StoreResult<()> {
-        self.change("catalogue.add_grant", |tx| async move {
+    fn add_grant<'a>(&'a self, grant: &'a Grant, by: &'a Actor) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.change("catalogue.add_grant", move |tx| async move {
             add_grant(&tx, grant, by).await
-        })
-        .await
+        }))
     }
 
-    async fn list_grants(&self, tenant: TenantId) -> StoreResult<Vec<Grant>> {
-        self.read("catalogue.list_grants", |tx| async move {
+    fn list_grants(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<Grant>>> {
+        Box::pin(self.read("catalogue.list_grants", move |tx| async move {
             grants_of(&tx, &[tenant]).await
-        })
-        .await
+        }))
     }
 
-    async fn count_tenants(&self) -> StoreResult<u64> {
-        self.read("catalogue.count_tenants", |tx| async move {
+    fn count_tenants(&self) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.read("catalogue.count_tenants", move |tx| async move {
             let count = rows::find(
                 &tx,
                 "tenants",
@@ -228,57 +232,74 @@ impl CatalogueStore for PostgresStore {
             )
             .await?;
             Ok(u64::try_from(count.unwrap_or(0)).unwrap_or(0))
-        })
-        .await
+        }))
     }
 
-    async fn list_grants_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Grant>>> {
-        let tenants = tenants.as_slice();
-        self.read("catalogue.list_grants_of", |tx| async move {
-            let grants = grants_of(&tx, tenants).await?.into_iter();
-            let grants = grants.map(|grant| (grant.tenant_id, grant));
-            Ok(rows::by_tenant(tenants, grants))
+    fn list_grants_of(
+        &self,
+        tenants: Vec<TenantId>,
+    ) -> BoxFuture<'_, StoreResult<Vec<Vec<Grant>>>> {
+        Box::pin(async move {
+            let tenants = tenants.as_slice();
+            self.read("catalogue.list_grants_of", |tx| async move {
+                let grants = grants_of(&tx, tenants).await?.into_iter();
+                let grants = grants.map(|grant| (grant.tenant_id, grant));
+                Ok(rows::by_tenant(tenants, grants))
+            })
+            .await
         })
-        .await
     }
 
-    async fn revoke_grant(&self, grant: GrantId, by: &Actor) -> StoreResult<Grant> {
-        self.change("catalogue.revoke_grant", |tx| async move {
+    fn revoke_grant<'a>(
+        &'a self,
+        grant: GrantId,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<Grant>> {
+        Box::pin(self.change("catalogue.revoke_grant", move |tx| async move {
             revoke_grant(&tx, grant, by).await
-        })
-        .await
+        }))
     }
 
-    async fn add_reset(&self, tenant: TenantId, reset: &Reset, by: &Actor) -> StoreResult<()> {
-        self.change("catalogue.add_reset", |tx| async move {
+    fn add_reset<'a>(
+        &'a self,
+        tenant: TenantId,
+        reset: &'a Reset,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.change("catalogue.add_reset", move |tx| async move {
             add_reset(&tx, tenant, reset, by).await
-        })
-        .await
+        }))
     }
 
-    async fn list_resets_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Reset>>> {
-        let tenants = tenants.as_slice();
-        self.read("catalogue.list_resets_of", |tx| async move {
-            let resets = resets_of(&tx, tenants).await?;
-            Ok(rows::by_tenant(tenants, resets))
+    fn list_resets_of(
+        &self,
+        tenants: Vec<TenantId>,
+    ) -> BoxFuture<'_, StoreResult<Vec<Vec<Reset>>>> {
+        Box::pin(async move {
+            let tenants = tenants.as_slice();
+            self.read("catalogue.list_resets_of", |tx| async move {
+                let resets = resets_of(&tx, tenants).await?;
+                Ok(rows::by_tenant(tenants, resets))
+            })
+            .await
         })
-        .await
     }
 
-    async fn changes_since(&self, version: i64) -> StoreResult<Changes> {
-        self.read("catalogue.changes_since", |tx| async move {
+    fn changes_since(&self, version: i64) -> BoxFuture<'_, StoreResult<Changes>> {
+        Box::pin(self.read("catalogue.changes_since", move |tx| async move {
             changes_since(&tx, version).await
+        }))
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            // A message may be lost.
+            let _ = tokio::time::timeout(LOOK_EVERY, self.pool.watch().changed()).await;
         })
-        .await
     }
 
-    async fn changed(&self) {
-        // A message may be lost.
-        let _ = tokio::time::timeout(LOOK_EVERY, self.pool.watch().changed()).await;
-    }
-
-    async fn prune_changes(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write_at_leisure("catalogue.prune_changes", |tx| async move {
+    fn prune_changes(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write_at_leisure("catalogue.prune_changes", move |tx| async move {
             // Only from the beginning: a gap inside the feed would go unseen.
             rows::run(
                 &tx,
@@ -288,8 +309,7 @@ impl CatalogueStore for PostgresStore {
                    AND version < coalesce((SELECT min(version) FROM first WHERE changed_at >= $1), 9223372036854775807)",
                 params![before.micros(), rows::limit(limit)],
             ).await
-        })
-        .await
+        }))
     }
 }
 

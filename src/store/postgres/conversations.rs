@@ -1,6 +1,6 @@
 //! The turns of conversations.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::{
     Failed, PostgresStore, not_found,
@@ -22,48 +22,46 @@ use crate::{
 /// How many conversations one transaction deletes, so that other writes get their turn.
 const PRUNED_AT_ONCE: usize = 1_000;
 
-#[async_trait]
 impl ConversationStore for PostgresStore {
-    async fn find_conversation(
+    fn find_conversation(
         &self,
         tenant: TenantId,
         conversation: ConversationId,
         now: Timestamp,
-    ) -> StoreResult<Option<Vec<Turn>>> {
-        self.read("conversations.find", |tx| async move {
+    ) -> BoxFuture<'_, StoreResult<Option<Vec<Turn>>>> {
+        Box::pin(self.read("conversations.find", move |tx| async move {
             find(&tx, tenant, conversation, now).await
-        })
-        .await
+        }))
     }
 
-    async fn append_turns(
-        &self,
+    fn append_turns<'a>(
+        &'a self,
         tenant: TenantId,
         conversation: ConversationId,
-        turns: &[Turn],
+        turns: &'a [Turn],
         expires_at: Timestamp,
-    ) -> StoreResult<()> {
-        self.write("conversations.append", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.write("conversations.append", move |tx| async move {
             append(&tx, tenant, conversation, turns, expires_at).await
-        })
-        .await
+        }))
     }
 
-    async fn prune_conversations(&self, now: Timestamp) -> StoreResult<u64> {
-        let at_once = u64::try_from(PRUNED_AT_ONCE).unwrap_or(u64::MAX);
-        let mut pruned = 0;
-        loop {
-            let deleted = self
-                .write_at_leisure(
-                    "conversations.prune",
-                    |tx| async move { prune(&tx, now).await },
-                )
-                .await?;
-            pruned += deleted;
-            if deleted < at_once {
-                return Ok(pruned);
+    fn prune_conversations(&self, now: Timestamp) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(async move {
+            let at_once = u64::try_from(PRUNED_AT_ONCE).unwrap_or(u64::MAX);
+            let mut pruned = 0;
+            loop {
+                let deleted =
+                    self.write_at_leisure("conversations.prune", |tx| async move {
+                        prune(&tx, now).await
+                    })
+                    .await?;
+                pruned += deleted;
+                if deleted < at_once {
+                    return Ok(pruned);
+                }
             }
-        }
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! API keys and administrators' tokens.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::{
@@ -20,106 +20,112 @@ use crate::{
     },
     store::{
         StoreError, StoreResult, audited,
-        catalogue::TenantPolicy,
-        keys::{KeyStore, Owners, SecretHash},
+        keys::{FoundCaller, KeyStore, Owners, SecretHash},
         versions,
     },
 };
 
-#[async_trait]
 impl KeyStore for PostgresStore {
-    async fn create_key(&self, key: &ApiKey, secret: SecretHash, by: &Actor) -> StoreResult<()> {
-        self.change("keys.create", |tx| async move {
+    fn create_key<'a>(
+        &'a self,
+        key: &'a ApiKey,
+        secret: SecretHash,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.change("keys.create", move |tx| async move {
             create_key(&tx, key, secret, by).await
-        })
-        .await
+        }))
     }
 
-    async fn find_caller(
+    fn find_caller(
         &self,
         secret: SecretHash,
         now: Timestamp,
-    ) -> StoreResult<Option<(ApiKey, Option<TenantPolicy>)>> {
-        self.read("keys.find_caller", |tx| async move {
+    ) -> BoxFuture<'_, StoreResult<Option<FoundCaller>>> {
+        Box::pin(self.read("keys.find_caller", move |tx| async move {
             let Some(key) = find_by_secret(&tx, secret, now).await? else {
                 return Ok(None);
             };
             let policy = catalogue::find_policy(&tx, key.tenant_id).await?;
             Ok(Some((key, policy)))
-        })
-        .await
+        }))
     }
 
-    async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey> {
-        self.read("keys.get", |tx| async move { get_key(&tx, key).await })
+    fn get_key(&self, key: KeyId) -> BoxFuture<'_, StoreResult<ApiKey>> {
+        Box::pin(self.read("keys.get", move |tx| async move { get_key(&tx, key).await }))
+    }
+
+    fn list_keys(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<ApiKey>>> {
+        Box::pin(self.read("keys.list", move |tx| async move {
+            keys_of(&tx, &[tenant]).await
+        }))
+    }
+
+    fn list_keys_of(&self, tenants: Vec<TenantId>) -> BoxFuture<'_, StoreResult<Vec<Vec<ApiKey>>>> {
+        Box::pin(async move {
+            let tenants = tenants.as_slice();
+            self.read("keys.list_of", |tx| async move {
+                let keys = keys_of(&tx, tenants).await?.into_iter();
+                let keys = keys.map(|key| (key.tenant_id, key));
+                Ok(rows::by_tenant(tenants, keys))
+            })
             .await
-    }
-
-    async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>> {
-        self.read(
-            "keys.list",
-            |tx| async move { keys_of(&tx, &[tenant]).await },
-        )
-        .await
-    }
-
-    async fn list_keys_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<ApiKey>>> {
-        let tenants = tenants.as_slice();
-        self.read("keys.list_of", |tx| async move {
-            let keys = keys_of(&tx, tenants).await?.into_iter();
-            let keys = keys.map(|key| (key.tenant_id, key));
-            Ok(rows::by_tenant(tenants, keys))
         })
-        .await
     }
 
-    async fn update_key(&self, key: &ApiKey, expected: Option<i64>, by: &Actor) -> StoreResult<()> {
-        self.change("keys.update", |tx| async move {
+    fn update_key<'a>(
+        &'a self,
+        key: &'a ApiKey,
+        expected: Option<i64>,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.change("keys.update", move |tx| async move {
             update_key(&tx, key, expected, by).await
-        })
-        .await
+        }))
     }
 
-    async fn revoke_key(
-        &self,
+    fn revoke_key<'a>(
+        &'a self,
         key: KeyId,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<ApiKey> {
-        self.change("keys.revoke", |tx| async move {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<ApiKey>> {
+        Box::pin(self.change("keys.revoke", move |tx| async move {
             revoke_key(&tx, key, expected, by).await
-        })
-        .await
+        }))
     }
 
-    async fn rotate_key(
-        &self,
+    fn rotate_key<'a>(
+        &'a self,
         key: KeyId,
         secret: SecretHash,
         old_until: Timestamp,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<ApiKey> {
-        self.change("keys.rotate", |tx| async move {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<ApiKey>> {
+        Box::pin(self.change("keys.rotate", move |tx| async move {
             rotate_key(&tx, key, secret, old_until, expected, by).await
-        })
-        .await
+        }))
     }
 
-    async fn create_admin_token(
-        &self,
-        token: &AdminToken,
+    fn create_admin_token<'a>(
+        &'a self,
+        token: &'a AdminToken,
         secret: SecretHash,
-        by: &Actor,
-    ) -> StoreResult<()> {
-        self.change("keys.create_admin_token", |tx| async move {
-            create_admin_token(&tx, token, secret, by).await
-        })
-        .await
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(
+            self.change("keys.create_admin_token", move |tx| async move {
+                create_admin_token(&tx, token, secret, by).await
+            }),
+        )
     }
 
-    async fn find_admin_token(&self, secret: SecretHash) -> StoreResult<Option<AdminToken>> {
-        self.read("keys.find_admin_token", |tx| async move {
+    fn find_admin_token(
+        &self,
+        secret: SecretHash,
+    ) -> BoxFuture<'_, StoreResult<Option<AdminToken>>> {
+        Box::pin(self.read("keys.find_admin_token", move |tx| async move {
             rows::find(
                 &tx,
                 "admin_tokens",
@@ -128,31 +134,33 @@ impl KeyStore for PostgresStore {
                 read_admin_token,
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn get_admin_token(&self, token: AdminTokenId) -> StoreResult<Option<AdminToken>> {
-        self.read("keys.get_admin_token", |tx| async move {
-            find_admin_token_in_use(&tx, token).await
-        })
-        .await
-    }
-
-    async fn revoke_admin_token(
+    fn get_admin_token(
         &self,
         token: AdminTokenId,
-        owners: Owners,
-        by: &Actor,
-    ) -> StoreResult<AdminToken> {
-        self.change("keys.revoke_admin_token", |tx| async move {
-            revoke_admin_token(&tx, token, owners, by).await
-        })
-        .await
+    ) -> BoxFuture<'_, StoreResult<Option<AdminToken>>> {
+        Box::pin(self.read("keys.get_admin_token", move |tx| async move {
+            find_admin_token_in_use(&tx, token).await
+        }))
     }
 
-    async fn list_admin_tokens(&self) -> StoreResult<Vec<AdminToken>> {
-        self.read("keys.list_admin_tokens", |tx| async move {
+    fn revoke_admin_token<'a>(
+        &'a self,
+        token: AdminTokenId,
+        owners: Owners,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<AdminToken>> {
+        Box::pin(
+            self.change("keys.revoke_admin_token", move |tx| async move {
+                revoke_admin_token(&tx, token, owners, by).await
+            }),
+        )
+    }
+
+    fn list_admin_tokens(&self) -> BoxFuture<'_, StoreResult<Vec<AdminToken>>> {
+        Box::pin(self.read("keys.list_admin_tokens", move |tx| async move {
             rows::list(
                 &tx,
                 "admin_tokens",
@@ -161,8 +169,7 @@ impl KeyStore for PostgresStore {
                 read_admin_token,
             )
             .await
-        })
-        .await
+        }))
     }
 }
 

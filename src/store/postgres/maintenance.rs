@@ -1,6 +1,6 @@
 //! What operators' commands ask of a Postgres database.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::{
     PostgresStore, PostgresUrl,
@@ -18,19 +18,18 @@ use crate::{
     },
 };
 
-#[async_trait]
 impl MaintenanceStore for PostgresStore {
     fn measure_with(&self, measure: Measure) {
         self.pool.measure_with(measure);
     }
 
-    async fn begin_copy(&self) -> StoreResult<Box<dyn StoreCopy>> {
-        Err(StoreError::Unavailable(NO_COPY.to_owned()))
+    fn begin_copy(&self) -> BoxFuture<'_, StoreResult<Box<dyn StoreCopy>>> {
+        Box::pin(async move { Err(StoreError::Unavailable(NO_COPY.to_owned())) })
     }
 
     /// What a server can be made to say of itself: its pages are its own affair.
-    async fn check_integrity(&self) -> StoreResult<Vec<String>> {
-        self.read_at_leisure("store.check_integrity", |tx| async move {
+    fn check_integrity(&self) -> BoxFuture<'_, StoreResult<Vec<String>>> {
+        Box::pin(self.read_at_leisure("store.check_integrity", move |tx| async move {
             let mut lines = rows::list(
                 &tx,
                 "pg_settings",
@@ -51,41 +50,41 @@ impl MaintenanceStore for PostgresStore {
             );
             lines.extend(invalid.await?);
             Ok(lines)
-        })
-        .await
+        }))
     }
 
-    async fn last_recorded_at(&self) -> StoreResult<Option<Timestamp>> {
-        self.read_at_leisure("store.last_recorded_at", |tx| async move {
-            let last = rows::find(
-                &tx,
-                "usage_events",
-                "SELECT recorded_at FROM usage_events ORDER BY recorded_at DESC LIMIT 1",
-                params![],
-                |cells| cells.time("recorded_at"),
-            );
-            last.await
-        })
-        .await
+    fn last_recorded_at(&self) -> BoxFuture<'_, StoreResult<Option<Timestamp>>> {
+        Box::pin(
+            self.read_at_leisure("store.last_recorded_at", move |tx| async move {
+                let last = rows::find(
+                    &tx,
+                    "usage_events",
+                    "SELECT recorded_at FROM usage_events ORDER BY recorded_at DESC LIMIT 1",
+                    params![],
+                    |cells| cells.time("recorded_at"),
+                );
+                last.await
+            }),
+        )
     }
 
-    async fn is_feature_used(&self, feature: &FeatureKey) -> StoreResult<bool> {
-        self.read_at_leisure("store.is_feature_used", |tx| async move {
-            rows::exists(
-                &tx,
-                "SELECT 1 FROM usage_trends WHERE feature_key = $1 LIMIT 1",
-                params![feature.as_str()],
-            )
-            .await
-        })
-        .await
+    fn is_feature_used<'a>(&'a self, feature: &'a FeatureKey) -> BoxFuture<'a, StoreResult<bool>> {
+        Box::pin(
+            self.read_at_leisure("store.is_feature_used", move |tx| async move {
+                rows::exists(
+                    &tx,
+                    "SELECT 1 FROM usage_trends WHERE feature_key = $1 LIMIT 1",
+                    params![feature.as_str()],
+                )
+                .await
+            }),
+        )
     }
 
-    async fn schema_version(&self) -> StoreResult<i64> {
-        self.read("store.schema_version", |tx| async move {
+    fn schema_version(&self) -> BoxFuture<'_, StoreResult<i64>> {
+        Box::pin(self.read("store.schema_version", move |tx| async move {
             Ok(migrate::version_of(&tx).await?)
-        })
-        .await
+        }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What notices were sent.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::{
     Failed, PostgresStore, outbox,
@@ -23,15 +23,14 @@ use crate::{
 
 const TABLE: &str = "notices";
 
-#[async_trait]
 impl NoticeStore for PostgresStore {
-    async fn list_told(
-        &self,
+    fn list_told<'a>(
+        &'a self,
         tenant: TenantId,
-        subject: &Subject,
+        subject: &'a Subject,
         at: Timestamp,
-    ) -> StoreResult<Vec<(NoticeKey, Told)>> {
-        self.read("notices.list_told", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<Vec<(NoticeKey, Told)>>> {
+        Box::pin(self.read("notices.list_told", move |tx| async move {
             rows::list(
                 &tx,
                 TABLE,
@@ -46,27 +45,30 @@ impl NoticeStore for PostgresStore {
                 read,
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn change_told(&self, changes: &[NoticeChange]) -> StoreResult<Vec<bool>> {
-        self.write_at_leisure("notices.change_told", |tx| async move {
-            let mut made = Vec::with_capacity(changes.len());
-            for change in changes {
-                made.push(make(&tx, change).await?);
-            }
-            Ok(made)
-        })
-        .await
+    fn change_told<'a>(
+        &'a self,
+        changes: &'a [NoticeChange],
+    ) -> BoxFuture<'a, StoreResult<Vec<bool>>> {
+        Box::pin(
+            self.write_at_leisure("notices.change_told", move |tx| async move {
+                let mut made = Vec::with_capacity(changes.len());
+                for change in changes {
+                    made.push(make(&tx, change).await?);
+                }
+                Ok(made)
+            }),
+        )
     }
 
-    async fn list_ended(
+    fn list_ended(
         &self,
         now: Timestamp,
         limit: usize,
-    ) -> StoreResult<Vec<(NoticeKey, Told)>> {
-        self.read_at_leisure("notices.list_ended", |tx| async move {
+    ) -> BoxFuture<'_, StoreResult<Vec<(NoticeKey, Told)>>> {
+        Box::pin(self.read_at_leisure("notices.list_ended", move |tx| async move {
             rows::list(
                 &tx,
                 TABLE,
@@ -84,24 +86,24 @@ impl NoticeStore for PostgresStore {
                 params![now.micros(), rows::limit(limit)],
                 read,
             ).await
-        })
-        .await
+        }))
     }
 
-    async fn prune_told(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write_at_leisure("notices.prune_told", |tx| async move {
-            rows::run(
-                &tx,
-                "DELETE FROM notices
+    fn prune_told(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(
+            self.write_at_leisure("notices.prune_told", move |tx| async move {
+                rows::run(
+                    &tx,
+                    "DELETE FROM notices
                  WHERE (tenant_id, scope, subject, feature_key, \"window\", window_start, mark) IN (
                      SELECT tenant_id, scope, subject, feature_key, \"window\", window_start, mark
                      FROM notices WHERE window_end < $1 ORDER BY window_end LIMIT $2
                  )",
-                params![before.micros(), rows::limit(limit)],
-            )
-            .await
-        })
-        .await
+                    params![before.micros(), rows::limit(limit)],
+                )
+                .await
+            }),
+        )
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -29,81 +29,88 @@ const TABLE: &str = "outbox";
 /// Held by a replay, shared by leases: which entry of a lane is the oldest does not change while one is taken.
 pub(super) const LOCK: i64 = 0x746f_6c6c_6f75_7462;
 
-#[async_trait]
 impl OutboxStore for PostgresStore {
-    async fn enqueue(&self, entries: &[NewEntry]) -> StoreResult<u64> {
-        self.write_at_leisure(
-            "outbox.enqueue",
-            |tx| async move { enqueue(&tx, entries).await },
+    fn enqueue<'a>(&'a self, entries: &'a [NewEntry]) -> BoxFuture<'a, StoreResult<u64>> {
+        Box::pin(
+            self.write_at_leisure("outbox.enqueue", move |tx| async move {
+                enqueue(&tx, entries).await
+            }),
         )
-        .await
     }
 
-    async fn lease(&self, asked: Lease) -> StoreResult<Vec<Leased>> {
-        // Most looks find nothing, and a look should cost little.
-        let is_due = self
-            .read("outbox.look", |tx| async move { is_due(&tx, asked).await })
-            .await?;
-        if !is_due {
-            return Ok(Vec::new());
-        }
-        self.write_at_leisure("outbox.lease", |tx| async move { lease(&tx, asked).await })
-            .await
-    }
-
-    async fn finish(&self, finished: &[Finished], now: Timestamp) -> StoreResult<()> {
-        self.write_at_leisure("outbox.finish", |tx| async move {
-            finish(&tx, finished, now).await
+    fn lease(&self, asked: Lease) -> BoxFuture<'_, StoreResult<Vec<Leased>>> {
+        Box::pin(async move {
+            // Most looks find nothing, and a look should cost little.
+            let is_due = self
+                .read("outbox.look", |tx| async move { is_due(&tx, asked).await })
+                .await?;
+            if !is_due {
+                return Ok(Vec::new());
+            }
+            self.write_at_leisure("outbox.lease", |tx| async move { lease(&tx, asked).await })
+                .await
         })
-        .await
     }
 
-    async fn list_outbox(
-        &self,
-        filter: &OutboxFilter,
+    fn finish<'a>(
+        &'a self,
+        finished: &'a [Finished],
+        now: Timestamp,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(
+            self.write_at_leisure("outbox.finish", move |tx| async move {
+                finish(&tx, finished, now).await
+            }),
+        )
+    }
+
+    fn list_outbox<'a>(
+        &'a self,
+        filter: &'a OutboxFilter,
         before: Option<(Timestamp, String)>,
         limit: usize,
-    ) -> StoreResult<Vec<OutboxEntry>> {
-        let (at, identifier) = before.unwrap_or((Timestamp::NEVER, String::new()));
-        let identifier = identifier.as_str();
-        self.read("outbox.list", |tx| async move {
-            rows::list(
-                &tx,
-                TABLE,
-                "SELECT outbox.*, slug FROM outbox LEFT JOIN tenants USING (tenant_id)
+    ) -> BoxFuture<'a, StoreResult<Vec<OutboxEntry>>> {
+        Box::pin(async move {
+            let (at, identifier) = before.unwrap_or((Timestamp::NEVER, String::new()));
+            let identifier = identifier.as_str();
+            self.read("outbox.list", |tx| async move {
+                rows::list(
+                    &tx,
+                    TABLE,
+                    "SELECT outbox.*, slug FROM outbox LEFT JOIN tenants USING (tenant_id)
                  WHERE (outbox.created_at, identifier) < ($1, $2)
                    AND ($4::text IS NULL OR kind = $4) AND ($5::text IS NULL OR outbox.status = $5)
                    AND ($6::uuid IS NULL OR outbox.tenant_id = $6)
                  ORDER BY outbox.created_at DESC, identifier DESC LIMIT $3",
-                params![
-                    at.micros(),
-                    identifier,
-                    rows::limit(limit),
-                    filter.kind.map(Kind::as_str),
-                    filter.status.map(Status::as_str),
-                    filter.tenant.map(|tenant| tenant.uuid()),
-                ],
-                read,
-            )
+                    params![
+                        at.micros(),
+                        identifier,
+                        rows::limit(limit),
+                        filter.kind.map(Kind::as_str),
+                        filter.status.map(Status::as_str),
+                        filter.tenant.map(|tenant| tenant.uuid()),
+                    ],
+                    read,
+                )
+                .await
+            })
             .await
         })
-        .await
     }
 
-    async fn replay(
-        &self,
-        identifier: &str,
+    fn replay<'a>(
+        &'a self,
+        identifier: &'a str,
         longest_lease: Duration,
-        by: &Actor,
-    ) -> StoreResult<Replaying> {
-        self.change("outbox.replay", |tx| async move {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<Replaying>> {
+        Box::pin(self.change("outbox.replay", move |tx| async move {
             replay(&tx, identifier, longest_lease, by).await
-        })
-        .await
+        }))
     }
 
-    async fn count_outbox(&self) -> StoreResult<Vec<(Kind, Status, u64)>> {
-        self.read("outbox.count", |tx| async move {
+    fn count_outbox(&self) -> BoxFuture<'_, StoreResult<Vec<(Kind, Status, u64)>>> {
+        Box::pin(self.read("outbox.count", move |tx| async move {
             rows::list(
                 &tx,
                 TABLE,
@@ -119,12 +126,11 @@ impl OutboxStore for PostgresStore {
                 },
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn prune_outbox(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write_at_leisure("outbox.prune", |tx| async move {
+    fn prune_outbox(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write_at_leisure("outbox.prune", move |tx| async move {
             rows::run(
                 &tx,
                 "DELETE FROM outbox WHERE identifier IN (
@@ -133,8 +139,7 @@ impl OutboxStore for PostgresStore {
                  )",
                 params![before.micros(), rows::limit(limit)],
             ).await
-        })
-        .await
+        }))
     }
 }
 

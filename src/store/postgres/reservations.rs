@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::{
@@ -27,41 +27,48 @@ use crate::{
 
 const TABLE: &str = "reservations";
 
-#[async_trait]
 impl ReservationStore for PostgresStore {
-    async fn add_reservation(&self, reservation: &Reservation) -> StoreResult<()> {
-        self.write("reservations.add", |tx| async move {
+    fn add_reservation<'a>(
+        &'a self,
+        reservation: &'a Reservation,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.write("reservations.add", move |tx| async move {
             add(&tx, reservation).await
-        })
-        .await
+        }))
     }
 
-    async fn find_reservation(
+    fn find_reservation(
         &self,
         reservation: ReservationId,
-    ) -> StoreResult<Option<Reservation>> {
-        self.read("reservations.find", |tx| async move {
+    ) -> BoxFuture<'_, StoreResult<Option<Reservation>>> {
+        Box::pin(self.read("reservations.find", move |tx| async move {
             find(&tx, reservation).await
-        })
-        .await
+        }))
     }
 
-    async fn find_reservation_of_event(&self, event: EventId) -> StoreResult<Option<Reservation>> {
-        self.read("reservations.find_of_event", |tx| async move {
-            rows::find(
-                &tx,
-                TABLE,
-                "SELECT * FROM reservations WHERE event_id = $1",
-                params![event.uuid()],
-                read,
-            )
-            .await
-        })
-        .await
+    fn find_reservation_of_event(
+        &self,
+        event: EventId,
+    ) -> BoxFuture<'_, StoreResult<Option<Reservation>>> {
+        Box::pin(
+            self.read("reservations.find_of_event", move |tx| async move {
+                rows::find(
+                    &tx,
+                    TABLE,
+                    "SELECT * FROM reservations WHERE event_id = $1",
+                    params![event.uuid()],
+                    read,
+                )
+                .await
+            }),
+        )
     }
 
-    async fn list_open_reservations(&self, now: Timestamp) -> StoreResult<Vec<Reservation>> {
-        self.read("reservations.list_open", |tx| async move {
+    fn list_open_reservations(
+        &self,
+        now: Timestamp,
+    ) -> BoxFuture<'_, StoreResult<Vec<Reservation>>> {
+        Box::pin(self.read("reservations.list_open", move |tx| async move {
             rows::list(
                 &tx,
                 TABLE,
@@ -72,51 +79,53 @@ impl ReservationStore for PostgresStore {
                 read,
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn list_unrecorded_reservations(&self) -> StoreResult<Vec<Reservation>> {
-        self.read("reservations.list_unrecorded", |tx| async move {
-            rows::list(
-                &tx,
-                TABLE,
-                "SELECT * FROM reservations WHERE settled_at IS NOT NULL AND NOT is_recorded
+    fn list_unrecorded_reservations(&self) -> BoxFuture<'_, StoreResult<Vec<Reservation>>> {
+        Box::pin(
+            self.read("reservations.list_unrecorded", move |tx| async move {
+                rows::list(
+                    &tx,
+                    TABLE,
+                    "SELECT * FROM reservations WHERE settled_at IS NOT NULL AND NOT is_recorded
                  ORDER BY admitted_at, reservation_id",
-                params![],
-                read,
-            )
-            .await
-        })
-        .await
+                    params![],
+                    read,
+                )
+                .await
+            }),
+        )
     }
 
-    async fn settle_reservation(
-        &self,
+    fn settle_reservation<'a>(
+        &'a self,
         tenant: TenantId,
         reservation: ReservationId,
-        settlement: &Settlement,
-    ) -> StoreResult<Settling> {
-        self.write("reservations.settle", |tx| async move {
+        settlement: &'a Settlement,
+    ) -> BoxFuture<'a, StoreResult<Settling>> {
+        Box::pin(self.write("reservations.settle", move |tx| async move {
             settle(&tx, tenant, reservation, settlement).await
-        })
-        .await
+        }))
     }
 
-    async fn release_reservation(
+    fn release_reservation(
         &self,
         tenant: Option<TenantId>,
         reservation: ReservationId,
         at: Timestamp,
-    ) -> StoreResult<Releasing> {
-        self.write("reservations.release", |tx| async move {
+    ) -> BoxFuture<'_, StoreResult<Releasing>> {
+        Box::pin(self.write("reservations.release", move |tx| async move {
             release(&tx, tenant, reservation, at).await
-        })
-        .await
+        }))
     }
 
-    async fn prune_reservations(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write_at_leisure("reservations.prune", |tx| async move {
+    fn prune_reservations(
+        &self,
+        before: Timestamp,
+        limit: usize,
+    ) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write_at_leisure("reservations.prune", move |tx| async move {
             rows::run(
                 &tx,
                 "DELETE FROM reservations WHERE reservation_id IN (
@@ -124,8 +133,7 @@ impl ReservationStore for PostgresStore {
                  )",
                 params![before.micros(), rows::limit(limit)],
             ).await
-        })
-        .await
+        }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sessions of the admin page.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::{
     Failed, PostgresStore, already_exists,
@@ -19,26 +19,24 @@ use crate::{
     store::{StoreResult, audited, keys::SecretHash, sessions::SessionStore},
 };
 
-#[async_trait]
 impl SessionStore for PostgresStore {
-    async fn create_session(
-        &self,
-        session: &Session,
+    fn create_session<'a>(
+        &'a self,
+        session: &'a Session,
         secret: SecretHash,
-        by: &Actor,
-    ) -> StoreResult<()> {
-        self.change("sessions.create", |tx| async move {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.change("sessions.create", move |tx| async move {
             create(&tx, session, secret, by).await
-        })
-        .await
+        }))
     }
 
-    async fn find_session(
+    fn find_session(
         &self,
         secret: SecretHash,
         now: Timestamp,
-    ) -> StoreResult<Option<Session>> {
-        self.read("sessions.find", |tx| async move {
+    ) -> BoxFuture<'_, StoreResult<Option<Session>>> {
+        Box::pin(self.read("sessions.find", move |tx| async move {
             rows::find(
                 &tx,
                 "sessions",
@@ -47,12 +45,11 @@ impl SessionStore for PostgresStore {
                 read_session,
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn touch_session(&self, session: &Session) -> StoreResult<()> {
-        self.write("sessions.touch", |tx| async move {
+    fn touch_session<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.write("sessions.touch", move |tx| async move {
             rows::run(
                 &tx,
                 "UPDATE sessions SET last_seen_at = $2, expires_at = $3 WHERE session_id = $1",
@@ -64,12 +61,11 @@ impl SessionStore for PostgresStore {
             )
             .await?;
             Ok(())
-        })
-        .await
+        }))
     }
 
-    async fn list_sessions(&self, now: Timestamp) -> StoreResult<Vec<Session>> {
-        self.read("sessions.list", |tx| async move {
+    fn list_sessions(&self, now: Timestamp) -> BoxFuture<'_, StoreResult<Vec<Session>>> {
+        Box::pin(self.read("sessions.list", move |tx| async move {
             rows::list(
                 &tx,
                 "sessions",
@@ -77,28 +73,30 @@ impl SessionStore for PostgresStore {
                 params![now.micros()],
                 read_session,
             ).await
-        })
-        .await
+        }))
     }
 
-    async fn end_session(&self, session: SessionId, by: &Actor) -> StoreResult<Session> {
-        self.change(
-            "sessions.end",
-            |tx| async move { end(&tx, session, by).await },
+    fn end_session<'a>(
+        &'a self,
+        session: SessionId,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<Session>> {
+        Box::pin(self.change("sessions.end", move |tx| async move {
+            end(&tx, session, by).await
+        }))
+    }
+
+    fn prune_sessions(&self, now: Timestamp) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(
+            self.write_at_leisure("sessions.prune", move |tx| async move {
+                rows::run(
+                    &tx,
+                    "DELETE FROM sessions WHERE expires_at <= $1",
+                    params![now.micros()],
+                )
+                .await
+            }),
         )
-        .await
-    }
-
-    async fn prune_sessions(&self, now: Timestamp) -> StoreResult<u64> {
-        self.write_at_leisure("sessions.prune", |tx| async move {
-            rows::run(
-                &tx,
-                "DELETE FROM sessions WHERE expires_at <= $1",
-                params![now.micros()],
-            )
-            .await
-        })
-        .await
     }
 }
 

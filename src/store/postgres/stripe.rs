@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::{
@@ -38,60 +38,64 @@ const KIND: &str = Kind::StripeMeterEvent.as_str();
 pub(super) const LOCK: i64 = 0x746f_6c6c_6d65_7472;
 const MICRO: Duration = Duration::from_micros(1);
 
-#[async_trait]
 impl StripeStore for PostgresStore {
-    async fn hand_on(
+    fn hand_on(
         &self,
         which: Which,
         now: Timestamp,
         again: Timestamp,
         limit: usize,
-    ) -> StoreResult<HandedOn> {
-        // Most looks find nothing, and a look should cost little.
-        let is_any = self
-            .read_at_leisure("stripe.look", |tx| async move {
-                rows::exists(&tx, places_of(which), params![now.micros(), 1_i64]).await
+    ) -> BoxFuture<'_, StoreResult<HandedOn>> {
+        Box::pin(async move {
+            // Most looks find nothing, and a look should cost little.
+            let is_any = self
+                .read_at_leisure("stripe.look", |tx| async move {
+                    rows::exists(&tx, places_of(which), params![now.micros(), 1_i64]).await
+                })
+                .await?;
+            if !is_any {
+                return Ok(HandedOn::default());
+            }
+            self.write_at_leisure("stripe.hand_on", |tx| async move {
+                hand_on(&tx, which, now, again, limit).await
             })
-            .await?;
-        if !is_any {
-            return Ok(HandedOn::default());
-        }
-        self.write_at_leisure("stripe.hand_on", |tx| async move {
-            hand_on(&tx, which, now, again, limit).await
+            .await
         })
-        .await
     }
 
-    async fn told(
-        &self,
+    fn told<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
-    ) -> StoreResult<Vec<Quantity>> {
-        self.read("stripe.told", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<Vec<Quantity>>> {
+        Box::pin(self.read("stripe.told", move |tx| async move {
             let mut sums = Vec::with_capacity(features.len());
             for feature in features {
                 sums.push(told(&tx, tenant, feature, window).await?);
             }
             Ok(sums)
-        })
-        .await
+        }))
     }
 
-    async fn meter_sums(
-        &self,
+    fn meter_sums<'a>(
+        &'a self,
         tenant: TenantId,
-        feature: &FeatureKey,
+        feature: &'a FeatureKey,
         window: Window,
-    ) -> StoreResult<MeterSums> {
-        self.read("stripe.meter_sums", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<MeterSums>> {
+        Box::pin(self.read("stripe.meter_sums", move |tx| async move {
             meter_sums(&tx, tenant, feature, window).await
-        })
-        .await
+        }))
     }
 
-    async fn lane_sums(&self, lane: &str, window: Window, but: &str) -> StoreResult<LaneSums> {
-        self.read_at_leisure("stripe.lane_sums", |tx| async move {
+    fn lane_sums<'a>(
+        &'a self,
+        lane: &'a str,
+        window: Window,
+        but: &'a str,
+    ) -> BoxFuture<'a, StoreResult<LaneSums>> {
+        Box::pin(self.read_at_leisure("stripe.lane_sums", move |tx| async move {
             let of = params![lane, window.start().micros(), window.end().micros(), but];
             Ok(LaneSums {
                 sent: sum(
@@ -111,44 +115,44 @@ impl StripeStore for PostgresStore {
                 )
                 .await?,
             })
-        })
-        .await
+        }))
     }
 
-    async fn list_unconfirmed(
-        &self,
+    fn list_unconfirmed<'a>(
+        &'a self,
         sent_before: Timestamp,
-        after: &str,
+        after: &'a str,
         limit: usize,
-    ) -> StoreResult<Vec<Unconfirmed>> {
-        self.read_at_leisure("stripe.list_unconfirmed", |tx| async move {
-            rows::list(
-                &tx,
-                "outbox",
-                "SELECT lane, min(about_at) AS first, max(about_at) AS last FROM outbox
+    ) -> BoxFuture<'a, StoreResult<Vec<Unconfirmed>>> {
+        Box::pin(
+            self.read_at_leisure("stripe.list_unconfirmed", move |tx| async move {
+                rows::list(
+                    &tx,
+                    "outbox",
+                    "SELECT lane, min(about_at) AS first, max(about_at) AS last FROM outbox
                  WHERE lane > $1 AND about_at IS NOT NULL AND status = 'sent' AND finished_at < $2
                  GROUP BY lane ORDER BY lane LIMIT $3",
-                params![after, sent_before.micros(), rows::limit(limit)],
-                |cells| {
-                    Ok(Unconfirmed {
-                        lane: cells.get("lane")?,
-                        first: cells.time("first")?,
-                        last: cells.time("last")?,
-                    })
-                },
-            )
-            .await
-        })
-        .await
+                    params![after, sent_before.micros(), rows::limit(limit)],
+                    |cells| {
+                        Ok(Unconfirmed {
+                            lane: cells.get("lane")?,
+                            first: cells.time("first")?,
+                            last: cells.time("last")?,
+                        })
+                    },
+                )
+                .await
+            }),
+        )
     }
 
-    async fn confirm(
-        &self,
-        lane: &str,
+    fn confirm<'a>(
+        &'a self,
+        lane: &'a str,
         window: Window,
         sent_before: Timestamp,
-    ) -> StoreResult<u64> {
-        self.write_at_leisure("stripe.confirm", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<u64>> {
+        Box::pin(self.write_at_leisure("stripe.confirm", move |tx| async move {
             rows::run(
                 &tx,
                 "UPDATE outbox SET status = 'confirmed'
@@ -162,56 +166,58 @@ impl StripeStore for PostgresStore {
                 ],
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn doubt_pending(&self) -> StoreResult<u64> {
-        self.write_at_leisure("stripe.doubt_pending", |tx| async move {
-            rows::run(
-                &tx,
-                "UPDATE outbox SET doubt_since = coalesce(doubt_since, about_at)
+    fn doubt_pending(&self) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(
+            self.write_at_leisure("stripe.doubt_pending", move |tx| async move {
+                rows::run(
+                    &tx,
+                    "UPDATE outbox SET doubt_since = coalesce(doubt_since, about_at)
                  WHERE kind = $1 AND status = 'pending'",
-                params![KIND],
-            )
-            .await
-        })
-        .await
+                    params![KIND],
+                )
+                .await
+            }),
+        )
     }
 
-    async fn look_again(&self, now: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write_at_leisure("stripe.look_again", |tx| async move {
-            rows::run(
-                &tx,
-                "UPDATE outbox SET status = 'pending', next_attempt_at = $1, finished_at = NULL
+    fn look_again(&self, now: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(
+            self.write_at_leisure("stripe.look_again", move |tx| async move {
+                rows::run(
+                    &tx,
+                    "UPDATE outbox SET status = 'pending', next_attempt_at = $1, finished_at = NULL
                  WHERE status = 'uncertain' AND identifier IN (
                      SELECT identifier FROM outbox WHERE kind = $2 AND status = 'uncertain'
                      ORDER BY created_at LIMIT $3
                  )",
-                params![now.micros(), KIND, rows::limit(limit)],
-            )
-            .await
-        })
-        .await
+                    params![now.micros(), KIND, rows::limit(limit)],
+                )
+                .await
+            }),
+        )
     }
 
-    async fn count_waiting(&self) -> StoreResult<(u64, Option<Timestamp>)> {
-        self.read_at_leisure("stripe.count_waiting", |tx| async move {
-            let found = rows::find(
-                &tx,
-                "stripe_waiting",
-                "SELECT count(*) AS count, min(slot) AS oldest FROM stripe_waiting",
-                params![],
-                |cells| {
-                    let count: i64 = cells.get("count")?;
-                    let count = u64::try_from(count).unwrap_or_default();
-                    Ok((count, cells.optional_time("oldest")?))
-                },
-            )
-            .await?;
-            Ok(found.unwrap_or_default())
-        })
-        .await
+    fn count_waiting(&self) -> BoxFuture<'_, StoreResult<(u64, Option<Timestamp>)>> {
+        Box::pin(
+            self.read_at_leisure("stripe.count_waiting", move |tx| async move {
+                let found = rows::find(
+                    &tx,
+                    "stripe_waiting",
+                    "SELECT count(*) AS count, min(slot) AS oldest FROM stripe_waiting",
+                    params![],
+                    |cells| {
+                        let count: i64 = cells.get("count")?;
+                        let count = u64::try_from(count).unwrap_or_default();
+                        Ok((count, cells.optional_time("oldest")?))
+                    },
+                )
+                .await?;
+                Ok(found.unwrap_or_default())
+            }),
+        )
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sums by hour.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::{
     Failed, PostgresStore,
@@ -15,10 +15,9 @@ use crate::{
     },
 };
 
-#[async_trait]
 impl TrendStore for PostgresStore {
-    async fn used_by_hour(&self, window: Window) -> StoreResult<Vec<UsedInHour>> {
-        self.read("trends.used_by_hour", |tx| async move {
+    fn used_by_hour(&self, window: Window) -> BoxFuture<'_, StoreResult<Vec<UsedInHour>>> {
+        Box::pin(self.read("trends.used_by_hour", move |tx| async move {
             let features = features(&tx).await?;
             let mut used = Vec::new();
             for feature in features {
@@ -31,20 +30,20 @@ impl TrendStore for PostgresStore {
                 ).await?);
             }
             Ok(used)
-        })
-        .await
+        }))
     }
 
-    async fn tenant_used_by_hour(
-        &self,
+    fn tenant_used_by_hour<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
-    ) -> StoreResult<Vec<UsedInHour>> {
-        let mut features = features.to_vec();
-        features.sort();
-        let features = features.as_slice();
-        self.read("trends.tenant_used_by_hour", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<Vec<UsedInHour>>> {
+        Box::pin(async move {
+            let mut features = features.to_vec();
+            features.sort();
+            let features = features.as_slice();
+            self.read("trends.tenant_used_by_hour", |tx| async move {
             let mut used = Vec::new();
             for feature in features {
                 used.extend(rows::list(
@@ -64,10 +63,11 @@ impl TrendStore for PostgresStore {
             Ok(used)
         })
         .await
+        })
     }
 
-    async fn add_decisions(&self, hour: Timestamp, more: Decisions) -> StoreResult<()> {
-        self.write_at_leisure("trends.add_decisions", |tx| async move {
+    fn add_decisions(&self, hour: Timestamp, more: Decisions) -> BoxFuture<'_, StoreResult<()>> {
+        Box::pin(self.write_at_leisure("trends.add_decisions", move |tx| async move {
             let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
             rows::run(
                 &tx,
@@ -83,12 +83,14 @@ impl TrendStore for PostgresStore {
                 ],
             ).await?;
             Ok(())
-        })
-        .await
+        }))
     }
 
-    async fn decisions_by_hour(&self, window: Window) -> StoreResult<Vec<(Timestamp, Decisions)>> {
-        self.read("trends.decisions_by_hour", |tx| async move {
+    fn decisions_by_hour(
+        &self,
+        window: Window,
+    ) -> BoxFuture<'_, StoreResult<Vec<(Timestamp, Decisions)>>> {
+        Box::pin(self.read("trends.decisions_by_hour", move |tx| async move {
             rows::list(
                 &tx,
                 "decision_trends",
@@ -108,8 +110,7 @@ impl TrendStore for PostgresStore {
                 },
             )
             .await
-        })
-        .await
+        }))
     }
 }
 

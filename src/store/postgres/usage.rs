@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashSet},
 };
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
@@ -38,111 +38,119 @@ use crate::{
     },
 };
 
-#[async_trait]
 impl UsageStore for PostgresStore {
-    async fn record(
+    fn record(
         &self,
         batch: Batch,
         drained: JournalPosition,
         tell: Tell,
-    ) -> StoreResult<Recorded> {
-        // By id, as every replica does: they then wait for each other, if ever, in one direction only.
-        let batch = with_plain_names(batch);
-        let mut sorted: Vec<&UsageEvent> = batch.events().collect();
-        sorted.sort_by_key(|event| event.event_id);
-        let (sorted, tell) = (sorted.as_slice(), &tell);
-        self.ensure_months(sorted.iter().map(|event| event.event_id))
-            .await?;
-        let name = "usage.record";
-        let recording = || {
-            self.pool
-                .transact(name, Kind::WRITE_AT_LEISURE, |tx| async move {
-                    record(&tx, sorted, drained, tell).await
-                })
-        };
-        match recording().await {
-            Ok(Record::Done(recorded)) => Ok(recorded),
-            Ok(Record::NoMonth) => {
-                // Another replica has dropped it since.
-                self.forget_months();
-                self.ensure_months(sorted.iter().map(|event| event.event_id))
-                    .await?;
-                match recording().await? {
-                    Record::Done(recorded) => Ok(recorded),
-                    Record::NoMonth => Err(crate::store::StoreError::Unavailable(format!(
-                        "{name}: an event's month can't be made"
-                    ))),
+    ) -> BoxFuture<'_, StoreResult<Recorded>> {
+        Box::pin(async move {
+            // By id, as every replica does: they then wait for each other, if ever, in one direction only.
+            let batch = with_plain_names(batch);
+            let mut sorted: Vec<&UsageEvent> = batch.events().collect();
+            sorted.sort_by_key(|event| event.event_id);
+            let (sorted, tell) = (sorted.as_slice(), &tell);
+            self.ensure_months(sorted.iter().map(|event| event.event_id))
+                .await?;
+            let name = "usage.record";
+            let recording = || {
+                self.pool
+                    .transact(name, Kind::WRITE_AT_LEISURE, |tx| async move {
+                        record(&tx, sorted, drained, tell).await
+                    })
+            };
+            match recording().await {
+                Ok(Record::Done(recorded)) => Ok(recorded),
+                Ok(Record::NoMonth) => {
+                    // Another replica has dropped it since.
+                    self.forget_months();
+                    self.ensure_months(sorted.iter().map(|event| event.event_id))
+                        .await?;
+                    match recording().await? {
+                        Record::Done(recorded) => Ok(recorded),
+                        Record::NoMonth => Err(crate::store::StoreError::Unavailable(format!(
+                            "{name}: an event's month can't be made"
+                        ))),
+                    }
                 }
+                Err(error) => Err(error),
             }
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn drained(&self, journal: Uuid) -> StoreResult<Seq> {
-        self.read_at_leisure("usage.drained", |tx| async move {
-            position_of(&tx, journal).await
         })
-        .await
     }
 
-    async fn totals(
-        &self,
+    fn drained(&self, journal: Uuid) -> BoxFuture<'_, StoreResult<Seq>> {
+        Box::pin(self.read_at_leisure("usage.drained", move |tx| async move {
+            position_of(&tx, journal).await
+        }))
+    }
+
+    fn totals<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
         by: Option<Dimension>,
-    ) -> StoreResult<Totals> {
-        self.read("usage.totals", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<Totals>> {
+        Box::pin(self.read("usage.totals", move |tx| async move {
             sums::totals(&tx, tenant, features, window, by).await
-        })
-        .await
+        }))
     }
 
-    async fn tenant_sums(&self, asks: Vec<TenantAsk>) -> StoreResult<Vec<Vec<FeatureSum>>> {
-        let asks = asks.as_slice();
-        self.read_at_leisure("usage.tenant_sums", |tx| async move {
-            tenant_sums::of(&tx, asks).await
+    fn tenant_sums(
+        &self,
+        asks: Vec<TenantAsk>,
+    ) -> BoxFuture<'_, StoreResult<Vec<Vec<FeatureSum>>>> {
+        Box::pin(async move {
+            let asks = asks.as_slice();
+            self.read_at_leisure("usage.tenant_sums", |tx| async move {
+                tenant_sums::of(&tx, asks).await
+            })
+            .await
         })
-        .await
     }
 
-    async fn heaviest(&self, asks: Vec<HeaviestAsk>) -> StoreResult<Vec<Vec<UsedBy>>> {
-        let asks = asks.as_slice();
-        self.read_at_leisure("usage.heaviest", |tx| async move {
-            tenant_sums::heaviest(&tx, asks).await
+    fn heaviest(&self, asks: Vec<HeaviestAsk>) -> BoxFuture<'_, StoreResult<Vec<Vec<UsedBy>>>> {
+        Box::pin(async move {
+            let asks = asks.as_slice();
+            self.read_at_leisure("usage.heaviest", |tx| async move {
+                tenant_sums::heaviest(&tx, asks).await
+            })
+            .await
         })
-        .await
     }
 
-    async fn list_used_features(&self, tenant: TenantId) -> StoreResult<Vec<FeatureKey>> {
-        self.read("usage.list_used_features", |tx| async move {
+    fn list_used_features(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<FeatureKey>>> {
+        Box::pin(self.read("usage.list_used_features", move |tx| async move {
             let used = tenant_sums::features(&tx, &[tenant]).await?;
             Ok(used.into_iter().map(|(_, feature)| feature).collect())
-        })
-        .await
+        }))
     }
 
-    async fn counters(
-        &self,
+    fn counters<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
+        counters: &'a [CounterOf],
         journal: Uuid,
-    ) -> StoreResult<(Vec<Quantity>, Seq)> {
-        self.read("usage.counters", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<(Vec<Quantity>, Seq)>> {
+        Box::pin(self.read("usage.counters", move |tx| async move {
             let settled = sums::counters(&tx, tenant, counters).await?;
             Ok((settled, position_of(&tx, journal).await?))
-        })
-        .await
+        }))
     }
 
-    async fn has_event(&self, event: EventId) -> StoreResult<bool> {
-        Ok(!self.list_known_events(&[event]).await?.is_empty())
+    fn has_event(&self, event: EventId) -> BoxFuture<'_, StoreResult<bool>> {
+        Box::pin(async move { Ok(!self.list_known_events(&[event]).await?.is_empty()) })
     }
 
-    async fn list_known_events(&self, events: &[EventId]) -> StoreResult<HashSet<EventId>> {
-        let (ids, times) = keys_of(events);
-        let (ids, times) = (&ids, &times);
-        self.read("usage.list_known_events", |tx| async move {
+    fn list_known_events<'a>(
+        &'a self,
+        events: &'a [EventId],
+    ) -> BoxFuture<'a, StoreResult<HashSet<EventId>>> {
+        Box::pin(async move {
+            let (ids, times) = keys_of(events);
+            let (ids, times) = (&ids, &times);
+            self.read("usage.list_known_events", |tx| async move {
             let known = rows::list(
                 &tx,
                 "usage_events",
@@ -155,10 +163,11 @@ impl UsageStore for PostgresStore {
             Ok(known.into_iter().collect())
         })
         .await
+        })
     }
 
-    async fn find_event(&self, event: EventId) -> StoreResult<Option<UsageEvent>> {
-        self.read("usage.find_event", |tx| async move {
+    fn find_event(&self, event: EventId) -> BoxFuture<'_, StoreResult<Option<UsageEvent>>> {
+        Box::pin(self.read("usage.find_event", move |tx| async move {
             rows::find(
                 &tx,
                 "usage_events",
@@ -167,34 +176,39 @@ impl UsageStore for PostgresStore {
                 read_event,
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn list_events(
+    fn list_events(
         &self,
         tenant: TenantId,
         before: Option<(Timestamp, EventId)>,
         limit: usize,
-    ) -> StoreResult<Vec<UsageEvent>> {
-        let (at, id) = before.map_or((i64::MAX, Uuid::max()), |(at, id)| (at.micros(), id.uuid()));
-        self.read("usage.list_events", |tx| async move {
-            rows::list(
-                &tx,
-                "usage_events",
-                "SELECT * FROM usage_events
+    ) -> BoxFuture<'_, StoreResult<Vec<UsageEvent>>> {
+        Box::pin(async move {
+            let (at, id) =
+                before.map_or((i64::MAX, Uuid::max()), |(at, id)| (at.micros(), id.uuid()));
+            self.read("usage.list_events", |tx| async move {
+                rows::list(
+                    &tx,
+                    "usage_events",
+                    "SELECT * FROM usage_events
                  WHERE tenant_id = $1 AND admitted_at <= $2 AND (admitted_at < $2 OR event_id < $3)
                  ORDER BY admitted_at DESC, event_id DESC LIMIT $4",
-                params![tenant.uuid(), at, id, rows::limit(limit)],
-                read_event,
-            )
+                    params![tenant.uuid(), at, id, rows::limit(limit)],
+                    read_event,
+                )
+                .await
+            })
             .await
         })
-        .await
     }
 
-    async fn list_events_of_request(&self, request_id: &str) -> StoreResult<Vec<UsageEvent>> {
-        self.read("usage.list_events_of_request", |tx| async move {
+    fn list_events_of_request<'a>(
+        &'a self,
+        request_id: &'a str,
+    ) -> BoxFuture<'a, StoreResult<Vec<UsageEvent>>> {
+        Box::pin(self.read("usage.list_events_of_request", move |tx| async move {
             rows::list(
                 &tx,
                 "usage_events",
@@ -203,59 +217,61 @@ impl UsageStore for PostgresStore {
                 read_event,
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn corrections(
-        &self,
+    fn corrections<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
-    ) -> StoreResult<Vec<Quantity>> {
-        self.read("usage.corrections", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<Vec<Quantity>>> {
+        Box::pin(self.read("usage.corrections", move |tx| async move {
             sums::corrections(&tx, tenant, features, window).await
-        })
-        .await
+        }))
     }
 
-    async fn prune_events(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        if let Some(dropped) = self.drop_old_month(before).await? {
-            return Ok(dropped);
-        }
-        self.write_at_leisure("usage.prune_events", |tx| async move {
-            prune_events(&tx, before, limit).await
+    fn prune_events(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(async move {
+            if let Some(dropped) = self.drop_old_month(before).await? {
+                return Ok(dropped);
+            }
+            self.write_at_leisure("usage.prune_events", |tx| async move {
+                prune_events(&tx, before, limit).await
+            })
+            .await
         })
-        .await
     }
 
-    async fn forget_user(
-        &self,
+    fn forget_user<'a>(
+        &'a self,
         tenant: TenantId,
-        user: &str,
-        replacement: &str,
-        by: &Actor,
-    ) -> StoreResult<u64> {
-        let what = Forgetting {
-            tenant,
-            user: rows::text(user).into_owned(),
-            replacement: replacement.to_owned(),
-        };
-        self.forget(&what, by).await
-    }
-
-    async fn check_rollups(&self) -> StoreResult<Vec<String>> {
-        self.read_at_leisure("usage.check_rollups", |tx| async move {
-            check::rollups(&tx).await
+        user: &'a str,
+        replacement: &'a str,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<u64>> {
+        Box::pin(async move {
+            let what = Forgetting {
+                tenant,
+                user: rows::text(user).into_owned(),
+                replacement: replacement.to_owned(),
+            };
+            self.forget(&what, by).await
         })
-        .await
     }
 
-    async fn ping(&self) -> StoreResult<()> {
-        self.read("usage.ping", |tx| async move {
+    fn check_rollups(&self) -> BoxFuture<'_, StoreResult<Vec<String>>> {
+        Box::pin(
+            self.read_at_leisure("usage.check_rollups", move |tx| async move {
+                check::rollups(&tx).await
+            }),
+        )
+    }
+
+    fn ping(&self) -> BoxFuture<'_, StoreResult<()>> {
+        Box::pin(self.read("usage.ping", move |tx| async move {
             sums::horizon(&tx).await.map(|_| ())
-        })
-        .await
+        }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What Stripe tells.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -27,17 +27,19 @@ const TABLE: &str = "stripe_webhooks";
 const SELECT: &str =
     "SELECT stripe_webhooks.*, slug FROM stripe_webhooks LEFT JOIN tenants USING (tenant_id)";
 
-#[async_trait]
 impl WebhookStore for PostgresStore {
-    async fn receive_webhook(&self, webhook: &Webhook) -> StoreResult<Arrival> {
-        self.write("webhooks.receive", |tx| async move {
+    fn receive_webhook<'a>(&'a self, webhook: &'a Webhook) -> BoxFuture<'a, StoreResult<Arrival>> {
+        Box::pin(self.write("webhooks.receive", move |tx| async move {
             receive(&tx, webhook).await
-        })
-        .await
+        }))
     }
 
-    async fn list_due_webhooks(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<Webhook>> {
-        self.read("webhooks.list_due", |tx| async move {
+    fn list_due_webhooks(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> BoxFuture<'_, StoreResult<Vec<Webhook>>> {
+        Box::pin(self.read("webhooks.list_due", move |tx| async move {
             rows::list(
                 &tx,
                 TABLE,
@@ -48,12 +50,14 @@ impl WebhookStore for PostgresStore {
                 read,
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn find_webhook(&self, event_id: &str) -> StoreResult<Option<Webhook>> {
-        self.read("webhooks.find", |tx| async move {
+    fn find_webhook<'a>(
+        &'a self,
+        event_id: &'a str,
+    ) -> BoxFuture<'a, StoreResult<Option<Webhook>>> {
+        Box::pin(self.read("webhooks.find", move |tx| async move {
             rows::find(
                 &tx,
                 TABLE,
@@ -62,26 +66,29 @@ impl WebhookStore for PostgresStore {
                 read,
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn end_webhook(&self, event_id: &str, ending: &WebhookEnding) -> StoreResult<()> {
-        self.write("webhooks.end", |tx| async move {
+    fn end_webhook<'a>(
+        &'a self,
+        event_id: &'a str,
+        ending: &'a WebhookEnding,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.write("webhooks.end", move |tx| async move {
             end(&tx, event_id, ending).await
-        })
-        .await
+        }))
     }
 
-    async fn list_webhooks(
+    fn list_webhooks(
         &self,
         status: Option<WebhookStatus>,
         before: Option<(Timestamp, String)>,
         limit: usize,
-    ) -> StoreResult<Vec<Webhook>> {
-        let (at, event_id) = before.unwrap_or((Timestamp::NEVER, String::new()));
-        let event_id = event_id.as_str();
-        self.read("webhooks.list", |tx| async move {
+    ) -> BoxFuture<'_, StoreResult<Vec<Webhook>>> {
+        Box::pin(async move {
+            let (at, event_id) = before.unwrap_or((Timestamp::NEVER, String::new()));
+            let event_id = event_id.as_str();
+            self.read("webhooks.list", |tx| async move {
             rows::list(
                 &tx,
                 TABLE,
@@ -100,17 +107,21 @@ impl WebhookStore for PostgresStore {
             .await
         })
         .await
-    }
-
-    async fn replay_webhook(&self, event_id: &str, by: &Actor) -> StoreResult<bool> {
-        self.change("webhooks.replay", |tx| async move {
-            replay(&tx, event_id, by).await
         })
-        .await
     }
 
-    async fn prune_webhooks(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write_at_leisure("webhooks.prune", |tx| async move {
+    fn replay_webhook<'a>(
+        &'a self,
+        event_id: &'a str,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<bool>> {
+        Box::pin(self.change("webhooks.replay", move |tx| async move {
+            replay(&tx, event_id, by).await
+        }))
+    }
+
+    fn prune_webhooks(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write_at_leisure("webhooks.prune", move |tx| async move {
             rows::run(
                 &tx,
                 "DELETE FROM stripe_webhooks WHERE status IN ('applied', 'ignored') AND event_id IN (
@@ -120,29 +131,27 @@ impl WebhookStore for PostgresStore {
                 params![before.micros(), rows::limit(limit)],
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn note_state(
-        &self,
-        state: &ProcessorSubscription,
-        order: &str,
+    fn note_state<'a>(
+        &'a self,
+        state: &'a ProcessorSubscription,
+        order: &'a str,
         tenant: Option<TenantId>,
-    ) -> StoreResult<()> {
-        self.write("webhooks.note_state", |tx| async move {
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.write("webhooks.note_state", move |tx| async move {
             note_state(&tx, state, order, tenant.map(TenantId::uuid)).await
-        })
-        .await
+        }))
     }
 
-    async fn note_payment(
-        &self,
-        subscription_id: &str,
+    fn note_payment<'a>(
+        &'a self,
+        subscription_id: &'a str,
         payment: Payment,
-        order: &str,
-    ) -> StoreResult<()> {
-        self.write("webhooks.note_payment", |tx| async move {
+        order: &'a str,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.write("webhooks.note_payment", move |tx| async move {
             rows::run(
                 &tx,
                 "INSERT INTO stripe_subscriptions (subscription_id, payment, payment_order) VALUES ($1, $2, $3)
@@ -153,12 +162,14 @@ impl WebhookStore for PostgresStore {
             )
             .await?;
             Ok(())
-        })
-        .await
+        }))
     }
 
-    async fn find_known(&self, subscription_id: &str) -> StoreResult<Option<Known>> {
-        self.read("webhooks.find_known", |tx| async move {
+    fn find_known<'a>(
+        &'a self,
+        subscription_id: &'a str,
+    ) -> BoxFuture<'a, StoreResult<Option<Known>>> {
+        Box::pin(self.read("webhooks.find_known", move |tx| async move {
             rows::find(
                 &tx,
                 "stripe_subscriptions",
@@ -167,12 +178,11 @@ impl WebhookStore for PostgresStore {
                 read_known,
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn list_known(&self, tenant: TenantId) -> StoreResult<Vec<Known>> {
-        self.read("webhooks.list_known", |tx| async move {
+    fn list_known(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<Known>>> {
+        Box::pin(self.read("webhooks.list_known", move |tx| async move {
             rows::list(
                 &tx,
                 "stripe_subscriptions",
@@ -181,12 +191,14 @@ impl WebhookStore for PostgresStore {
                 read_known,
             )
             .await
-        })
-        .await
+        }))
     }
 
-    async fn find_tenant_of_customer(&self, customer_id: &str) -> StoreResult<Option<TenantId>> {
-        self.read("webhooks.find_tenant_of_customer", |tx| async move {
+    fn find_tenant_of_customer<'a>(
+        &'a self,
+        customer_id: &'a str,
+    ) -> BoxFuture<'a, StoreResult<Option<TenantId>>> {
+        Box::pin(self.read("webhooks.find_tenant_of_customer", move |tx| async move {
             rows::find(
                 &tx,
                 "subscriptions",
@@ -198,8 +210,7 @@ impl WebhookStore for PostgresStore {
                 |cells| cells.uuid("tenant_id").map(TenantId::new),
             )
             .await
-        })
-        .await
+        }))
     }
 }
 

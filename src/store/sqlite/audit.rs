@@ -1,6 +1,6 @@
 //! The audit log.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 use serde_json::Value;
 
@@ -16,14 +16,13 @@ use crate::{
     },
 };
 
-#[async_trait]
 impl AuditStore for SqliteStore {
-    async fn list_audit(
+    fn list_audit(
         &self,
         before_id: Option<i64>,
         limit: usize,
-    ) -> StoreResult<Vec<AuditEntry>> {
-        self.read("audit.list", move |tx| {
+    ) -> BoxFuture<'_, StoreResult<Vec<AuditEntry>>> {
+        Box::pin(self.read("audit.list", move |tx| {
             rows::list(
                 tx,
                 "audit_log",
@@ -31,18 +30,17 @@ impl AuditStore for SqliteStore {
                 params![before_id.unwrap_or(i64::MAX), rows::limit(limit)],
                 read_entry,
             )
-        })
-        .await
+        }))
     }
 
-    async fn search_audit(
-        &self,
-        filter: &AuditFilter,
+    fn search_audit<'a>(
+        &'a self,
+        filter: &'a AuditFilter,
         before_id: Option<i64>,
         limit: usize,
-    ) -> StoreResult<Vec<AuditEntry>> {
+    ) -> BoxFuture<'a, StoreResult<Vec<AuditEntry>>> {
         let filter = filter.clone();
-        self.read("audit.search", move |tx| {
+        Box::pin(self.read("audit.search", move |tx| {
             rows::list(
                 tx,
                 "audit_log",
@@ -62,13 +60,12 @@ impl AuditStore for SqliteStore {
                 ],
                 read_entry,
             )
-        })
-        .await
+        }))
     }
 
-    async fn note(&self, entry: &NewAudit) -> StoreResult<()> {
+    fn note<'a>(&'a self, entry: &'a NewAudit) -> BoxFuture<'a, StoreResult<()>> {
         let entry = entry.clone();
-        self.write("audit.note", move |tx| {
+        Box::pin(self.write("audit.note", move |tx| {
             Change {
                 action: entry.action,
                 target: &entry.target,
@@ -76,8 +73,7 @@ impl AuditStore for SqliteStore {
                 after: entry.after,
             }
             .note(tx, &entry.by)
-        })
-        .await
+        }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Plans, tenants, subscriptions, overrides and grants, and the feed of what changed.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 
 use super::{
@@ -35,189 +35,184 @@ const LONGEST_FEED: usize = 10_000;
 /// Nor are more rows of the feed looked through than this: after a large import a server must start at once.
 const LONGEST_FEED_ROWS: usize = 100_000;
 
-#[async_trait]
 impl CatalogueStore for SqliteStore {
-    async fn find_plan(&self, code: &PlanCode) -> StoreResult<Option<Plan>> {
+    fn find_plan<'a>(&'a self, code: &'a PlanCode) -> BoxFuture<'a, StoreResult<Option<Plan>>> {
         let code = code.clone();
-        self.read("catalogue.find_plan", move |tx| plans::find(tx, &code))
-            .await
+        Box::pin(self.read("catalogue.find_plan", move |tx| plans::find(tx, &code)))
     }
 
-    async fn list_plans(&self) -> StoreResult<Vec<Plan>> {
-        self.read("catalogue.list_plans", plans::list).await
+    fn list_plans(&self) -> BoxFuture<'_, StoreResult<Vec<Plan>>> {
+        Box::pin(self.read("catalogue.list_plans", plans::list))
     }
 
-    async fn create_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<()> {
+    fn create_plan<'a>(&'a self, plan: &'a Plan, by: &'a Actor) -> BoxFuture<'a, StoreResult<()>> {
         let (plan, by) = (plan.clone(), by.clone());
-        self.write("catalogue.create_plan", move |tx| {
+        Box::pin(self.write("catalogue.create_plan", move |tx| {
             plans::create(tx, &plan, &by)
-        })
-        .await
+        }))
     }
 
-    async fn update_plan(&self, plan: &Plan, by: &Actor) -> StoreResult<i64> {
+    fn update_plan<'a>(&'a self, plan: &'a Plan, by: &'a Actor) -> BoxFuture<'a, StoreResult<i64>> {
         let (plan, by) = (plan.clone(), by.clone());
-        self.write("catalogue.update_plan", move |tx| {
+        Box::pin(self.write("catalogue.update_plan", move |tx| {
             plans::update(tx, &plan, &by)
-        })
-        .await
+        }))
     }
 
-    async fn put_plans(&self, plans: &[Plan], by: &Actor) -> StoreResult<()> {
+    fn put_plans<'a>(&'a self, plans: &'a [Plan], by: &'a Actor) -> BoxFuture<'a, StoreResult<()>> {
         let (plans, by) = (plans.to_vec(), by.clone());
-        self.write("catalogue.put_plans", move |tx| {
+        Box::pin(self.write("catalogue.put_plans", move |tx| {
             plans.iter().try_for_each(|plan| plans::put(tx, plan, &by))
-        })
-        .await
+        }))
     }
 
-    async fn delete_plan(
-        &self,
-        code: &PlanCode,
+    fn delete_plan<'a>(
+        &'a self,
+        code: &'a PlanCode,
         expected_version: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()> {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (code, by) = (code.clone(), by.clone());
-        self.write("catalogue.delete_plan", move |tx| {
+        Box::pin(self.write("catalogue.delete_plan", move |tx| {
             plans::delete(tx, &code, expected_version, &by)
-        })
-        .await
+        }))
     }
 
-    async fn find_tenant(&self, tenant: &TenantRef) -> StoreResult<Option<Tenant>> {
+    fn find_tenant<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
+    ) -> BoxFuture<'a, StoreResult<Option<Tenant>>> {
         let tenant = tenant.clone();
-        self.read("catalogue.find_tenant", move |tx| {
+        Box::pin(self.read("catalogue.find_tenant", move |tx| {
             tenants::find(tx, &tenant)
-        })
-        .await
+        }))
     }
 
-    async fn find_policy(&self, tenant: TenantId) -> StoreResult<Option<TenantPolicy>> {
-        self.read("catalogue.find_policy", move |tx| find_policy(tx, tenant))
-            .await
+    fn find_policy(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Option<TenantPolicy>>> {
+        Box::pin(self.read("catalogue.find_policy", move |tx| find_policy(tx, tenant)))
     }
 
-    async fn find_former(&self, tenant: &TenantRef) -> StoreResult<Option<TenantPolicy>> {
+    fn find_former<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
+    ) -> BoxFuture<'a, StoreResult<Option<TenantPolicy>>> {
         let tenant = tenant.clone();
-        self.read("catalogue.find_former", move |tx| {
+        Box::pin(self.read("catalogue.find_former", move |tx| {
             tenants::find_former(tx, &tenant)?
                 .map(|tenant| policy_of(tx, tenant))
                 .transpose()
-        })
-        .await
+        }))
     }
 
-    async fn list_tenants(&self, after: Option<&Slug>, limit: usize) -> StoreResult<Vec<Tenant>> {
-        let after = after.cloned();
-        self.read("catalogue.list_tenants", move |tx| {
-            tenants::list(tx, after.as_ref(), limit)
-        })
-        .await
-    }
-
-    async fn search_tenants(
-        &self,
-        search: &TenantSearch,
-        after: Option<&Slug>,
+    fn list_tenants<'a>(
+        &'a self,
+        after: Option<&'a Slug>,
         limit: usize,
-    ) -> StoreResult<Vec<Tenant>> {
+    ) -> BoxFuture<'a, StoreResult<Vec<Tenant>>> {
+        let after = after.cloned();
+        Box::pin(self.read("catalogue.list_tenants", move |tx| {
+            tenants::list(tx, after.as_ref(), limit)
+        }))
+    }
+
+    fn search_tenants<'a>(
+        &'a self,
+        search: &'a TenantSearch,
+        after: Option<&'a Slug>,
+        limit: usize,
+    ) -> BoxFuture<'a, StoreResult<Vec<Tenant>>> {
         let (search, after) = (search.clone(), after.cloned());
-        self.read("catalogue.search_tenants", move |tx| {
+        Box::pin(self.read("catalogue.search_tenants", move |tx| {
             tenants::search(tx, &search, after.as_ref(), limit)
-        })
-        .await
+        }))
     }
 
-    async fn create_tenant(&self, tenant: &Tenant, by: &Actor) -> StoreResult<()> {
+    fn create_tenant<'a>(
+        &'a self,
+        tenant: &'a Tenant,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (tenant, by) = (tenant.clone(), by.clone());
-        self.write("catalogue.create_tenant", move |tx| {
+        Box::pin(self.write("catalogue.create_tenant", move |tx| {
             tenants::create(tx, &tenant, &by)
-        })
-        .await
+        }))
     }
 
-    async fn rename_tenant(
-        &self,
+    fn rename_tenant<'a>(
+        &'a self,
         tenant: TenantId,
-        name: &DisplayName,
+        name: &'a DisplayName,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()> {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (name, by) = (name.clone(), by.clone());
-        self.write("catalogue.rename_tenant", move |tx| {
+        Box::pin(self.write("catalogue.rename_tenant", move |tx| {
             tenants::rename(tx, tenant, &name, expected, &by)
-        })
-        .await
+        }))
     }
 
-    async fn delete_tenant(
-        &self,
+    fn delete_tenant<'a>(
+        &'a self,
         tenant: TenantId,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()> {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let by = by.clone();
-        self.write("catalogue.delete_tenant", move |tx| {
+        Box::pin(self.write("catalogue.delete_tenant", move |tx| {
             tenants::delete(tx, tenant, expected, &by)
-        })
-        .await
+        }))
     }
 
-    async fn set_subscription(
-        &self,
+    fn set_subscription<'a>(
+        &'a self,
         tenant: TenantId,
-        subscription: &Subscription,
+        subscription: &'a Subscription,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()> {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (subscription, by) = (subscription.clone(), by.clone());
-        self.write("catalogue.set_subscription", move |tx| {
+        Box::pin(self.write("catalogue.set_subscription", move |tx| {
             tenants::set_subscription(tx, tenant, &subscription, expected, &by)
-        })
-        .await
+        }))
     }
 
-    async fn set_override(
-        &self,
+    fn set_override<'a>(
+        &'a self,
         tenant: TenantId,
-        limits: &Override,
+        limits: &'a Override,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<()> {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (limits, by) = (limits.clone(), by.clone());
-        self.write("catalogue.set_override", move |tx| {
+        Box::pin(self.write("catalogue.set_override", move |tx| {
             tenants::set_override(tx, tenant, &limits, expected, &by)
-        })
-        .await
+        }))
     }
 
-    async fn remove_override(
-        &self,
+    fn remove_override<'a>(
+        &'a self,
         tenant: TenantId,
-        feature: &FeatureKey,
+        feature: &'a FeatureKey,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<bool> {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<bool>> {
         let (feature, by) = (feature.clone(), by.clone());
-        self.write("catalogue.remove_override", move |tx| {
+        Box::pin(self.write("catalogue.remove_override", move |tx| {
             tenants::remove_override(tx, tenant, &feature, expected, &by)
-        })
-        .await
+        }))
     }
 
-    async fn add_grant(&self, grant: &Grant, by: &Actor) -> StoreResult<()> {
+    fn add_grant<'a>(&'a self, grant: &'a Grant, by: &'a Actor) -> BoxFuture<'a, StoreResult<()>> {
         let (grant, by) = (grant.clone(), by.clone());
-        self.write("catalogue.add_grant", move |tx| add_grant(tx, &grant, &by))
-            .await
+        Box::pin(self.write("catalogue.add_grant", move |tx| add_grant(tx, &grant, &by)))
     }
 
-    async fn list_grants(&self, tenant: TenantId) -> StoreResult<Vec<Grant>> {
-        self.read("catalogue.list_grants", move |tx| grants_of(tx, tenant))
-            .await
+    fn list_grants(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<Grant>>> {
+        Box::pin(self.read("catalogue.list_grants", move |tx| grants_of(tx, tenant)))
     }
 
-    async fn count_tenants(&self) -> StoreResult<u64> {
-        self.read("catalogue.count_tenants", |tx| {
+    fn count_tenants(&self) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.read("catalogue.count_tenants", move |tx| {
             let count = rows::find(
                 tx,
                 "tenants",
@@ -226,59 +221,70 @@ impl CatalogueStore for SqliteStore {
                 |cells| cells.get::<i64>("tenants"),
             )?;
             Ok(u64::try_from(count.unwrap_or(0)).unwrap_or(0))
-        })
-        .await
+        }))
     }
 
-    async fn list_grants_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Grant>>> {
-        self.read("catalogue.list_grants_of", move |tx| {
+    fn list_grants_of(
+        &self,
+        tenants: Vec<TenantId>,
+    ) -> BoxFuture<'_, StoreResult<Vec<Vec<Grant>>>> {
+        Box::pin(self.read("catalogue.list_grants_of", move |tx| {
             tenants
                 .iter()
                 .map(|tenant| grants_of(tx, *tenant))
                 .collect()
-        })
-        .await
+        }))
     }
 
-    async fn revoke_grant(&self, grant: GrantId, by: &Actor) -> StoreResult<Grant> {
+    fn revoke_grant<'a>(
+        &'a self,
+        grant: GrantId,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<Grant>> {
         let by = by.clone();
-        self.write("catalogue.revoke_grant", move |tx| {
+        Box::pin(self.write("catalogue.revoke_grant", move |tx| {
             revoke_grant(tx, grant, &by)
-        })
-        .await
+        }))
     }
 
-    async fn add_reset(&self, tenant: TenantId, reset: &Reset, by: &Actor) -> StoreResult<()> {
+    fn add_reset<'a>(
+        &'a self,
+        tenant: TenantId,
+        reset: &'a Reset,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (reset, by) = (reset.clone(), by.clone());
-        self.write("catalogue.add_reset", move |tx| {
+        Box::pin(self.write("catalogue.add_reset", move |tx| {
             add_reset(tx, tenant, &reset, &by)
-        })
-        .await
+        }))
     }
 
-    async fn list_resets_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<Reset>>> {
-        self.read("catalogue.list_resets_of", move |tx| {
+    fn list_resets_of(
+        &self,
+        tenants: Vec<TenantId>,
+    ) -> BoxFuture<'_, StoreResult<Vec<Vec<Reset>>>> {
+        Box::pin(self.read("catalogue.list_resets_of", move |tx| {
             tenants
                 .iter()
                 .map(|tenant| resets_of(tx, *tenant))
                 .collect()
-        })
-        .await
+        }))
     }
 
-    async fn changes_since(&self, version: i64) -> StoreResult<Changes> {
-        self.read("catalogue.changes_since", move |tx| {
+    fn changes_since(&self, version: i64) -> BoxFuture<'_, StoreResult<Changes>> {
+        Box::pin(self.read("catalogue.changes_since", move |tx| {
             changes_since(tx, version)
+        }))
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.pool.changed().await;
         })
-        .await
     }
 
-    async fn changed(&self) {
-        self.pool.changed().await;
-    }
-
-    async fn prune_changes(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write("catalogue.prune_changes", move |tx| {
+    fn prune_changes(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write("catalogue.prune_changes", move |tx| {
             // Only from the beginning: a gap inside the feed would go unseen.
             rows::run(
                 tx,
@@ -288,8 +294,7 @@ impl CatalogueStore for SqliteStore {
                    AND version < coalesce((SELECT min(version) FROM first WHERE changed_at >= ?1), 9223372036854775807)",
                 params![before.micros(), rows::limit(limit)],
             )
-        })
-        .await
+        }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The turns of conversations.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 
 use super::{
@@ -22,46 +22,45 @@ use crate::{
 /// How many conversations one transaction deletes, so that other writes get their turn.
 const PRUNED_AT_ONCE: usize = 1_000;
 
-#[async_trait]
 impl ConversationStore for SqliteStore {
-    async fn find_conversation(
+    fn find_conversation(
         &self,
         tenant: TenantId,
         conversation: ConversationId,
         now: Timestamp,
-    ) -> StoreResult<Option<Vec<Turn>>> {
-        self.read("conversations.find", move |tx| {
+    ) -> BoxFuture<'_, StoreResult<Option<Vec<Turn>>>> {
+        Box::pin(self.read("conversations.find", move |tx| {
             find(tx, tenant, conversation, now)
-        })
-        .await
+        }))
     }
 
-    async fn append_turns(
-        &self,
+    fn append_turns<'a>(
+        &'a self,
         tenant: TenantId,
         conversation: ConversationId,
-        turns: &[Turn],
+        turns: &'a [Turn],
         expires_at: Timestamp,
-    ) -> StoreResult<()> {
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let turns = turns.to_vec();
-        self.write("conversations.append", move |tx| {
+        Box::pin(self.write("conversations.append", move |tx| {
             append(tx, tenant, conversation, &turns, expires_at)
-        })
-        .await
+        }))
     }
 
-    async fn prune_conversations(&self, now: Timestamp) -> StoreResult<u64> {
-        let at_once = u64::try_from(PRUNED_AT_ONCE).unwrap_or(u64::MAX);
-        let mut pruned = 0;
-        loop {
-            let deleted = self
-                .write("conversations.prune", move |tx| prune(tx, now))
-                .await?;
-            pruned += deleted;
-            if deleted < at_once {
-                return Ok(pruned);
+    fn prune_conversations(&self, now: Timestamp) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(async move {
+            let at_once = u64::try_from(PRUNED_AT_ONCE).unwrap_or(u64::MAX);
+            let mut pruned = 0;
+            loop {
+                let deleted = self
+                    .write("conversations.prune", move |tx| prune(tx, now))
+                    .await?;
+                pruned += deleted;
+                if deleted < at_once {
+                    return Ok(pruned);
+                }
             }
-        }
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! API keys and administrators' tokens.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 
 use super::{
@@ -19,97 +19,101 @@ use crate::{
     },
     store::{
         StoreError, StoreResult, audited,
-        catalogue::TenantPolicy,
-        keys::{KeyStore, Owners, SecretHash},
+        keys::{FoundCaller, KeyStore, Owners, SecretHash},
         versions,
     },
 };
 
-#[async_trait]
 impl KeyStore for SqliteStore {
-    async fn create_key(&self, key: &ApiKey, secret: SecretHash, by: &Actor) -> StoreResult<()> {
+    fn create_key<'a>(
+        &'a self,
+        key: &'a ApiKey,
+        secret: SecretHash,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (key, by) = (key.clone(), by.clone());
-        self.write("keys.create", move |tx| create_key(tx, &key, secret, &by))
-            .await
+        Box::pin(self.write("keys.create", move |tx| create_key(tx, &key, secret, &by)))
     }
 
-    async fn find_caller(
+    fn find_caller(
         &self,
         secret: SecretHash,
         now: Timestamp,
-    ) -> StoreResult<Option<(ApiKey, Option<TenantPolicy>)>> {
-        self.read("keys.find_caller", move |tx| {
+    ) -> BoxFuture<'_, StoreResult<Option<FoundCaller>>> {
+        Box::pin(self.read("keys.find_caller", move |tx| {
             let Some(key) = find_by_secret(tx, secret, now)? else {
                 return Ok(None);
             };
             let policy = catalogue::find_policy(tx, key.tenant_id)?;
             Ok(Some((key, policy)))
-        })
-        .await
+        }))
     }
 
-    async fn get_key(&self, key: KeyId) -> StoreResult<ApiKey> {
-        self.read("keys.get", move |tx| get_key(tx, key)).await
+    fn get_key(&self, key: KeyId) -> BoxFuture<'_, StoreResult<ApiKey>> {
+        Box::pin(self.read("keys.get", move |tx| get_key(tx, key)))
     }
 
-    async fn list_keys(&self, tenant: TenantId) -> StoreResult<Vec<ApiKey>> {
-        self.read("keys.list", move |tx| keys_of(tx, tenant)).await
+    fn list_keys(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<ApiKey>>> {
+        Box::pin(self.read("keys.list", move |tx| keys_of(tx, tenant)))
     }
 
-    async fn list_keys_of(&self, tenants: Vec<TenantId>) -> StoreResult<Vec<Vec<ApiKey>>> {
-        self.read("keys.list_of", move |tx| {
+    fn list_keys_of(&self, tenants: Vec<TenantId>) -> BoxFuture<'_, StoreResult<Vec<Vec<ApiKey>>>> {
+        Box::pin(self.read("keys.list_of", move |tx| {
             tenants.iter().map(|tenant| keys_of(tx, *tenant)).collect()
-        })
-        .await
+        }))
     }
 
-    async fn update_key(&self, key: &ApiKey, expected: Option<i64>, by: &Actor) -> StoreResult<()> {
+    fn update_key<'a>(
+        &'a self,
+        key: &'a ApiKey,
+        expected: Option<i64>,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (key, by) = (key.clone(), by.clone());
-        self.write("keys.update", move |tx| update_key(tx, &key, expected, &by))
-            .await
+        Box::pin(self.write("keys.update", move |tx| update_key(tx, &key, expected, &by)))
     }
 
-    async fn revoke_key(
-        &self,
+    fn revoke_key<'a>(
+        &'a self,
         key: KeyId,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<ApiKey> {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<ApiKey>> {
         let by = by.clone();
-        self.write("keys.revoke", move |tx| revoke_key(tx, key, expected, &by))
-            .await
+        Box::pin(self.write("keys.revoke", move |tx| revoke_key(tx, key, expected, &by)))
     }
 
-    async fn rotate_key(
-        &self,
+    fn rotate_key<'a>(
+        &'a self,
         key: KeyId,
         secret: SecretHash,
         old_until: Timestamp,
         expected: Option<i64>,
-        by: &Actor,
-    ) -> StoreResult<ApiKey> {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<ApiKey>> {
         let by = by.clone();
-        self.write("keys.rotate", move |tx| {
+        Box::pin(self.write("keys.rotate", move |tx| {
             rotate_key(tx, key, secret, old_until, expected, &by)
-        })
-        .await
+        }))
     }
 
-    async fn create_admin_token(
-        &self,
-        token: &AdminToken,
+    fn create_admin_token<'a>(
+        &'a self,
+        token: &'a AdminToken,
         secret: SecretHash,
-        by: &Actor,
-    ) -> StoreResult<()> {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (token, by) = (token.clone(), by.clone());
-        self.write("keys.create_admin_token", move |tx| {
+        Box::pin(self.write("keys.create_admin_token", move |tx| {
             create_admin_token(tx, &token, secret, &by)
-        })
-        .await
+        }))
     }
 
-    async fn find_admin_token(&self, secret: SecretHash) -> StoreResult<Option<AdminToken>> {
-        self.read("keys.find_admin_token", move |tx| {
+    fn find_admin_token(
+        &self,
+        secret: SecretHash,
+    ) -> BoxFuture<'_, StoreResult<Option<AdminToken>>> {
+        Box::pin(self.read("keys.find_admin_token", move |tx| {
             rows::find(
                 tx,
                 "admin_tokens",
@@ -117,32 +121,32 @@ impl KeyStore for SqliteStore {
                 [secret.0],
                 read_admin_token,
             )
-        })
-        .await
+        }))
     }
 
-    async fn get_admin_token(&self, token: AdminTokenId) -> StoreResult<Option<AdminToken>> {
-        self.read("keys.get_admin_token", move |tx| {
-            find_admin_token_in_use(tx, token)
-        })
-        .await
-    }
-
-    async fn revoke_admin_token(
+    fn get_admin_token(
         &self,
         token: AdminTokenId,
-        owners: Owners,
-        by: &Actor,
-    ) -> StoreResult<AdminToken> {
-        let by = by.clone();
-        self.write("keys.revoke_admin_token", move |tx| {
-            revoke_admin_token(tx, token, owners, &by)
-        })
-        .await
+    ) -> BoxFuture<'_, StoreResult<Option<AdminToken>>> {
+        Box::pin(self.read("keys.get_admin_token", move |tx| {
+            find_admin_token_in_use(tx, token)
+        }))
     }
 
-    async fn list_admin_tokens(&self) -> StoreResult<Vec<AdminToken>> {
-        self.read("keys.list_admin_tokens", |tx| {
+    fn revoke_admin_token<'a>(
+        &'a self,
+        token: AdminTokenId,
+        owners: Owners,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<AdminToken>> {
+        let by = by.clone();
+        Box::pin(self.write("keys.revoke_admin_token", move |tx| {
+            revoke_admin_token(tx, token, owners, &by)
+        }))
+    }
+
+    fn list_admin_tokens(&self) -> BoxFuture<'_, StoreResult<Vec<AdminToken>>> {
+        Box::pin(self.read("keys.list_admin_tokens", move |tx| {
             rows::list(
                 tx,
                 "admin_tokens",
@@ -150,8 +154,7 @@ impl KeyStore for SqliteStore {
                 [],
                 read_admin_token,
             )
-        })
-        .await
+        }))
     }
 }
 

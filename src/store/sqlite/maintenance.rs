@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{
     Connection, OpenFlags, Transaction,
     backup::{Backup, StepResult},
@@ -20,46 +20,45 @@ use crate::{
 /// Faults that are listed; the first ones tell the story.
 const MOST_FAULTS: i64 = 20;
 
-#[async_trait]
 impl MaintenanceStore for SqliteStore {
-    async fn begin_copy(&self) -> StoreResult<Box<dyn StoreCopy>> {
-        let path = self.pool.path().to_owned();
-        let copy = self
-            .pool
-            .block("store.begin_copy", move || open_copy(&path));
-        Ok(Box::new(copy.await?))
+    fn begin_copy(&self) -> BoxFuture<'_, StoreResult<Box<dyn StoreCopy>>> {
+        Box::pin(async move {
+            let path = self.pool.path().to_owned();
+            let copy = self
+                .pool
+                .block("store.begin_copy", move || open_copy(&path));
+            let copy: Box<dyn StoreCopy> = Box::new(copy.await?);
+            Ok(copy)
+        })
     }
 
-    async fn check_integrity(&self) -> StoreResult<Vec<String>> {
-        self.read("store.check_integrity", check_integrity).await
+    fn check_integrity(&self) -> BoxFuture<'_, StoreResult<Vec<String>>> {
+        Box::pin(self.read("store.check_integrity", check_integrity))
     }
 
-    async fn last_recorded_at(&self) -> StoreResult<Option<Timestamp>> {
-        self.read("store.last_recorded_at", |tx| {
+    fn last_recorded_at(&self) -> BoxFuture<'_, StoreResult<Option<Timestamp>>> {
+        Box::pin(self.read("store.last_recorded_at", move |tx| {
             let last: Option<i64> =
                 tx.query_row("SELECT max(recorded_at) FROM usage_events", [], |row| {
                     row.get(0)
                 })?;
             Ok(last.map(Timestamp::from_micros))
-        })
-        .await
+        }))
     }
 
-    async fn is_feature_used(&self, feature: &FeatureKey) -> StoreResult<bool> {
+    fn is_feature_used<'a>(&'a self, feature: &'a FeatureKey) -> BoxFuture<'a, StoreResult<bool>> {
         let feature = feature.clone();
-        self.read("store.is_feature_used", move |tx| {
+        Box::pin(self.read("store.is_feature_used", move |tx| {
             let mut statement =
                 tx.prepare("SELECT 1 FROM usage_rollups WHERE feature_key = ?1 LIMIT 1")?;
             Ok(statement.exists([feature.as_str()])?)
-        })
-        .await
+        }))
     }
 
-    async fn schema_version(&self) -> StoreResult<i64> {
-        self.read("store.schema_version", |tx| {
+    fn schema_version(&self) -> BoxFuture<'_, StoreResult<i64>> {
+        Box::pin(self.read("store.schema_version", move |tx| {
             migrate::version_of(tx).map_err(Failed::Corrupt)
-        })
-        .await
+        }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What notices were sent.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 
 use super::{
@@ -23,16 +23,15 @@ use crate::{
 
 const TABLE: &str = "notices";
 
-#[async_trait]
 impl NoticeStore for SqliteStore {
-    async fn list_told(
-        &self,
+    fn list_told<'a>(
+        &'a self,
         tenant: TenantId,
-        subject: &Subject,
+        subject: &'a Subject,
         at: Timestamp,
-    ) -> StoreResult<Vec<(NoticeKey, Told)>> {
+    ) -> BoxFuture<'a, StoreResult<Vec<(NoticeKey, Told)>>> {
         let subject = subject.clone();
-        self.read("notices.list_told", move |tx| {
+        Box::pin(self.read("notices.list_told", move |tx| {
             rows::list(
                 tx,
                 TABLE,
@@ -46,24 +45,25 @@ impl NoticeStore for SqliteStore {
                 ],
                 read,
             )
-        })
-        .await
+        }))
     }
 
-    async fn change_told(&self, changes: &[NoticeChange]) -> StoreResult<Vec<bool>> {
+    fn change_told<'a>(
+        &'a self,
+        changes: &'a [NoticeChange],
+    ) -> BoxFuture<'a, StoreResult<Vec<bool>>> {
         let changes = changes.to_vec();
-        self.write("notices.change_told", move |tx| {
+        Box::pin(self.write("notices.change_told", move |tx| {
             changes.iter().map(|change| make(tx, change)).collect()
-        })
-        .await
+        }))
     }
 
-    async fn list_ended(
+    fn list_ended(
         &self,
         now: Timestamp,
         limit: usize,
-    ) -> StoreResult<Vec<(NoticeKey, Told)>> {
-        self.read("notices.list_ended", move |tx| {
+    ) -> BoxFuture<'_, StoreResult<Vec<(NoticeKey, Told)>>> {
+        Box::pin(self.read("notices.list_ended", move |tx| {
             rows::list(
                 tx,
                 TABLE,
@@ -79,12 +79,11 @@ impl NoticeStore for SqliteStore {
                 params![now.micros(), rows::limit(limit)],
                 read,
             )
-        })
-        .await
+        }))
     }
 
-    async fn prune_told(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write("notices.prune_told", move |tx| {
+    fn prune_told(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write("notices.prune_told", move |tx| {
             rows::run(
                 tx,
                 "DELETE FROM notices
@@ -94,8 +93,7 @@ impl NoticeStore for SqliteStore {
                  )",
                 params![before.micros(), rows::limit(limit)],
             )
-        })
-        .await
+        }))
     }
 }
 

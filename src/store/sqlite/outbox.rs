@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 use serde_json::json;
 
@@ -25,42 +25,45 @@ use crate::{
 
 const TABLE: &str = "outbox";
 
-#[async_trait]
 impl OutboxStore for SqliteStore {
-    async fn enqueue(&self, entries: &[NewEntry]) -> StoreResult<u64> {
+    fn enqueue<'a>(&'a self, entries: &'a [NewEntry]) -> BoxFuture<'a, StoreResult<u64>> {
         let entries = entries.to_vec();
-        self.write("outbox.enqueue", move |tx| enqueue(tx, &entries))
-            .await
+        Box::pin(self.write("outbox.enqueue", move |tx| enqueue(tx, &entries)))
     }
 
-    async fn lease(&self, asked: Lease) -> StoreResult<Vec<Leased>> {
-        // Most looks find nothing, and a look must not keep the one writer from its work.
-        let is_due = self
-            .read("outbox.look", move |tx| is_due(tx, asked))
-            .await?;
-        if !is_due {
-            return Ok(Vec::new());
-        }
-        self.write("outbox.lease", move |tx| lease(tx, asked)).await
-    }
-
-    async fn finish(&self, finished: &[Finished], now: Timestamp) -> StoreResult<()> {
-        let finished = finished.to_vec();
-        self.write("outbox.finish", move |tx| {
-            finished.iter().try_for_each(|it| finish(tx, it, now))
+    fn lease(&self, asked: Lease) -> BoxFuture<'_, StoreResult<Vec<Leased>>> {
+        Box::pin(async move {
+            // Most looks find nothing, and a look must not keep the one writer from its work.
+            let is_due = self
+                .read("outbox.look", move |tx| is_due(tx, asked))
+                .await?;
+            if !is_due {
+                return Ok(Vec::new());
+            }
+            self.write("outbox.lease", move |tx| lease(tx, asked)).await
         })
-        .await
     }
 
-    async fn list_outbox(
-        &self,
-        filter: &OutboxFilter,
+    fn finish<'a>(
+        &'a self,
+        finished: &'a [Finished],
+        now: Timestamp,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        let finished = finished.to_vec();
+        Box::pin(self.write("outbox.finish", move |tx| {
+            finished.iter().try_for_each(|it| finish(tx, it, now))
+        }))
+    }
+
+    fn list_outbox<'a>(
+        &'a self,
+        filter: &'a OutboxFilter,
         before: Option<(Timestamp, String)>,
         limit: usize,
-    ) -> StoreResult<Vec<OutboxEntry>> {
+    ) -> BoxFuture<'a, StoreResult<Vec<OutboxEntry>>> {
         let filter = filter.clone();
         let (at, identifier) = before.unwrap_or((Timestamp::NEVER, String::new()));
-        self.read("outbox.list", move |tx| {
+        Box::pin(self.read("outbox.list", move |tx| {
             rows::list(
                 tx,
                 TABLE,
@@ -79,25 +82,23 @@ impl OutboxStore for SqliteStore {
                 ],
                 read,
             )
-        })
-        .await
+        }))
     }
 
-    async fn replay(
-        &self,
-        identifier: &str,
+    fn replay<'a>(
+        &'a self,
+        identifier: &'a str,
         longest_lease: Duration,
-        by: &Actor,
-    ) -> StoreResult<Replaying> {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<Replaying>> {
         let (identifier, by) = (identifier.to_owned(), by.clone());
-        self.write("outbox.replay", move |tx| {
+        Box::pin(self.write("outbox.replay", move |tx| {
             replay(tx, &identifier, longest_lease, &by)
-        })
-        .await
+        }))
     }
 
-    async fn count_outbox(&self) -> StoreResult<Vec<(Kind, Status, u64)>> {
-        self.read("outbox.count", |tx| {
+    fn count_outbox(&self) -> BoxFuture<'_, StoreResult<Vec<(Kind, Status, u64)>>> {
+        Box::pin(self.read("outbox.count", move |tx| {
             rows::list(
                 tx,
                 TABLE,
@@ -112,12 +113,11 @@ impl OutboxStore for SqliteStore {
                     ))
                 },
             )
-        })
-        .await
+        }))
     }
 
-    async fn prune_outbox(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write("outbox.prune", move |tx| {
+    fn prune_outbox(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write("outbox.prune", move |tx| {
             rows::run(
                 tx,
                 "DELETE FROM outbox WHERE identifier IN (
@@ -126,8 +126,7 @@ impl OutboxStore for SqliteStore {
                  )",
                 params![before.micros(), rows::limit(limit)],
             )
-        })
-        .await
+        }))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 
 use super::{
@@ -26,24 +26,27 @@ use crate::{
 
 const TABLE: &str = "reservations";
 
-#[async_trait]
 impl ReservationStore for SqliteStore {
-    async fn add_reservation(&self, reservation: &Reservation) -> StoreResult<()> {
+    fn add_reservation<'a>(
+        &'a self,
+        reservation: &'a Reservation,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let reservation = reservation.clone();
-        self.write("reservations.add", move |tx| add(tx, &reservation))
-            .await
+        Box::pin(self.write("reservations.add", move |tx| add(tx, &reservation)))
     }
 
-    async fn find_reservation(
+    fn find_reservation(
         &self,
         reservation: ReservationId,
-    ) -> StoreResult<Option<Reservation>> {
-        self.read("reservations.find", move |tx| find(tx, reservation))
-            .await
+    ) -> BoxFuture<'_, StoreResult<Option<Reservation>>> {
+        Box::pin(self.read("reservations.find", move |tx| find(tx, reservation)))
     }
 
-    async fn find_reservation_of_event(&self, event: EventId) -> StoreResult<Option<Reservation>> {
-        self.read("reservations.find_of_event", move |tx| {
+    fn find_reservation_of_event(
+        &self,
+        event: EventId,
+    ) -> BoxFuture<'_, StoreResult<Option<Reservation>>> {
+        Box::pin(self.read("reservations.find_of_event", move |tx| {
             rows::find(
                 tx,
                 TABLE,
@@ -51,12 +54,14 @@ impl ReservationStore for SqliteStore {
                 [blob(event.uuid())],
                 read,
             )
-        })
-        .await
+        }))
     }
 
-    async fn list_open_reservations(&self, now: Timestamp) -> StoreResult<Vec<Reservation>> {
-        self.read("reservations.list_open", move |tx| {
+    fn list_open_reservations(
+        &self,
+        now: Timestamp,
+    ) -> BoxFuture<'_, StoreResult<Vec<Reservation>>> {
+        Box::pin(self.read("reservations.list_open", move |tx| {
             rows::list(
                 tx,
                 TABLE,
@@ -66,12 +71,11 @@ impl ReservationStore for SqliteStore {
                 [now.micros()],
                 read,
             )
-        })
-        .await
+        }))
     }
 
-    async fn list_unrecorded_reservations(&self) -> StoreResult<Vec<Reservation>> {
-        self.read("reservations.list_unrecorded", move |tx| {
+    fn list_unrecorded_reservations(&self) -> BoxFuture<'_, StoreResult<Vec<Reservation>>> {
+        Box::pin(self.read("reservations.list_unrecorded", move |tx| {
             rows::list(
                 tx,
                 TABLE,
@@ -80,37 +84,38 @@ impl ReservationStore for SqliteStore {
                 [],
                 read,
             )
-        })
-        .await
+        }))
     }
 
-    async fn settle_reservation(
-        &self,
+    fn settle_reservation<'a>(
+        &'a self,
         tenant: TenantId,
         reservation: ReservationId,
-        settlement: &Settlement,
-    ) -> StoreResult<Settling> {
+        settlement: &'a Settlement,
+    ) -> BoxFuture<'a, StoreResult<Settling>> {
         let settlement = settlement.clone();
-        self.write("reservations.settle", move |tx| {
+        Box::pin(self.write("reservations.settle", move |tx| {
             settle(tx, tenant, reservation, settlement)
-        })
-        .await
+        }))
     }
 
-    async fn release_reservation(
+    fn release_reservation(
         &self,
         tenant: Option<TenantId>,
         reservation: ReservationId,
         at: Timestamp,
-    ) -> StoreResult<Releasing> {
-        self.write("reservations.release", move |tx| {
+    ) -> BoxFuture<'_, StoreResult<Releasing>> {
+        Box::pin(self.write("reservations.release", move |tx| {
             release(tx, tenant, reservation, at)
-        })
-        .await
+        }))
     }
 
-    async fn prune_reservations(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write("reservations.prune", move |tx| {
+    fn prune_reservations(
+        &self,
+        before: Timestamp,
+        limit: usize,
+    ) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write("reservations.prune", move |tx| {
             rows::run(
                 tx,
                 "DELETE FROM reservations WHERE reservation_id IN (
@@ -118,8 +123,7 @@ impl ReservationStore for SqliteStore {
                  )",
                 params![before.micros(), rows::limit(limit)],
             )
-        })
-        .await
+        }))
     }
 }
 

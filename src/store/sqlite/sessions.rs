@@ -1,6 +1,6 @@
 //! Sessions of the admin page.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 
 use super::{
@@ -19,27 +19,25 @@ use crate::{
     store::{StoreResult, audited, keys::SecretHash, sessions::SessionStore},
 };
 
-#[async_trait]
 impl SessionStore for SqliteStore {
-    async fn create_session(
-        &self,
-        session: &Session,
+    fn create_session<'a>(
+        &'a self,
+        session: &'a Session,
         secret: SecretHash,
-        by: &Actor,
-    ) -> StoreResult<()> {
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (session, by) = (session.clone(), by.clone());
-        self.write("sessions.create", move |tx| {
+        Box::pin(self.write("sessions.create", move |tx| {
             create(tx, &session, secret, &by)
-        })
-        .await
+        }))
     }
 
-    async fn find_session(
+    fn find_session(
         &self,
         secret: SecretHash,
         now: Timestamp,
-    ) -> StoreResult<Option<Session>> {
-        self.read("sessions.find", move |tx| {
+    ) -> BoxFuture<'_, StoreResult<Option<Session>>> {
+        Box::pin(self.read("sessions.find", move |tx| {
             rows::find(
                 tx,
                 "sessions",
@@ -47,13 +45,12 @@ impl SessionStore for SqliteStore {
                 params![secret.0, now.micros()],
                 read_session,
             )
-        })
-        .await
+        }))
     }
 
-    async fn touch_session(&self, session: &Session) -> StoreResult<()> {
+    fn touch_session<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, StoreResult<()>> {
         let session = session.clone();
-        self.write("sessions.touch", move |tx| {
+        Box::pin(self.write("sessions.touch", move |tx| {
             rows::run(
                 tx,
                 "UPDATE sessions SET last_seen_at = ?2, expires_at = ?3 WHERE session_id = ?1",
@@ -64,12 +61,11 @@ impl SessionStore for SqliteStore {
                 ],
             )?;
             Ok(())
-        })
-        .await
+        }))
     }
 
-    async fn list_sessions(&self, now: Timestamp) -> StoreResult<Vec<Session>> {
-        self.read("sessions.list", move |tx| {
+    fn list_sessions(&self, now: Timestamp) -> BoxFuture<'_, StoreResult<Vec<Session>>> {
+        Box::pin(self.read("sessions.list", move |tx| {
             rows::list(
                 tx,
                 "sessions",
@@ -77,25 +73,26 @@ impl SessionStore for SqliteStore {
                 [now.micros()],
                 read_session,
             )
-        })
-        .await
+        }))
     }
 
-    async fn end_session(&self, session: SessionId, by: &Actor) -> StoreResult<Session> {
+    fn end_session<'a>(
+        &'a self,
+        session: SessionId,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<Session>> {
         let by = by.clone();
-        self.write("sessions.end", move |tx| end(tx, session, &by))
-            .await
+        Box::pin(self.write("sessions.end", move |tx| end(tx, session, &by)))
     }
 
-    async fn prune_sessions(&self, now: Timestamp) -> StoreResult<u64> {
-        self.write("sessions.prune", move |tx| {
+    fn prune_sessions(&self, now: Timestamp) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write("sessions.prune", move |tx| {
             rows::run(
                 tx,
                 "DELETE FROM sessions WHERE expires_at <= ?1",
                 [now.micros()],
             )
-        })
-        .await
+        }))
     }
 }
 

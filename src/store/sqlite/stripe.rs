@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 
 use super::{
@@ -29,60 +29,64 @@ use crate::{
 
 const KIND: &str = Kind::StripeMeterEvent.as_str();
 
-#[async_trait]
 impl StripeStore for SqliteStore {
-    async fn hand_on(
+    fn hand_on(
         &self,
         which: Which,
         now: Timestamp,
         again: Timestamp,
         limit: usize,
-    ) -> StoreResult<HandedOn> {
-        // Most looks find nothing, and a look must not keep the one writer from its work.
-        let any = self
-            .read("stripe.look", move |tx| list_slots(tx, which, now, 1))
-            .await?;
-        if any.is_empty() {
-            return Ok(HandedOn::default());
-        }
-        self.write("stripe.hand_on", move |tx| {
-            hand_on(tx, which, now, again, limit)
+    ) -> BoxFuture<'_, StoreResult<HandedOn>> {
+        Box::pin(async move {
+            // Most looks find nothing, and a look must not keep the one writer from its work.
+            let any = self
+                .read("stripe.look", move |tx| list_slots(tx, which, now, 1))
+                .await?;
+            if any.is_empty() {
+                return Ok(HandedOn::default());
+            }
+            self.write("stripe.hand_on", move |tx| {
+                hand_on(tx, which, now, again, limit)
+            })
+            .await
         })
-        .await
     }
 
-    async fn told(
-        &self,
+    fn told<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
-    ) -> StoreResult<Vec<Quantity>> {
+    ) -> BoxFuture<'a, StoreResult<Vec<Quantity>>> {
         let features = features.to_vec();
-        self.read("stripe.told", move |tx| {
+        Box::pin(self.read("stripe.told", move |tx| {
             features
                 .iter()
                 .map(|feature| told(tx, tenant, feature, window))
                 .collect()
-        })
-        .await
+        }))
     }
 
-    async fn meter_sums(
-        &self,
+    fn meter_sums<'a>(
+        &'a self,
         tenant: TenantId,
-        feature: &FeatureKey,
+        feature: &'a FeatureKey,
         window: Window,
-    ) -> StoreResult<MeterSums> {
+    ) -> BoxFuture<'a, StoreResult<MeterSums>> {
         let feature = feature.clone();
-        self.read("stripe.meter_sums", move |tx| {
+        Box::pin(self.read("stripe.meter_sums", move |tx| {
             meter_sums(tx, tenant, &feature, window)
-        })
-        .await
+        }))
     }
 
-    async fn lane_sums(&self, lane: &str, window: Window, but: &str) -> StoreResult<LaneSums> {
+    fn lane_sums<'a>(
+        &'a self,
+        lane: &'a str,
+        window: Window,
+        but: &'a str,
+    ) -> BoxFuture<'a, StoreResult<LaneSums>> {
         let (lane, but) = (lane.to_owned(), but.to_owned());
-        self.read("stripe.lane_sums", move |tx| {
+        Box::pin(self.read("stripe.lane_sums", move |tx| {
             let of = params![lane, window.start().micros(), window.end().micros(), but];
             Ok(LaneSums {
                 sent: sum(
@@ -100,18 +104,17 @@ impl StripeStore for SqliteStore {
                     of,
                 )?,
             })
-        })
-        .await
+        }))
     }
 
-    async fn list_unconfirmed(
-        &self,
+    fn list_unconfirmed<'a>(
+        &'a self,
         sent_before: Timestamp,
-        after: &str,
+        after: &'a str,
         limit: usize,
-    ) -> StoreResult<Vec<Unconfirmed>> {
+    ) -> BoxFuture<'a, StoreResult<Vec<Unconfirmed>>> {
         let after = after.to_owned();
-        self.read("stripe.list_unconfirmed", move |tx| {
+        Box::pin(self.read("stripe.list_unconfirmed", move |tx| {
             rows::list(
                 tx,
                 "outbox",
@@ -127,18 +130,17 @@ impl StripeStore for SqliteStore {
                     })
                 },
             )
-        })
-        .await
+        }))
     }
 
-    async fn confirm(
-        &self,
-        lane: &str,
+    fn confirm<'a>(
+        &'a self,
+        lane: &'a str,
         window: Window,
         sent_before: Timestamp,
-    ) -> StoreResult<u64> {
+    ) -> BoxFuture<'a, StoreResult<u64>> {
         let lane = lane.to_owned();
-        self.write("stripe.confirm", move |tx| {
+        Box::pin(self.write("stripe.confirm", move |tx| {
             rows::run(
                 tx,
                 "UPDATE outbox SET status = 'confirmed'
@@ -151,23 +153,21 @@ impl StripeStore for SqliteStore {
                     sent_before.micros()
                 ],
             )
-        })
-        .await
+        }))
     }
 
-    async fn doubt_pending(&self) -> StoreResult<u64> {
-        self.write("stripe.doubt_pending", |tx| {
+    fn doubt_pending(&self) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write("stripe.doubt_pending", move |tx| {
             rows::run(
                 tx,
                 "UPDATE outbox SET doubt_since = coalesce(doubt_since, about_at) WHERE kind = ?1 AND status = 'pending'",
                 [KIND],
             )
-        })
-        .await
+        }))
     }
 
-    async fn look_again(&self, now: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write("stripe.look_again", move |tx| {
+    fn look_again(&self, now: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write("stripe.look_again", move |tx| {
             rows::run(
                 tx,
                 "UPDATE outbox SET status = 'pending', next_attempt_at = ?1, finished_at = NULL
@@ -177,12 +177,11 @@ impl StripeStore for SqliteStore {
                  )",
                 params![now.micros(), KIND, rows::limit(limit)],
             )
-        })
-        .await
+        }))
     }
 
-    async fn count_waiting(&self) -> StoreResult<(u64, Option<Timestamp>)> {
-        self.read("stripe.count_waiting", |tx| {
+    fn count_waiting(&self) -> BoxFuture<'_, StoreResult<(u64, Option<Timestamp>)>> {
+        Box::pin(self.read("stripe.count_waiting", move |tx| {
             let found = rows::find(
                 tx,
                 "stripe_waiting",
@@ -195,8 +194,7 @@ impl StripeStore for SqliteStore {
                 },
             )?;
             Ok(found.unwrap_or_default())
-        })
-        .await
+        }))
     }
 }
 

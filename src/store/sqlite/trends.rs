@@ -1,6 +1,6 @@
 //! Sums by hour.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 
 use super::{
@@ -15,10 +15,9 @@ use crate::{
     },
 };
 
-#[async_trait]
 impl TrendStore for SqliteStore {
-    async fn used_by_hour(&self, window: Window) -> StoreResult<Vec<UsedInHour>> {
-        self.read("trends.used_by_hour", move |tx| {
+    fn used_by_hour(&self, window: Window) -> BoxFuture<'_, StoreResult<Vec<UsedInHour>>> {
+        Box::pin(self.read("trends.used_by_hour", move |tx| {
             let features = features(tx)?;
             let mut used = Vec::new();
             for feature in features {
@@ -31,19 +30,18 @@ impl TrendStore for SqliteStore {
                 )?);
             }
             Ok(used)
-        })
-        .await
+        }))
     }
 
-    async fn tenant_used_by_hour(
-        &self,
+    fn tenant_used_by_hour<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
-    ) -> StoreResult<Vec<UsedInHour>> {
+    ) -> BoxFuture<'a, StoreResult<Vec<UsedInHour>>> {
         let mut features = features.to_vec();
         features.sort();
-        self.read("trends.tenant_used_by_hour", move |tx| {
+        Box::pin(self.read("trends.tenant_used_by_hour", move |tx| {
             let mut used = Vec::new();
             for feature in features {
                 used.extend(rows::list(
@@ -61,12 +59,11 @@ impl TrendStore for SqliteStore {
                 )?);
             }
             Ok(used)
-        })
-        .await
+        }))
     }
 
-    async fn add_decisions(&self, hour: Timestamp, more: Decisions) -> StoreResult<()> {
-        self.write("trends.add_decisions", move |tx| {
+    fn add_decisions(&self, hour: Timestamp, more: Decisions) -> BoxFuture<'_, StoreResult<()>> {
+        Box::pin(self.write("trends.add_decisions", move |tx| {
             let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
             rows::run(
                 tx,
@@ -81,12 +78,14 @@ impl TrendStore for SqliteStore {
                 ],
             )?;
             Ok(())
-        })
-        .await
+        }))
     }
 
-    async fn decisions_by_hour(&self, window: Window) -> StoreResult<Vec<(Timestamp, Decisions)>> {
-        self.read("trends.decisions_by_hour", move |tx| {
+    fn decisions_by_hour(
+        &self,
+        window: Window,
+    ) -> BoxFuture<'_, StoreResult<Vec<(Timestamp, Decisions)>>> {
+        Box::pin(self.read("trends.decisions_by_hour", move |tx| {
             rows::list(
                 tx,
                 "decision_trends",
@@ -105,8 +104,7 @@ impl TrendStore for SqliteStore {
                     Ok((cells.time("hour")?, decisions))
                 },
             )
-        })
-        .await
+        }))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 use uuid::Uuid;
 
@@ -33,15 +33,14 @@ use crate::{
     },
 };
 
-#[async_trait]
 impl UsageStore for SqliteStore {
-    async fn record(
+    fn record(
         &self,
         batch: Batch,
         drained: JournalPosition,
         tell: Tell,
-    ) -> StoreResult<Recorded> {
-        self.write("usage.record", move |tx| {
+    ) -> BoxFuture<'_, StoreResult<Recorded>> {
+        Box::pin(self.write("usage.record", move |tx| {
             let mut new = HashSet::new();
             let recorded = record(tx, &batch, drained, |event| {
                 if !tell.meters.is_empty() {
@@ -59,72 +58,70 @@ impl UsageStore for SqliteStore {
                 )?;
             }
             Ok(recorded)
-        })
-        .await
+        }))
     }
 
-    async fn drained(&self, journal: Uuid) -> StoreResult<Seq> {
-        self.read("usage.drained", move |tx| position_of(tx, journal))
-            .await
+    fn drained(&self, journal: Uuid) -> BoxFuture<'_, StoreResult<Seq>> {
+        Box::pin(self.read("usage.drained", move |tx| position_of(tx, journal)))
     }
 
-    async fn totals(
-        &self,
+    fn totals<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
         by: Option<Dimension>,
-    ) -> StoreResult<Totals> {
+    ) -> BoxFuture<'a, StoreResult<Totals>> {
         let features = features.to_vec();
-        self.read("usage.totals", move |tx| {
+        Box::pin(self.read("usage.totals", move |tx| {
             sums::totals(tx, tenant, &features, window, by)
-        })
-        .await
+        }))
     }
 
-    async fn tenant_sums(&self, asks: Vec<TenantAsk>) -> StoreResult<Vec<Vec<FeatureSum>>> {
-        self.read("usage.tenant_sums", move |tx| tenant_sums::of(tx, &asks))
-            .await
-    }
-
-    async fn heaviest(&self, asks: Vec<HeaviestAsk>) -> StoreResult<Vec<Vec<UsedBy>>> {
-        self.read("usage.heaviest", move |tx| tenant_sums::heaviest(tx, &asks))
-            .await
-    }
-
-    async fn list_used_features(&self, tenant: TenantId) -> StoreResult<Vec<FeatureKey>> {
-        self.read("usage.list_used_features", move |tx| {
-            list_used_features(tx, tenant)
-        })
-        .await
-    }
-
-    async fn counters(
+    fn tenant_sums(
         &self,
+        asks: Vec<TenantAsk>,
+    ) -> BoxFuture<'_, StoreResult<Vec<Vec<FeatureSum>>>> {
+        Box::pin(self.read("usage.tenant_sums", move |tx| tenant_sums::of(tx, &asks)))
+    }
+
+    fn heaviest(&self, asks: Vec<HeaviestAsk>) -> BoxFuture<'_, StoreResult<Vec<Vec<UsedBy>>>> {
+        Box::pin(self.read("usage.heaviest", move |tx| tenant_sums::heaviest(tx, &asks)))
+    }
+
+    fn list_used_features(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<FeatureKey>>> {
+        Box::pin(self.read("usage.list_used_features", move |tx| {
+            list_used_features(tx, tenant)
+        }))
+    }
+
+    fn counters<'a>(
+        &'a self,
         tenant: TenantId,
-        counters: &[CounterOf],
+        counters: &'a [CounterOf],
         journal: Uuid,
-    ) -> StoreResult<(Vec<Quantity>, Seq)> {
+    ) -> BoxFuture<'a, StoreResult<(Vec<Quantity>, Seq)>> {
         let counters = counters.to_vec();
-        self.read("usage.counters", move |tx| {
+        Box::pin(self.read("usage.counters", move |tx| {
             let settled = sums::counters(tx, tenant, &counters)?;
             Ok((settled, position_of(tx, journal)?))
-        })
-        .await
+        }))
     }
 
-    async fn has_event(&self, event: EventId) -> StoreResult<bool> {
-        self.read("usage.has_event", move |tx| {
+    fn has_event(&self, event: EventId) -> BoxFuture<'_, StoreResult<bool>> {
+        Box::pin(self.read("usage.has_event", move |tx| {
             let mut statement =
                 tx.prepare_cached("SELECT 1 FROM usage_events WHERE event_id = ?1")?;
             Ok(statement.exists(params![blob(event.uuid())])?)
-        })
-        .await
+        }))
     }
 
-    async fn list_known_events(&self, events: &[EventId]) -> StoreResult<HashSet<EventId>> {
+    fn list_known_events<'a>(
+        &'a self,
+        events: &'a [EventId],
+    ) -> BoxFuture<'a, StoreResult<HashSet<EventId>>> {
         let events = events.to_vec();
-        self.read("usage.list_known_events", move |tx| {
+        Box::pin(self.read("usage.list_known_events", move |tx| {
             let mut statement =
                 tx.prepare_cached("SELECT 1 FROM usage_events WHERE event_id = ?1")?;
             let mut known = HashSet::new();
@@ -134,12 +131,11 @@ impl UsageStore for SqliteStore {
                 }
             }
             Ok(known)
-        })
-        .await
+        }))
     }
 
-    async fn find_event(&self, event: EventId) -> StoreResult<Option<UsageEvent>> {
-        self.read("usage.find_event", move |tx| {
+    fn find_event(&self, event: EventId) -> BoxFuture<'_, StoreResult<Option<UsageEvent>>> {
+        Box::pin(self.read("usage.find_event", move |tx| {
             rows::find(
                 tx,
                 "usage_events",
@@ -147,20 +143,19 @@ impl UsageStore for SqliteStore {
                 [blob(event.uuid())],
                 read_event,
             )
-        })
-        .await
+        }))
     }
 
-    async fn list_events(
+    fn list_events(
         &self,
         tenant: TenantId,
         before: Option<(Timestamp, EventId)>,
         limit: usize,
-    ) -> StoreResult<Vec<UsageEvent>> {
+    ) -> BoxFuture<'_, StoreResult<Vec<UsageEvent>>> {
         let (at, id) = before.map_or((i64::MAX, [u8::MAX; 16]), |(at, id)| {
             (at.micros(), blob(id.uuid()))
         });
-        self.read("usage.list_events", move |tx| {
+        Box::pin(self.read("usage.list_events", move |tx| {
             rows::list(
                 tx,
                 "usage_events",
@@ -170,13 +165,15 @@ impl UsageStore for SqliteStore {
                 params![blob(tenant.uuid()), at, id, rows::limit(limit)],
                 read_event,
             )
-        })
-        .await
+        }))
     }
 
-    async fn list_events_of_request(&self, request_id: &str) -> StoreResult<Vec<UsageEvent>> {
+    fn list_events_of_request<'a>(
+        &'a self,
+        request_id: &'a str,
+    ) -> BoxFuture<'a, StoreResult<Vec<UsageEvent>>> {
         let request_id = request_id.to_owned();
-        self.read("usage.list_events_of_request", move |tx| {
+        Box::pin(self.read("usage.list_events_of_request", move |tx| {
             rows::list(
                 tx,
                 "usage_events",
@@ -184,52 +181,48 @@ impl UsageStore for SqliteStore {
                 [request_id],
                 read_event,
             )
-        })
-        .await
+        }))
     }
 
-    async fn corrections(
-        &self,
+    fn corrections<'a>(
+        &'a self,
         tenant: TenantId,
-        features: &[FeatureKey],
+        features: &'a [FeatureKey],
         window: Window,
-    ) -> StoreResult<Vec<Quantity>> {
+    ) -> BoxFuture<'a, StoreResult<Vec<Quantity>>> {
         let features = features.to_vec();
-        self.read("usage.corrections", move |tx| {
+        Box::pin(self.read("usage.corrections", move |tx| {
             sums::corrections(tx, tenant, &features, window)
-        })
-        .await
+        }))
     }
 
-    async fn prune_events(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write("usage.prune_events", move |tx| {
+    fn prune_events(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write("usage.prune_events", move |tx| {
             prune_events(tx, before, limit)
-        })
-        .await
+        }))
     }
 
-    async fn forget_user(
-        &self,
+    fn forget_user<'a>(
+        &'a self,
         tenant: TenantId,
-        user: &str,
-        replacement: &str,
-        by: &Actor,
-    ) -> StoreResult<u64> {
+        user: &'a str,
+        replacement: &'a str,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<u64>> {
         let what = Forgetting {
             tenant,
             user: user.to_owned(),
             replacement: replacement.to_owned(),
         };
-        self.forget(what, by.clone()).await
+        Box::pin(self.forget(what, by.clone()))
     }
 
-    async fn check_rollups(&self) -> StoreResult<Vec<String>> {
-        self.read("usage.check_rollups", check::rollups).await
+    fn check_rollups(&self) -> BoxFuture<'_, StoreResult<Vec<String>>> {
+        Box::pin(self.read("usage.check_rollups", check::rollups))
     }
 
-    async fn ping(&self) -> StoreResult<()> {
-        self.read("usage.ping", |tx| sums::horizon(tx).map(|_| ()))
-            .await
+    fn ping(&self) -> BoxFuture<'_, StoreResult<()>> {
+        Box::pin(self.read("usage.ping", move |tx| sums::horizon(tx).map(|_| ())))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What Stripe tells.
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rusqlite::{Transaction, params};
 use serde_json::json;
 
@@ -26,16 +26,18 @@ const TABLE: &str = "stripe_webhooks";
 const SELECT: &str =
     "SELECT stripe_webhooks.*, slug FROM stripe_webhooks LEFT JOIN tenants USING (tenant_id)";
 
-#[async_trait]
 impl WebhookStore for SqliteStore {
-    async fn receive_webhook(&self, webhook: &Webhook) -> StoreResult<Arrival> {
+    fn receive_webhook<'a>(&'a self, webhook: &'a Webhook) -> BoxFuture<'a, StoreResult<Arrival>> {
         let webhook = webhook.clone();
-        self.write("webhooks.receive", move |tx| receive(tx, &webhook))
-            .await
+        Box::pin(self.write("webhooks.receive", move |tx| receive(tx, &webhook)))
     }
 
-    async fn list_due_webhooks(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<Webhook>> {
-        self.read("webhooks.list_due", move |tx| {
+    fn list_due_webhooks(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> BoxFuture<'_, StoreResult<Vec<Webhook>>> {
+        Box::pin(self.read("webhooks.list_due", move |tx| {
             rows::list(
                 tx,
                 TABLE,
@@ -45,30 +47,34 @@ impl WebhookStore for SqliteStore {
                 params![now.micros(), rows::limit(limit)],
                 read,
             )
-        })
-        .await
+        }))
     }
 
-    async fn find_webhook(&self, event_id: &str) -> StoreResult<Option<Webhook>> {
+    fn find_webhook<'a>(
+        &'a self,
+        event_id: &'a str,
+    ) -> BoxFuture<'a, StoreResult<Option<Webhook>>> {
         let event_id = event_id.to_owned();
-        self.read("webhooks.find", move |tx| find(tx, &event_id))
-            .await
+        Box::pin(self.read("webhooks.find", move |tx| find(tx, &event_id)))
     }
 
-    async fn end_webhook(&self, event_id: &str, ending: &WebhookEnding) -> StoreResult<()> {
+    fn end_webhook<'a>(
+        &'a self,
+        event_id: &'a str,
+        ending: &'a WebhookEnding,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (event_id, ending) = (event_id.to_owned(), ending.clone());
-        self.write("webhooks.end", move |tx| end(tx, &event_id, &ending))
-            .await
+        Box::pin(self.write("webhooks.end", move |tx| end(tx, &event_id, &ending)))
     }
 
-    async fn list_webhooks(
+    fn list_webhooks(
         &self,
         status: Option<WebhookStatus>,
         before: Option<(Timestamp, String)>,
         limit: usize,
-    ) -> StoreResult<Vec<Webhook>> {
+    ) -> BoxFuture<'_, StoreResult<Vec<Webhook>>> {
         let (at, event_id) = before.unwrap_or((Timestamp::NEVER, String::new()));
-        self.read("webhooks.list", move |tx| {
+        Box::pin(self.read("webhooks.list", move |tx| {
             rows::list(
                 tx,
                 TABLE,
@@ -84,18 +90,20 @@ impl WebhookStore for SqliteStore {
                 ],
                 read,
             )
-        })
-        .await
+        }))
     }
 
-    async fn replay_webhook(&self, event_id: &str, by: &Actor) -> StoreResult<bool> {
+    fn replay_webhook<'a>(
+        &'a self,
+        event_id: &'a str,
+        by: &'a Actor,
+    ) -> BoxFuture<'a, StoreResult<bool>> {
         let (event_id, by) = (event_id.to_owned(), by.clone());
-        self.write("webhooks.replay", move |tx| replay(tx, &event_id, &by))
-            .await
+        Box::pin(self.write("webhooks.replay", move |tx| replay(tx, &event_id, &by)))
     }
 
-    async fn prune_webhooks(&self, before: Timestamp, limit: usize) -> StoreResult<u64> {
-        self.write("webhooks.prune", move |tx| {
+    fn prune_webhooks(&self, before: Timestamp, limit: usize) -> BoxFuture<'_, StoreResult<u64>> {
+        Box::pin(self.write("webhooks.prune", move |tx| {
             rows::run(
                 tx,
                 "DELETE FROM stripe_webhooks WHERE event_id IN (
@@ -104,18 +112,17 @@ impl WebhookStore for SqliteStore {
                  )",
                 params![before.micros(), rows::limit(limit)],
             )
-        })
-        .await
+        }))
     }
 
-    async fn note_state(
-        &self,
-        state: &ProcessorSubscription,
-        order: &str,
+    fn note_state<'a>(
+        &'a self,
+        state: &'a ProcessorSubscription,
+        order: &'a str,
         tenant: Option<TenantId>,
-    ) -> StoreResult<()> {
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (state, order) = (state.clone(), order.to_owned());
-        self.write("webhooks.note_state", move |tx| {
+        Box::pin(self.write("webhooks.note_state", move |tx| {
             rows::run(
                 tx,
                 "INSERT INTO stripe_subscriptions (subscription_id, tenant_id, customer_id, state, state_order)
@@ -142,18 +149,17 @@ impl WebhookStore for SqliteStore {
                 ],
             )?;
             Ok(())
-        })
-        .await
+        }))
     }
 
-    async fn note_payment(
-        &self,
-        subscription_id: &str,
+    fn note_payment<'a>(
+        &'a self,
+        subscription_id: &'a str,
         payment: Payment,
-        order: &str,
-    ) -> StoreResult<()> {
+        order: &'a str,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         let (subscription_id, order) = (subscription_id.to_owned(), order.to_owned());
-        self.write("webhooks.note_payment", move |tx| {
+        Box::pin(self.write("webhooks.note_payment", move |tx| {
             rows::run(
                 tx,
                 "INSERT INTO stripe_subscriptions (subscription_id, payment, payment_order) VALUES (?1, ?2, ?3)
@@ -163,13 +169,15 @@ impl WebhookStore for SqliteStore {
                 params![subscription_id, payment.as_str(), order],
             )?;
             Ok(())
-        })
-        .await
+        }))
     }
 
-    async fn find_known(&self, subscription_id: &str) -> StoreResult<Option<Known>> {
+    fn find_known<'a>(
+        &'a self,
+        subscription_id: &'a str,
+    ) -> BoxFuture<'a, StoreResult<Option<Known>>> {
         let subscription_id = subscription_id.to_owned();
-        self.read("webhooks.find_known", move |tx| {
+        Box::pin(self.read("webhooks.find_known", move |tx| {
             rows::find(
                 tx,
                 "stripe_subscriptions",
@@ -177,12 +185,11 @@ impl WebhookStore for SqliteStore {
                 [subscription_id],
                 read_known,
             )
-        })
-        .await
+        }))
     }
 
-    async fn list_known(&self, tenant: TenantId) -> StoreResult<Vec<Known>> {
-        self.read("webhooks.list_known", move |tx| {
+    fn list_known(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<Known>>> {
+        Box::pin(self.read("webhooks.list_known", move |tx| {
             rows::list(
                 tx,
                 "stripe_subscriptions",
@@ -190,13 +197,15 @@ impl WebhookStore for SqliteStore {
                 [blob(tenant.uuid())],
                 read_known,
             )
-        })
-        .await
+        }))
     }
 
-    async fn find_tenant_of_customer(&self, customer_id: &str) -> StoreResult<Option<TenantId>> {
+    fn find_tenant_of_customer<'a>(
+        &'a self,
+        customer_id: &'a str,
+    ) -> BoxFuture<'a, StoreResult<Option<TenantId>>> {
         let customer_id = customer_id.to_owned();
-        self.read("webhooks.find_tenant_of_customer", move |tx| {
+        Box::pin(self.read("webhooks.find_tenant_of_customer", move |tx| {
             rows::find(
                 tx,
                 "subscriptions",
@@ -207,8 +216,7 @@ impl WebhookStore for SqliteStore {
                 [customer_id],
                 |cells| cells.uuid("tenant_id").map(TenantId::new),
             )
-        })
-        .await
+        }))
     }
 }
 

@@ -6,8 +6,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use async_trait::async_trait;
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tollgate::{
     domain::{
         feature::FeatureKey,
@@ -35,14 +35,13 @@ const TENANTS: u64 = 1_000_000;
 /// A store in which nothing was ever used.
 struct Unused;
 
-#[async_trait]
 impl BaseTotals for Unused {
-    async fn load(
-        &self,
+    fn load<'a>(
+        &'a self,
         _tenant: TenantId,
-        counters: &[CounterOf],
-    ) -> Result<(Vec<Quantity>, Seq), LedgerError> {
-        Ok((vec![Quantity::ZERO; counters.len()], Seq(0)))
+        counters: &'a [CounterOf],
+    ) -> BoxFuture<'a, Result<(Vec<Quantity>, Seq), LedgerError>> {
+        Box::pin(async move { Ok((vec![Quantity::ZERO; counters.len()], Seq(0))) })
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tollgate::{
     clock::{Clock, SharedClock},
     domain::{
@@ -24,7 +24,7 @@ use tollgate::{
     },
     ledger::{
         Amount, LEASE, Ledger, LedgerAsk, LedgerError, OnViolation, RedisLedger, RedisSettings,
-        Reserved, SharedBase, Want,
+        Reserved, SharedBase, SumsOfEvents, Want,
     },
     store::usage::{CounterOf, Seq},
 };
@@ -45,27 +45,26 @@ const LASTS: Duration = Duration::from_secs(5);
 /// A store in which nothing was ever used.
 struct Unused;
 
-#[async_trait]
 impl SharedBase for Unused {
-    async fn sums(
-        &self,
+    fn sums<'a>(
+        &'a self,
         _tenant: TenantId,
-        counters: &[CounterOf],
-        _events: &[EventId],
-    ) -> Result<(Vec<Quantity>, HashSet<EventId>), LedgerError> {
-        Ok((vec![Quantity::ZERO; counters.len()], HashSet::new()))
+        counters: &'a [CounterOf],
+        _events: &'a [EventId],
+    ) -> BoxFuture<'a, Result<SumsOfEvents, LedgerError>> {
+        Box::pin(async move { Ok((vec![Quantity::ZERO; counters.len()], HashSet::new())) })
     }
 
-    async fn undrained(&self) -> Result<Vec<UsageEvent>, LedgerError> {
-        Ok(Vec::new())
+    fn undrained(&self) -> BoxFuture<'_, Result<Vec<UsageEvent>, LedgerError>> {
+        Box::pin(async move { Ok(Vec::new()) })
     }
 
     fn last_seq(&self) -> Seq {
         Seq(0)
     }
 
-    async fn reservations(&self) -> Result<Vec<Reservation>, LedgerError> {
-        Ok(Vec::new())
+    fn reservations(&self) -> BoxFuture<'_, Result<Vec<Reservation>, LedgerError>> {
+        Box::pin(async move { Ok(Vec::new()) })
     }
 }
 

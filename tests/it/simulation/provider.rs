@@ -5,8 +5,8 @@ use std::{
     sync::Mutex,
 };
 
-use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt as _, stream};
 use http::{Response, StatusCode, header};
 use serde_json::{Value, json};
@@ -221,70 +221,81 @@ fn is_last(piece: Piece) -> bool {
     matches!(piece, Piece::End | Piece::BreakOff | Piece::Refuse)
 }
 
-#[async_trait]
 impl Provider for Scripted {
-    async fn chat(&self, call: &ChatCall) -> Result<ChatReply, ProviderError> {
-        let pieces = self.call(
-            &call.turns[0].text,
-            call.max_output_tokens.map(Quantity::get),
-        );
-        let (count, usage) = whole(pieces).await?;
-        Ok(ChatReply {
-            response_id: "c".to_owned(),
-            model: MODEL.to_owned(),
-            text: words(count),
-            finish: Finish::Stop,
-            usage: usage.map(tokens),
+    fn chat<'a>(&'a self, call: &'a ChatCall) -> BoxFuture<'a, Result<ChatReply, ProviderError>> {
+        Box::pin(async move {
+            let pieces = self.call(
+                &call.turns[0].text,
+                call.max_output_tokens.map(Quantity::get),
+            );
+            let (count, usage) = whole(pieces).await?;
+            Ok(ChatReply {
+                response_id: "c".to_owned(),
+                model: MODEL.to_owned(),
+                text: words(count),
+                finish: Finish::Stop,
+                usage: usage.map(tokens),
+            })
         })
     }
 
-    async fn chat_stream(&self, call: &ChatCall) -> Result<ChatStream, ProviderError> {
-        let mut pieces = self.call(
-            &call.turns[0].text,
-            call.max_output_tokens.map(Quantity::get),
-        );
-        match next(&mut pieces).await {
-            Piece::Refuse => Err(refused()),
-            first => Ok(played(first, pieces, deltas).boxed()),
-        }
+    fn chat_stream<'a>(
+        &'a self,
+        call: &'a ChatCall,
+    ) -> BoxFuture<'a, Result<ChatStream, ProviderError>> {
+        Box::pin(async move {
+            let mut pieces = self.call(
+                &call.turns[0].text,
+                call.max_output_tokens.map(Quantity::get),
+            );
+            match next(&mut pieces).await {
+                Piece::Refuse => Err(refused()),
+                first => Ok(played(first, pieces, deltas).boxed()),
+            }
+        })
     }
 
-    async fn forward(&self, request: Forward) -> Result<Response<UpstreamBody>, ProviderError> {
-        let body: Value = serde_json::from_slice(&request.body).unwrap();
-        let maximum = ["max_completion_tokens", "max_tokens"];
-        let maximum = maximum.iter().find_map(|field| body[*field].as_i64());
-        let prompt = body["messages"][0]["content"].as_str().unwrap();
-        let mut pieces = self.call(prompt, maximum);
-        let answer = |status, kind, body| {
-            let answer = Response::builder()
-                .status(status)
-                .header(header::CONTENT_TYPE, kind);
-            Ok(answer.body(body).unwrap())
-        };
-        if body["stream"] == true {
-            let first = next(&mut pieces).await;
-            if !matches!(first, Piece::Refuse) {
-                let body = UpstreamBody::made(played(first, pieces, events), request.patience);
-                return answer(StatusCode::OK, "text/event-stream", body);
+    fn forward(
+        &self,
+        request: Forward,
+    ) -> BoxFuture<'_, Result<Response<UpstreamBody>, ProviderError>> {
+        Box::pin(async move {
+            let body: Value = serde_json::from_slice(&request.body).unwrap();
+            let maximum = ["max_completion_tokens", "max_tokens"];
+            let maximum = maximum.iter().find_map(|field| body[*field].as_i64());
+            let prompt = body["messages"][0]["content"].as_str().unwrap();
+            let mut pieces = self.call(prompt, maximum);
+            let answer = |status, kind, body| {
+                let answer = Response::builder()
+                    .status(status)
+                    .header(header::CONTENT_TYPE, kind);
+                Ok(answer.body(body).unwrap())
+            };
+            if body["stream"] == true {
+                let first = next(&mut pieces).await;
+                if !matches!(first, Piece::Refuse) {
+                    let body = UpstreamBody::made(played(first, pieces, events), request.patience);
+                    return answer(StatusCode::OK, "text/event-stream", body);
+                }
+                let body = UpstreamBody::whole(Bytes::from_static(b"{}"));
+                return answer(StatusCode::INTERNAL_SERVER_ERROR, "application/json", body);
             }
-            let body = UpstreamBody::whole(Bytes::from_static(b"{}"));
-            return answer(StatusCode::INTERNAL_SERVER_ERROR, "application/json", body);
-        }
-        let (count, usage) = match whole(pieces).await {
-            Ok(said) => said,
-            Err(ProviderError::Refused { status, body, .. }) => {
-                return answer(status, "application/json", UpstreamBody::whole(body));
-            }
-            Err(error) => return Err(error),
-        };
-        let message = json!({"role": "assistant", "content": words(count)});
-        let mut said = json!({"id": "c", "object": "chat.completion", "model": MODEL,
+            let (count, usage) = match whole(pieces).await {
+                Ok(said) => said,
+                Err(ProviderError::Refused { status, body, .. }) => {
+                    return answer(status, "application/json", UpstreamBody::whole(body));
+                }
+                Err(error) => return Err(error),
+            };
+            let message = json!({"role": "assistant", "content": words(count)});
+            let mut said = json!({"id": "c", "object": "chat.completion", "model": MODEL,
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]});
-        if let Some(usage) = usage {
-            said["usage"] = usage_json(usage);
-        }
-        let body = UpstreamBody::whole(said.to_string().into());
-        answer(StatusCode::OK, "application/json", body)
+            if let Some(usage) = usage {
+                said["usage"] = usage_json(usage);
+            }
+            let body = UpstreamBody::whole(said.to_string().into());
+            answer(StatusCode::OK, "application/json", body)
+        })
     }
 
     fn status(&self) -> ProviderStatus {
