@@ -128,7 +128,7 @@ impl UsageOperations for Parts {
         files: ReportFiles,
         steps: &'a (dyn Fn(u64, u64) + Send + Sync),
     ) -> BoxFuture<'a, Result<ReportSummary, ReportFailed>> {
-        Box::pin(async move { self.reports.export(ask, files, steps).await })
+        Box::pin(self.reports.export(ask, files, steps))
     }
 
     fn correct<'a>(
@@ -160,7 +160,7 @@ impl UsageOperations for Parts {
         id: ReservationId,
         by: &'a Actor,
     ) -> BoxFuture<'a, Result<(), AdminError>> {
-        Box::pin(async move { self.in_flight.release(id, by).await })
+        Box::pin(self.in_flight.release(id, by))
     }
 
     fn explain<'a>(&'a self, request_id: &'a str) -> BoxFuture<'a, Result<Value, AdminError>> {

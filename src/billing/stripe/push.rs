@@ -83,7 +83,7 @@ impl Sender for MeterSender {
         error: &'a str,
         now: Timestamp,
     ) -> BoxFuture<'a, Vec<NewEntry>> {
-        Box::pin(async move { self.0.dead_notices(entry, error, now).await })
+        Box::pin(self.0.dead_notices(entry, error, now))
     }
 
     fn send<'a>(&'a self, entries: &'a [Leased], now: Timestamp) -> BoxFuture<'a, Vec<Outcome>> {

@@ -64,7 +64,7 @@ impl SharedBase for Own {
         counters: &'a [CounterOf],
         events: &'a [EventId],
     ) -> BoxFuture<'a, Result<SumsOfEvents, LedgerError>> {
-        Box::pin(async move { self.base.sums(tenant, counters, events).await })
+        self.base.sums(tenant, counters, events)
     }
 
     fn undrained(&self) -> BoxFuture<'_, Result<Vec<UsageEvent>, LedgerError>> {
@@ -85,7 +85,7 @@ impl SharedBase for Own {
     }
 
     fn reservations(&self) -> BoxFuture<'_, Result<Vec<Reservation>, LedgerError>> {
-        Box::pin(async move { self.base.reservations().await })
+        self.base.reservations()
     }
 }
 
