@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// The name of the journal's file in the data dir.
@@ -29,6 +30,11 @@ pub struct DataDir {
     path: PathBuf,
     _lock: File,
 }
+
+/// How long a server that starts waits for one that ends: after `kill -9` the kernel takes a moment to let go of what a
+/// process had open.
+const PATIENCE: Duration = Duration::from_secs(1);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 /// Why a data directory can't be used; each is one line for people.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +69,22 @@ impl DataDir {
             Ok(()) => Ok(Self { path, _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(DataDirError::InUse(path)),
             Err(TryLockError::Error(cause)) => Err(unusable(cause)),
+        }
+    }
+
+    /// As [`open`](Self::open), for a server that may be started in place of one that has just been killed.
+    ///
+    /// # Errors
+    /// [`DataDirError`]; that it is in use only after a second.
+    pub async fn open_patiently(path: &Path) -> Result<Self, DataDirError> {
+        let begun = Instant::now();
+        loop {
+            match Self::open(path) {
+                Err(DataDirError::InUse(_)) if begun.elapsed() < PATIENCE => {
+                    tokio::time::sleep(BETWEEN_LOOKS).await;
+                }
+                opened => return opened,
+            }
         }
     }
 
@@ -115,6 +137,19 @@ mod tests {
         );
         drop(held);
         DataDir::open(directory.path()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_starts_while_another_ends_waits_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = DataDir::open(directory.path()).unwrap();
+        let starting = DataDir::open_patiently(directory.path());
+        let ending = async {
+            tokio::task::yield_now().await; // the other has found it in use
+            drop(held);
+        };
+        let (started, ()) = tokio::join!(starting, ending);
+        started.unwrap();
     }
 
     #[test]

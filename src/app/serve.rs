@@ -52,7 +52,7 @@ pub async fn serve(loaded: Loaded, start: Start) -> anyhow::Result<ExitCode> {
     for warning in &loaded.warnings {
         tracing::warn!(code = "unknown_setting", "{warning}");
     }
-    let data_dir = DataDir::open(&loaded.config.data_dir)?;
+    let data_dir = DataDir::open_patiently(&loaded.config.data_dir).await?;
     let listener = bind(&loaded.config).await?;
     let address = listener.local_addr()?;
     let app = App::open(
