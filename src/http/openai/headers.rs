@@ -43,7 +43,17 @@ pub(super) fn for_upstream(headers: &HeaderMap) -> HeaderMap {
     kept
 }
 
-/// Takes out of an upstream's headers what concerns its connection, or the operator's account there.
+/// What tollgate says of a request itself (interface.md §3, Errors); an upstream that says it too, such as another tollgate,
+/// says it of other limits.
+fn is_tollgates(name: &str) -> bool {
+    matches!(
+        name,
+        "ratelimit" | "ratelimit-policy" | "idempotent-replayed"
+    ) || name.starts_with("x-usage-")
+}
+
+/// Takes out of an upstream's headers what concerns its connection or the operator's account there, and what is said
+/// by tollgate alone.
 pub(super) fn for_client(headers: &mut HeaderMap) {
     let named = named_by_connection(headers);
     let dropped: Vec<HeaderName> = headers
@@ -57,6 +67,7 @@ pub(super) fn for_client(headers: &mut HeaderMap) {
                     "set-cookie" | "openai-organization" | "x-request-id" | "trailer"
                 )
                 || text.starts_with("x-ratelimit-")
+                || is_tollgates(text)
         })
         .cloned()
         .collect();
@@ -107,17 +118,25 @@ mod tests {
     }
 
     #[test]
-    fn the_operators_account_is_not_the_clients_to_see() {
+    fn neither_the_operators_account_nor_an_upstreams_own_limits_are_the_clients_to_see() {
         let mut answer = headers(&[
             ("set-cookie", "__cf=1"),
             ("x-ratelimit-limit-requests", "5"),
             ("openai-organization", "org"),
             ("openai-processing-ms", "12"),
+            ("ratelimit", "\"messages\";r=9"),
+            ("ratelimit-policy", "\"messages\";q=9"),
+            ("x-usage-warning", "messages"),
+            ("idempotent-replayed", "true"),
+            ("retry-after", "7"),
             ("content-type", "application/json"),
         ]);
         for_client(&mut answer);
         let mut names: Vec<&str> = answer.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["content-type", "openai-processing-ms"]);
+        assert_eq!(
+            names,
+            ["content-type", "openai-processing-ms", "retry-after"]
+        );
     }
 }
