@@ -4,8 +4,13 @@ use std::{borrow::Cow, ops::Range};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 
-use super::Endpoint;
+use super::{
+    Endpoint,
+    completion::Completion,
+    lenient::{Number, Text},
+};
 use crate::json;
 
 /// What one frame of a stream tells.
@@ -13,16 +18,18 @@ use crate::json;
 pub struct FrameLook<'a> {
     /// Produced texts, each with the answer (choice) it belongs to.
     pub texts: Vec<(usize, Cow<'a, str>)>,
-    /// An answer has come to its end (`finish_reason`, or a terminal event).
-    pub finishes: bool,
+    /// The answers (choices) that it is about, and whether each has come to its end.
+    pub answers: SmallVec<[(usize, bool); 1]>,
     /// The chunk that carries usage and nothing else.
     pub is_usage_chunk: bool,
     /// Where a `usage: null` member stands in the data, its comma included.
     pub null_usage: Option<Range<usize>>,
     /// The last event of a response (`response.completed` and its like): nothing follows.
     pub is_last: bool,
-    /// The completion's id, for frames that tollgate itself adds.
+    /// The completion's id, for frames that tollgate itself adds,
     pub id: Option<Cow<'a, str>>,
+    /// and when it was made, in seconds since 1970.
+    pub created: Option<u64>,
     /// The `sequence_number` of a response's event.
     pub number: Option<u64>,
     /// The upstream says that it failed.
@@ -39,91 +46,20 @@ pub fn look_at_frame(endpoint: Endpoint, data: &str) -> FrameLook<'_> {
     }
 }
 
-#[derive(Deserialize)]
-struct Chunk<'a> {
-    #[serde(borrow)]
-    id: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    choices: Option<Vec<ChunkChoice<'a>>>,
-    #[serde(borrow)]
-    usage: Option<&'a RawValue>,
-    #[serde(borrow)]
-    error: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct ChunkChoice<'a> {
-    #[serde(default)]
-    index: usize,
-    #[serde(borrow, alias = "message")]
-    delta: Option<Message<'a>>,
-    #[serde(borrow)]
-    finish_reason: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct Message<'a> {
-    #[serde(borrow)]
-    content: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    refusal: Option<Cow<'a, str>>,
-    // Two names that servers of reasoning models use.
-    #[serde(borrow)]
-    reasoning_content: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    reasoning: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    tool_calls: Option<Vec<ToolCall<'a>>>,
-    #[serde(borrow)]
-    function_call: Option<Function<'a>>,
-}
-
-#[derive(Deserialize)]
-struct ToolCall<'a> {
-    #[serde(borrow)]
-    function: Option<Function<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Function<'a> {
-    #[serde(borrow)]
-    name: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    arguments: Option<Cow<'a, str>>,
-}
-
-impl<'a> Message<'a> {
-    fn into_texts(self) -> impl Iterator<Item = Cow<'a, str>> {
-        let reasoning = self.reasoning_content.or(self.reasoning);
-        let functions = self
-            .tool_calls
-            .into_iter()
-            .flatten()
-            .filter_map(|call| call.function)
-            .chain(self.function_call)
-            .flat_map(|function| [function.name, function.arguments]);
-        [self.content, self.refusal, reasoning]
-            .into_iter()
-            .chain(functions)
-            .flatten()
-            .filter(|text| !text.is_empty())
-    }
-}
-
 fn look_at_chunk(data: &str) -> Option<FrameLook<'_>> {
-    let chunk: Chunk = serde_json::from_str(data).ok()?;
+    let chunk = Completion::parse(data).ok()?;
     let mut look = FrameLook {
-        id: chunk.id,
-        is_error: chunk.error.is_some(),
+        is_error: chunk.is_error(),
+        id: chunk.id.said(),
+        created: chunk.created.0,
         ..FrameLook::default()
     };
     let choices = chunk.choices.unwrap_or_default();
     look.is_usage_chunk = choices.is_empty() && chunk.usage.is_some();
     for choice in choices {
-        look.finishes |= choice.finish_reason.is_some();
-        for text in choice.delta.into_iter().flat_map(Message::into_texts) {
-            look.texts.push((choice.index, text));
-        }
+        let index = choice.index();
+        look.answers.push((index, choice.is_finished()));
+        look.texts.extend(choice.texts().map(|text| (index, text)));
     }
     // `Option<&RawValue>` reads a null member as none, so it is found by its text.
     if chunk.usage.is_none() {
@@ -166,8 +102,10 @@ struct Event<'a> {
 
 #[derive(Deserialize)]
 struct Begun<'a> {
-    #[serde(borrow)]
-    id: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    id: Text<'a>,
+    #[serde(default)]
+    created_at: Number,
 }
 
 fn look_at_event(data: &str) -> Option<FrameLook<'_>> {
@@ -187,16 +125,14 @@ fn look_at_event(data: &str) -> Option<FrameLook<'_>> {
             .response
             .map(|response| serde_json::from_str::<Begun>(response.get()))
     {
-        look.id = begun.id;
+        look.id = begun.id.said();
+        look.created = begun.created_at.0;
     }
     look.number = event
         .sequence_number
         .and_then(|number| number.get().parse().ok());
-    look.is_last = matches!(
-        &*event.kind,
-        "response.completed" | "response.incomplete" | "response.failed" | "error"
-    );
-    look.finishes = look.is_last;
+    look.is_last = matches!(&*event.kind, "response.completed" | "response.incomplete");
+    look.is_error = matches!(&*event.kind, "response.failed" | "error");
     Some(look)
 }
 
@@ -218,6 +154,27 @@ pub fn texts_of_answer(endpoint: Endpoint, body: &[u8]) -> Vec<(usize, String)> 
         Endpoint::Responses => texts_of_response(text).unwrap_or_default(),
         Endpoint::Embeddings | Endpoint::Models => Vec::new(),
     }
+}
+
+/// Whether a whole answer says that there is none, although its status was good.
+#[must_use]
+pub fn is_failure(endpoint: Endpoint, body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Answer<'a> {
+        #[serde(borrow)]
+        error: Option<&'a RawValue>,
+        #[serde(borrow, default)]
+        status: Text<'a>,
+    }
+    let says = |word: &[u8]| memchr::memmem::find(body, word).is_some();
+    if !says(br#""error""#) && !says(br#""failed""#) {
+        return false; // most that produced nothing are embeddings, and long
+    }
+    let Ok(answer) = serde_json::from_slice::<Answer>(body) else {
+        return false;
+    };
+    let has_failed = answer.status.0.as_deref() == Some("failed");
+    answer.error.is_some() || (endpoint == Endpoint::Responses && has_failed)
 }
 
 fn texts_of_response(text: &str) -> Option<Vec<(usize, String)>> {
@@ -340,12 +297,12 @@ mod tests {
             Endpoint::ChatCompletions,
             r#"{"choices":[],"usage":{"prompt_tokens":1}}"#,
         );
-        assert!(usage.is_usage_chunk && !usage.finishes);
+        assert!(usage.is_usage_chunk && usage.answers.is_empty());
         let end = look_at_frame(
             Endpoint::ChatCompletions,
             r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#,
         );
-        assert!(end.finishes && !end.is_usage_chunk);
+        assert!(end.answers.as_slice() == [(0, true)] && !end.is_usage_chunk);
         assert!(
             look_at_frame(
                 Endpoint::Responses,
@@ -353,6 +310,45 @@ mod tests {
             )
             .is_last
         );
+    }
+
+    #[test]
+    fn an_answer_that_says_it_failed_is_known() {
+        let (chat, responses) = (Endpoint::ChatCompletions, Endpoint::Responses);
+        for (endpoint, body, expected) in [
+            (chat, r#"{"error":{"message":"boom"}}"#, true),
+            (chat, r#"{"error":"boom"}"#, true),
+            (chat, r#"{"error":null,"choices":[]}"#, false),
+            (chat, r#"{"choices":[],"status":"failed"}"#, false),
+            (
+                chat,
+                r#"{"choices":[{"message":{"content":"\"error\""}}]}"#,
+                false,
+            ),
+            (responses, r#"{"status":"failed","error":null}"#, true),
+            (responses, r#"{"status":"completed","error":null}"#, false),
+            (Endpoint::Embeddings, r#"{"data":[],"usage":{}}"#, false),
+            (Endpoint::Embeddings, r#"not "error" at all"#, false),
+        ] {
+            assert_eq!(is_failure(endpoint, body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_member_of_another_kind_hides_no_text() {
+        for data in [
+            r#"{"choices":[{"index":null,"delta":{"content":"a"}}]}"#,
+            r#"{"choices":[{"message":null,"delta":{"content":"a"}}]}"#,
+            r#"{"id":7,"created":"now","choices":[{"delta":{"content":[{"type":"text","text":"a"}],"tool_calls":{}}}]}"#,
+            r#"{"choices":[{"delta":{"audio":{"id":"x","transcript":"a"}},"finish_reason":false}]}"#,
+            r#"{"choices":[{"delta":{"reasoning":"a","reasoning_content":"a"}}]}"#,
+        ] {
+            let expected = [(0, "a".to_owned())];
+            assert_eq!(texts(Endpoint::ChatCompletions, data), expected, "{data}");
+        }
+        let odd = r#"{"choices":[{"delta":{"content":"a"},"finish_reason":""}]}"#;
+        let look = look_at_frame(Endpoint::ChatCompletions, odd);
+        assert_eq!(look.answers.as_slice(), [(0, false)]);
     }
 
     #[test]

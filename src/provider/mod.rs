@@ -8,6 +8,7 @@ pub mod answer;
 pub mod body;
 mod completion;
 pub mod connect;
+mod lenient;
 mod one_call;
 pub mod openai;
 mod passthrough;
@@ -223,6 +224,8 @@ pub struct ChatReply {
     /// The model that answered, as the upstream names it.
     pub model: String,
     pub text: String,
+    /// What else the model has put out: reasoning, calls of tools. It counts, and is not passed on.
+    pub unseen: String,
     pub finish: Finish,
     /// `None` if the upstream reported nothing usable.
     pub usage: Option<TokenUsage>,
@@ -234,6 +237,8 @@ pub struct ChatDelta {
     pub response_id: Option<String>,
     pub model: Option<String>,
     pub text: String,
+    /// As that of a [`ChatReply`].
+    pub unseen: String,
     pub finish: Option<Finish>,
     pub usage: Option<TokenUsage>,
 }

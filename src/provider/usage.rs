@@ -4,7 +4,7 @@
 //! not reported. Without both input and output (embeddings: input) nothing was reported: `None`. Only the usage is
 //! read; everything else in the answer is skipped without being kept.
 
-use std::{borrow::Cow, fmt, marker::PhantomData, sync::LazyLock};
+use std::{fmt, marker::PhantomData, sync::LazyLock};
 
 use memchr::memmem;
 use serde::{
@@ -12,7 +12,10 @@ use serde::{
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use super::Endpoint;
+use super::{
+    Endpoint,
+    lenient::{Name, Number, no_list, nothing},
+};
 use crate::{
     domain::{quantity::Quantity, usage::TokenUsage},
     json,
@@ -119,8 +122,8 @@ impl Members for Wrapped {
 /// A `usage` object, in the words of chat completions and embeddings or of responses.
 #[derive(Default)]
 struct Reported {
-    input: Count,
-    output: Count,
+    input: Named,
+    output: Named,
     /// What some servers report beside the details: cached (`DeepSeek`), read and created (`LiteLLM`).
     cached: Count,
     cache_write: Count,
@@ -131,8 +134,10 @@ struct Reported {
 impl Members for Reported {
     fn member<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
         match name {
-            "prompt_tokens" | "input_tokens" => self.input = map.next_value()?,
-            "completion_tokens" | "output_tokens" => self.output = map.next_value()?,
+            "prompt_tokens" => self.input.of_completions = map.next_value()?,
+            "input_tokens" => self.input.of_responses = map.next_value()?,
+            "completion_tokens" => self.output.of_completions = map.next_value()?,
+            "output_tokens" => self.output.of_responses = map.next_value()?,
             "prompt_cache_hit_tokens" | "cache_read_input_tokens" => {
                 self.cached = map.next_value()?;
             }
@@ -149,10 +154,12 @@ impl Members for Reported {
 
 impl Reported {
     fn of(self, endpoint: Endpoint) -> Option<TokenUsage> {
-        let input = self.input.0?;
+        let input = self.input.count()?;
         let output = match endpoint {
-            Endpoint::Embeddings => self.output.0.unwrap_or_default(),
-            Endpoint::ChatCompletions | Endpoint::Responses | Endpoint::Models => self.output.0?,
+            Endpoint::Embeddings => self.output.count().unwrap_or_default(),
+            Endpoint::ChatCompletions | Endpoint::Responses | Endpoint::Models => {
+                self.output.count()?
+            }
         };
         let in_detail = self.input_details.unwrap_or_default();
         let out_detail = self.output_details.unwrap_or_default();
@@ -166,6 +173,20 @@ impl Reported {
             cache_write_input_tokens: written.unwrap_or_default().min(input.minus(cached)),
             reasoning_output_tokens: out_detail.reasoning.0.unwrap_or_default().min(output),
         })
+    }
+}
+
+/// A count by each of its two names. Servers that write both mean one number, and some leave the name that is not the
+/// endpoint's at zero or null.
+#[derive(Default)]
+struct Named {
+    of_completions: Count,
+    of_responses: Count,
+}
+
+impl Named {
+    fn count(&self) -> Option<Quantity> {
+        self.of_completions.0.max(self.of_responses.0)
     }
 }
 
@@ -219,29 +240,10 @@ impl<'de, T: Members> Deserialize<'de> for Object<T> {
     }
 }
 
-#[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
 struct ObjectVisitor<T>(PhantomData<T>);
-
-/// The visits that a value of no use ends in.
-macro_rules! visits {
-    ($nothing:expr; $($visit:ident($value:ty)),*) => {
-        $(fn $visit<E>(self, _: $value) -> Result<Self::Value, E> { Ok($nothing) })*
-        fn visit_unit<E>(self) -> Result<Self::Value, E> { Ok($nothing) }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            while list.next_element::<IgnoredAny>()?.is_some() {}
-            Ok($nothing)
-        }
-    };
-}
 
 impl<'de, T: Members> Visitor<'de> for ObjectVisitor<T> {
     type Value = Object<T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
-    }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut object = T::default();
@@ -251,7 +253,8 @@ impl<'de, T: Members> Visitor<'de> for ObjectVisitor<T> {
         Ok(Object(Some(object)))
     }
 
-    visits!(Object(None); visit_bool(bool), visit_u64(u64), visit_i64(i64), visit_f64(f64), visit_str(&str));
+    nothing!(Object(None); visit_bool(bool), visit_u64(u64), visit_i64(i64), visit_f64(f64), visit_str(&str));
+    no_list!(Object(None));
 }
 
 /// A number of tokens, if it is one.
@@ -260,33 +263,11 @@ struct Count(Option<Quantity>);
 
 impl<'de> Deserialize<'de> for Count {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(CountVisitor)
+        let Number(number) = Number::deserialize(deserializer)?;
+        let count = number.and_then(|number| i64::try_from(number).ok());
+        let count = count.filter(|count| *count <= Quantity::MAX.get());
+        Ok(Self(count.map(Quantity::new)))
     }
-}
-
-struct CountVisitor;
-
-impl<'de> Visitor<'de> for CountVisitor {
-    type Value = Count;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Count, E> {
-        let count = i64::try_from(value)
-            .ok()
-            .filter(|count| *count <= Quantity::MAX.get());
-        Ok(Count(count.map(Quantity::new)))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Count, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Count(None))
-    }
-
-    // Negative numbers come as `i64`, fractions, exponents and what is beyond 64 bits as `f64`.
-    visits!(Count(None); visit_bool(bool), visit_i64(i64), visit_f64(f64), visit_str(&str));
 }
 
 #[cfg(test)]
@@ -294,6 +275,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn of_a_count_with_both_its_names_the_one_that_says_more_is_taken() {
+        for body in [
+            r#"{"usage":{"prompt_tokens":7,"completion_tokens":2,"input_tokens":0,"output_tokens":0}}"#,
+            r#"{"usage":{"input_tokens":null,"output_tokens":null,"prompt_tokens":7,"completion_tokens":2}}"#,
+            r#"{"usage":{"input_tokens":7,"prompt_tokens":0,"completion_tokens":0,"output_tokens":2}}"#,
+        ] {
+            let reported = usage_of_answer(Endpoint::ChatCompletions, body.as_bytes());
+            assert_eq!(reported, Some(usage([7, 2, 0, 0, 0])), "{body}");
+        }
+    }
 
     /// input, output, cached, cache write, reasoning
     fn usage(counts: [i64; 5]) -> TokenUsage {

@@ -248,7 +248,9 @@ impl Chat {
             mut run,
         } = prepared;
         let reply = self.provider.chat(&call).await?;
-        run.saw_text(0, &reply.text);
+        for text in [&reply.text, &reply.unseen] {
+            run.saw_text(0, text);
+        }
         if let Some(usage) = reply.usage {
             run.saw_usage(usage);
         }
@@ -280,6 +282,7 @@ impl Chat {
             response_id: String::new(),
             model: call.model.clone(),
             text: String::new(),
+            unseen: String::new(),
             finish: Finish::Stop,
             usage: None,
         };
@@ -462,6 +465,13 @@ async fn take(
     reply: &mut ChatReply,
     events: &mpsc::Sender<ChatEvent>,
 ) -> Flow {
+    let produced = delta.text.len() + delta.unseen.len();
+    if run.lacks_tokenizer(produced) {
+        tokens::read_in(run.model()).await;
+    }
+    for text in [&delta.text, &delta.unseen] {
+        run.saw_text(0, text);
+    }
     if let Some(usage) = delta.usage {
         run.saw_usage(usage);
         reply.usage = Some(usage);
@@ -475,15 +485,11 @@ async fn take(
     if let Some(finish) = delta.finish {
         reply.finish = finish;
     }
+    if produced > 0 && run.flow() == Flow::CutOff {
+        return Flow::CutOff;
+    }
     if delta.text.is_empty() {
         return Flow::Continue;
-    }
-    if run.lacks_tokenizer(delta.text.len()) {
-        tokens::read_in(run.model()).await;
-    }
-    run.saw_text(0, &delta.text);
-    if run.flow() == Flow::CutOff {
-        return Flow::CutOff;
     }
     reply.text.push_str(&delta.text);
     // A client that has gone is noticed by the channel's end, in the loop around this.

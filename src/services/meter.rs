@@ -8,7 +8,7 @@ const LONGEST_KEPT_BYTES: usize = 32 * 1024;
 /// What one answer (choice) has produced.
 #[derive(Default)]
 struct Answer {
-    /// Frames that carried text: each is at least one token.
+    /// Frames that carried text: a token each, or several, of servers that do not cut tokens in pieces.
     frames: i64,
     /// Text not counted for good: after a check, the last word, which may go on.
     text: String,
@@ -54,11 +54,6 @@ impl OutputMeter {
     #[must_use]
     pub fn has_produced(&self) -> bool {
         !self.answers.is_empty()
-    }
-
-    #[must_use]
-    pub fn answers_begun(&self) -> usize {
-        self.answers.len()
     }
 
     /// All output so far, by the tokenizer.
@@ -107,20 +102,21 @@ impl Answer {
     }
 
     fn passes(&mut self, model: &str, maximum: i64) -> bool {
-        if self.frames > maximum {
-            return true;
-        }
         if self.fits(maximum, 0) {
             return false;
         }
         if let Some(end) = tokens::last_word(&self.text) {
             self.count_for_good(model, end);
         }
-        let tokens = self.tokens(model).get();
+        let counted = self.tokens(model).get();
+        // Where their text comes to less than half as many tokens, they are pieces of tokens.
+        if self.frames > maximum && counted.saturating_mul(2) >= self.frames {
+            return true;
+        }
         let tokens = if tokens::is_exact(model) {
-            tokens
+            counted
         } else {
-            tokens.saturating_mul(3) / 4
+            counted.saturating_mul(3) / 4
         };
         self.tokens_at_check = tokens;
         self.unchecked_bytes = 0;
@@ -145,6 +141,19 @@ mod tests {
         let mut in_one_frame = OutputMeter::new("gpt-5.1");
         in_one_frame.add(0, &" word".repeat(11));
         assert!(in_one_frame.passes(Quantity::new(10)));
+    }
+
+    #[test]
+    fn frames_that_are_pieces_of_tokens_are_no_tokens() {
+        let mut meter = OutputMeter::new("some-llama");
+        for letter in "internationalization of it".chars() {
+            meter.add(0, letter.encode_utf8(&mut [0; 4]));
+            assert!(!meter.passes(Quantity::new(10)));
+        }
+        for _ in 0..14 {
+            meter.add(0, " word");
+        }
+        assert!(meter.passes(Quantity::new(10)));
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub struct Run {
     estimate_input: EstimateInput,
     meter: OutputMeter,
     reported: Option<TokenUsage>,
+    /// More was produced after the provider last said how much.
+    is_behind: bool,
     /// Measures the upstream until it is dropped, whether the run ends well or not.
     upstream: HistogramTimer,
 }
@@ -100,6 +102,7 @@ impl Run {
             estimate_input,
             meter: OutputMeter::new(model),
             reported: None,
+            is_behind: false,
         })
     }
 
@@ -113,27 +116,28 @@ impl Run {
         &self.model
     }
 
-    /// What it would be charged if it ended now.
+    /// What it would be charged if it were cut off now.
     #[must_use]
     pub fn usage_so_far(&self) -> TokenUsage {
-        self.reported
-            .unwrap_or_else(|| estimate(&self.estimate_input, &self.meter))
-    }
-
-    /// How many answers have begun.
-    #[must_use]
-    pub fn answers_begun(&self) -> usize {
-        self.meter.answers_begun()
+        match self.reported {
+            Some(usage) if self.is_behind => at_least_produced(usage, &self.meter),
+            Some(usage) => usage,
+            None => estimate(&self.estimate_input, &self.meter),
+        }
     }
 
     /// The provider's own count; the last one seen wins.
     pub fn saw_usage(&mut self, usage: TokenUsage) {
         self.reported = Some(usage);
+        self.is_behind = false;
     }
 
-    /// Text that the model produced.
+    /// Text that the model produced; none counts as nothing.
     pub fn saw_text(&mut self, answer: usize, text: &str) {
-        self.meter.add(answer, text);
+        if !text.is_empty() {
+            self.meter.add(answer, text);
+            self.is_behind = true;
+        }
     }
 
     /// The maximum at which it is cut off.
@@ -165,12 +169,18 @@ impl Run {
         if !self.is_charged(end) {
             return Ok(Outcome::Free);
         }
+        let reported = self.reported;
         drop(self.upstream);
-        let (tokens, estimated) = match self.reported {
-            Some(usage) => (usage, false),
-            None => {
+        // Of a whole answer the last report is all there is to it, wherever in the stream it came.
+        let is_behind = self.is_behind && end != End::Completed;
+        let (tokens, estimated) = match reported {
+            Some(usage) if !is_behind => (usage, false),
+            _ => {
                 let (count_input, meter) = (self.estimate_input, Arc::new(self.meter));
-                let counting = tokens::aside(move || estimate(&count_input, &meter));
+                let counting = tokens::aside(move || match reported {
+                    Some(usage) => at_least_produced(usage, &meter),
+                    None => estimate(&count_input, &meter),
+                });
                 let estimated = Box::pin(counting).await; // few providers report nothing
                 (estimated, true)
             }
@@ -194,16 +204,28 @@ impl Run {
         Ok(Outcome::Charged(settlement))
     }
 
+    /// Whether the model has put anything out.
+    #[must_use]
+    pub fn has_produced(&self) -> bool {
+        let reported = self.reported.map(|usage| usage.output_tokens);
+        self.meter.has_produced() || reported.is_some_and(|output| output > Quantity::ZERO)
+    }
+
     fn is_charged(&self, end: End) -> bool {
-        let has_produced = self.meter.has_produced()
-            || self
-                .reported
-                .is_some_and(|usage| usage.output_tokens > Quantity::ZERO);
+        let has_produced = self.has_produced();
         match (end, self.rules.charge_on_abort) {
             (End::Completed | End::CutOff, _) | (End::ClientGone, ChargeOnAbort::Input) => true,
             (End::Broken, _) | (End::ClientGone, ChargeOnAbort::Produced) => has_produced,
             (End::ClientGone, ChargeOnAbort::Nothing) => false,
         }
+    }
+}
+
+/// A report from the midst of a stream, with what was seen if that is more.
+fn at_least_produced(reported: TokenUsage, meter: &OutputMeter) -> TokenUsage {
+    TokenUsage {
+        output_tokens: reported.output_tokens.max(meter.tokens()),
+        ..reported
     }
 }
 

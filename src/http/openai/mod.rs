@@ -348,6 +348,8 @@ async fn whole(
     let is_forgiven = client.has_gone() && app.config.charge_on_abort == ChargeOnAbort::Nothing;
     let end = if is_forgiven {
         End::ClientGone
+    } else if !run.has_produced() && answer::is_failure(endpoint, &body) {
+        End::Broken // the upstream says so in words only
     } else {
         End::Completed
     };

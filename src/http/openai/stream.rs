@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http_body::{Body, Frame};
 use serde_json::{Value, json};
+use smallvec::SmallVec;
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -58,13 +59,39 @@ struct Reading {
     splitter: sse::Splitter,
     run: Box<Run>,
     wants_usage_chunk: bool,
-    /// Every answer has said why it ended; what is missing is `[DONE]`.
-    has_finished: bool,
+    answers: Answers,
     completion_id: Option<String>,
+    /// When the answer was made, in seconds since 1970: as the upstream says, or when it began here.
+    created: u64,
     /// Of the last event, where they are numbered.
     number: Option<u64>,
     /// What came while the tokenizer that has to count it is read in.
     waiting: Option<(Bytes, BoxFuture<'static, ()>)>,
+}
+
+/// Which of the answers (choices) that have begun have said why they ended.
+#[derive(Default)]
+struct Answers(SmallVec<[(usize, bool); 1]>);
+
+impl Answers {
+    fn saw(&mut self, seen: &[(usize, bool)]) {
+        for &(index, is_finished) in seen {
+            match self.0.iter_mut().find(|(known, _)| *known == index) {
+                Some((_, has_finished)) => *has_finished |= is_finished,
+                None => self.0.push((index, is_finished)),
+            }
+        }
+    }
+
+    /// All that was to be said has been said; what is missing is `[DONE]`.
+    fn have_finished(&self) -> bool {
+        !self.0.is_empty() && self.unfinished().next().is_none()
+    }
+
+    fn unfinished(&self) -> impl Iterator<Item = usize> {
+        let open = self.0.iter().filter(|(_, has_finished)| !has_finished);
+        open.map(|(index, _)| *index)
+    }
 }
 
 /// What one event of the upstream's becomes.
@@ -95,8 +122,9 @@ impl MeteredStream {
             splitter: sse::Splitter::new(),
             run,
             wants_usage_chunk,
-            has_finished: false,
+            answers: Answers::default(),
             completion_id: None,
+            created: u64::try_from(app.clock.now().micros() / 1_000_000).unwrap_or_default(),
             number: None,
             waiting: None,
         };
@@ -261,6 +289,10 @@ impl Reading {
                 Step::Swallow => {}
                 Step::End { end, last } => {
                     released.push(last);
+                    if end == End::Completed {
+                        // Nothing should follow, but what does is the client's.
+                        released.push(self.splitter.finish().unwrap_or_default());
+                    }
                     return Step::End {
                         end,
                         last: released.into_bytes(&whole_chunk),
@@ -284,10 +316,15 @@ impl Reading {
         let Ok(text) = std::str::from_utf8(&data) else {
             return Step::Pass(event);
         };
+        let look = answer::look_at_frame(self.endpoint, text);
+        for (choice, text) in &look.texts {
+            self.run.saw_text(*choice, text);
+        }
+        // A report covers the text that it comes with.
         if let Some(usage) = usage::usage_of_frame(self.endpoint, &data) {
             self.run.saw_usage(usage);
         }
-        let look = answer::look_at_frame(self.endpoint, text);
+        self.created = look.created.unwrap_or(self.created);
         if self.completion_id.is_none() {
             self.completion_id = look.id.as_deref().map(str::to_owned);
         }
@@ -299,10 +336,7 @@ impl Reading {
                 last: event,
             };
         }
-        self.has_finished |= look.finishes;
-        for (choice, text) in &look.texts {
-            self.run.saw_text(*choice, text);
-        }
+        self.answers.saw(&look.answers);
         if !look.texts.is_empty() && self.run.flow() == Flow::CutOff {
             return Step::End {
                 end: End::CutOff,
@@ -337,8 +371,8 @@ impl Reading {
 
     /// The upstream broke off: the client is told, never left with a silent end.
     fn broken(&mut self, error: &ProviderError) -> Step {
-        if self.has_finished {
-            return self.ended(); // all that was to be said has been said
+        if self.answers.have_finished() {
+            return self.ended();
         }
         Step::End {
             end: End::Broken,
@@ -348,7 +382,7 @@ impl Reading {
 
     fn ended(&mut self) -> Step {
         let rest = self.splitter.finish().unwrap_or_default();
-        if self.has_finished {
+        if self.answers.have_finished() {
             return Step::End {
                 end: End::Completed,
                 last: rest,
@@ -372,6 +406,7 @@ impl Reading {
                     "response": {
                         "id": self.completion_id.as_deref().unwrap_or("resp-cut-off"),
                         "object": "response",
+                        "created_at": self.created,
                         "model": self.run.model(),
                         "status": "incomplete",
                         "incomplete_details": { "reason": "max_output_tokens" },
@@ -388,7 +423,7 @@ impl Reading {
             Endpoint::ChatCompletions | Endpoint::Embeddings | Endpoint::Models => {
                 let finished =
                     |index| json!({ "index": index, "delta": {}, "finish_reason": "length" });
-                let choices: Vec<_> = (0..self.run.answers_begun()).map(finished).collect();
+                let choices: Vec<_> = self.answers.unfinished().map(finished).collect();
                 let mut frames = format!("data: {}\n\n", self.chunk(&json!(choices), &json!(null)));
                 if self.wants_usage_chunk {
                     let usage = self.usage("prompt_tokens", "completion_tokens");
@@ -405,6 +440,7 @@ impl Reading {
         let mut chunk = json!({
             "id": self.completion_id.as_deref().unwrap_or("chatcmpl-cut-off"),
             "object": "chat.completion.chunk",
+            "created": self.created,
             "model": self.run.model(),
             "choices": choices,
         });

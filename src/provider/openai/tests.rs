@@ -62,6 +62,7 @@ async fn a_conversation_is_sent_and_its_answer_read() {
         response_id: "c-1".to_owned(),
         model: "m-1-x".to_owned(),
         text: "Hi.".to_owned(),
+        unseen: String::new(),
         finish: Finish::Stop,
         usage: used(9, 2),
     };

@@ -209,6 +209,7 @@ impl Provider for Simulated {
                     .to_owned(),
                 model: ask.model.clone(),
                 text: choice.tokens.concat(),
+                unseen: String::new(),
                 finish: choice.finish(),
                 usage: ask.reported_usage(),
             })

@@ -196,3 +196,142 @@ async fn the_usage_chunk_is_there_only_for_clients_that_ask_for_it() {
         (Some(&"[DONE]".to_owned()), Some(&"[DONE]".to_owned()))
     );
 }
+
+#[tokio::test]
+async fn a_stream_of_two_answers_ends_well_only_when_both_have() {
+    let upstream = FakeOpenAi::start().await;
+    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let acme = gate.tenant("acme").create().await;
+    let piece = |index: usize, text: &str, finish: Value| json!({ "id": "c-1", "created": 7, "choices": [{ "index": index, "delta": { "content": text }, "finish_reason": finish }] });
+    let pen = upstream.streams();
+    let mut stream = acme.stream(json!({ "n": 2 })).await;
+    pen.event(&piece(1, "b", json!(null))).await;
+    pen.event(&piece(0, "a", json!("stop"))).await;
+    pen.break_off().await;
+    let last: Value = serde_json::from_str(stream.rest().await.last().unwrap()).unwrap();
+    assert_eq!(last["error"]["code"], "upstream_error", "{last}");
+
+    // Cut off, what has ended does not end again.
+    let pen = upstream.streams();
+    let mut stream = acme.stream(json!({ "n": 2, "max_tokens": 4 })).await;
+    pen.event(&piece(1, "b", json!("stop"))).await;
+    pen.event(&piece(0, &"word ".repeat(20), json!(null))).await;
+    let frames = stream.rest().await;
+    let closing: Value = serde_json::from_str(&frames[frames.len() - 2]).unwrap();
+    assert_eq!(
+        closing["choices"],
+        json!([{ "index": 0, "delta": {}, "finish_reason": "length" }])
+    );
+    assert_eq!(
+        (&closing["id"], &closing["created"]),
+        (&json!("c-1"), &json!(7))
+    );
+}
+
+#[tokio::test]
+async fn what_failed_in_words_only_is_passed_on_and_free() {
+    let upstream = FakeOpenAi::start().await;
+    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let acme = gate
+        .tenant("acme")
+        .limit("messages", hard(9))
+        .create()
+        .await;
+    let (responses, completions) = ("/v1/responses", "/v1/chat/completions");
+    let of_responses = json!({ "model": "gpt-5.1", "input": "hi" });
+    let of_completions =
+        json!({ "model": "gpt-5.1", "messages": [{ "role": "user", "content": "hi" }] });
+    let failed = "event: response.failed\ndata: {\"type\":\"response.failed\",\"response\":{\"status\":\"failed\"}}\n\n";
+    for (path, body, kind, answer) in [
+        (responses, &of_responses, "text/event-stream", failed),
+        (
+            responses,
+            &of_responses,
+            "text/event-stream",
+            "data: {\"type\":\"error\",\"code\":\"boom\"}\n\n",
+        ),
+        (
+            responses,
+            &of_responses,
+            "application/json",
+            r#"{"status":"failed","error":{"code":"boom"}}"#,
+        ),
+        (
+            completions,
+            &of_completions,
+            "application/json",
+            r#"{"error":{"message":"boom"}}"#,
+        ),
+    ] {
+        upstream.answers_raw(200, kind, answer);
+        let mut body = body.clone();
+        body["stream"] = (kind == "text/event-stream").into();
+        let reply = acme.post(path, &body).await.expect_ok();
+        assert_eq!(reply.text, answer);
+        assert_eq!(acme.usage_of("messages").await["used"], 0, "{answer}");
+    }
+
+    let whole = "data: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":3,\"output_tokens\":2}}}\n\ndata: [DONE]\n\n";
+    upstream.answers_raw(200, "text/event-stream", whole);
+    let mut body = of_responses.clone();
+    body["stream"] = true.into();
+    let reply = acme.post(responses, &body).await.expect_ok();
+    assert_eq!(
+        reply.text, whole,
+        "what follows the last event is there too"
+    );
+    assert_eq!(acme.usage_of("messages").await["used"], 1);
+    gate.settled().await;
+}
+
+#[tokio::test]
+async fn output_that_a_chat_does_not_show_counts_too() {
+    let upstream = FakeOpenAi::start().await;
+    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let acme = gate
+        .tenant("acme")
+        .limit("output_tokens", hard(60))
+        .create()
+        .await;
+    let unseen = json!({ "choices": [{ "index": 0, "delta": {
+        "reasoning_content": "a thought about it",
+        "tool_calls": [{ "index": 0, "function": { "name": "look_up", "arguments": "{\"of\":\"it\"}" } }],
+    } }] });
+    let pen = upstream.streams();
+    let mut stream = acme.chat_stream("hi").await;
+    pen.event(&unseen).await;
+    pen.break_off().await;
+    stream.rest().await;
+    let used = acme.usage_of("output_tokens").await["used"]
+        .as_i64()
+        .unwrap();
+    assert!((8..40).contains(&used), "{used}");
+
+    let pen = upstream.streams();
+    let mut stream = acme.chat_stream("hi").await;
+    pen.event(&json!({ "choices": [{ "delta": { "reasoning": "word ".repeat(90) } }] }))
+        .await;
+    let frames = stream.rest().await;
+    let last: Value = serde_json::from_str(frames.last().unwrap()).unwrap();
+    assert_eq!(last["final"]["status"], "incomplete", "cut off: {last}");
+}
+
+#[tokio::test]
+async fn a_report_that_more_output_follows_is_not_the_last_word_on_what_broke_off() {
+    let upstream = FakeOpenAi::start().await;
+    let gate = Tollgate::serve().upstream(&upstream).start().await;
+    let acme = gate
+        .tenant("acme")
+        .limit("output_tokens", hard(1000))
+        .create()
+        .await;
+    let pen = upstream.streams();
+    let mut stream = acme.stream(json!({})).await;
+    pen.usage(7, 0).await;
+    for _ in 0..12 {
+        pen.text(" word").await;
+    }
+    pen.break_off().await;
+    stream.rest().await;
+    assert_eq!(acme.usage_of("output_tokens").await["used"], 12);
+}

@@ -233,6 +233,7 @@ impl Provider for Scripted {
                 response_id: "c".to_owned(),
                 model: MODEL.to_owned(),
                 text: words(count),
+                unseen: String::new(),
                 finish: Finish::Stop,
                 usage: usage.map(tokens),
             })
