@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 
-use super::{Secret, address, page};
+use super::{Secret, address, page, records::mend_correction};
 use crate::{
     admin::{
         form::{Fault, Form},
@@ -77,6 +77,9 @@ pub(in crate::admin) async fn change(
         }
         Err(error) => {
             let fault = Fault::mend(error)?;
+            if form.text("do") == "correct" {
+                return mend_correction(&app, &view, &name, &form, fault).await;
+            }
             let mut page = page(&app, &view, &name, &form).await?;
             page.fault = fault;
             view::mend(&page)

@@ -7,13 +7,14 @@ use super::{Head, display_name};
 use crate::{
     admin::{
         assets,
+        form::{Fault, Form},
         format::{self, amount},
         view::{self, PageResult, View},
     },
     app::App,
     clock,
     domain::{ids::EventId, tenant::TenantRef, time::Timestamp, usage::UsageEvent},
-    http::{path::InPath, query::Query},
+    http::{error::ApiResult, path::InPath, query::Query},
     services::{
         reports::unit_of,
         statement::{Statement, StatementAsk},
@@ -98,6 +99,12 @@ struct StatementPage<'a> {
     features: Vec<String>,
     /// Sent with a correction, so that it counts once.
     idempotency_key: String,
+    /// As they were asked.
+    from: String,
+    to: String,
+    /// A correction that was not taken, as it was filled in.
+    form: &'a Form,
+    fault: Fault,
 }
 
 /// `GET /admin/tenants/{t}/statement`.
@@ -107,25 +114,72 @@ pub(in crate::admin) async fn statement(
     InPath(tenant): InPath<TenantRef>,
     mut query: Query,
 ) -> PageResult {
-    let policy = app.reports.policy(&tenant).await?;
-    let day = |text: Option<String>| -> Option<Timestamp> {
-        let text = text.filter(|text| !text.is_empty())?;
-        let whole = if text.len() == 10 {
-            format!("{text}T00:00:00Z")
-        } else {
-            text
-        };
-        whole.parse().ok()
+    let from: Option<String> = query.optional("period_start")?;
+    let to: Option<String> = query.optional("period_end")?;
+    let day = |text: &Option<String>| -> Option<Timestamp> {
+        let text = text.as_ref().filter(|text| !text.is_empty())?;
+        let midnight = if text.len() == 10 { "T00:00:00Z" } else { "" };
+        format!("{text}{midnight}").parse().ok()
     };
     let ask = StatementAsk {
+        start: day(&from),
+        end: day(&to),
+        ..period_of(tenant.clone())
+    };
+    let (statement, fault) = match app.statements.of(&ask).await {
+        Ok(statement) => (statement, Fault::default()),
+        Err(error) if ask.start.is_some() || ask.end.is_some() => {
+            let fault = Fault::of_service(error)?;
+            (app.statements.of(&period_of(tenant.clone())).await?, fault)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let form = Form::default();
+    let mut page = statement_page(&app, &view, &tenant, statement, &form).await?;
+    page.from = from.unwrap_or_default();
+    page.to = to.unwrap_or_default();
+    if fault == Fault::default() {
+        return view::show(&page);
+    }
+    page.fault = fault;
+    view::mend(&page)
+}
+
+/// The statement's page with a correction that was not taken, and why.
+pub(super) async fn mend_correction(
+    app: &App,
+    view: &View,
+    tenant: &TenantRef,
+    form: &Form,
+    fault: Fault,
+) -> PageResult {
+    let statement = app.statements.of(&period_of(tenant.clone())).await?;
+    let mut page = statement_page(app, view, tenant, statement, form).await?;
+    page.fault = fault;
+    view::mend(&page)
+}
+
+/// The current period.
+fn period_of(tenant: TenantRef) -> StatementAsk {
+    StatementAsk {
         tenant,
         features: Vec::new(),
-        start: day(query.optional("period_start")?),
-        end: day(query.optional("period_end")?),
-    };
-    let statement = app.statements.of(&ask).await?;
-    view::show(&StatementPage {
-        view: &view,
+        start: None,
+        end: None,
+    }
+}
+
+async fn statement_page<'a>(
+    app: &App,
+    view: &'a View,
+    tenant: &TenantRef,
+    statement: Statement,
+    form: &'a Form,
+) -> ApiResult<StatementPage<'a>> {
+    let policy = app.reports.policy(tenant).await?;
+    let key = form.text("idempotency_key");
+    Ok(StatementPage {
+        view,
         head: Head::of(&policy, "statement"),
         features: statement
             .features
@@ -133,6 +187,14 @@ pub(in crate::admin) async fn statement(
             .map(|line| line.feature_key.to_string())
             .collect(),
         statement,
-        idempotency_key: clock::new_id().simple().to_string(),
+        idempotency_key: if key.is_empty() {
+            clock::new_id().simple().to_string()
+        } else {
+            key.to_owned()
+        },
+        from: String::new(),
+        to: String::new(),
+        form,
+        fault: Fault::default(),
     })
 }

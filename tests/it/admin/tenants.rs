@@ -323,6 +323,26 @@ async fn events_are_paged_and_a_correction_is_in_the_statement() {
     );
     let events = browser.page("/admin/tenants/acme/events").await;
     assert!(events.contains("an outage"), "{events}");
+
+    // What is wrong is said where it was filled in, and nothing of it is lost.
+    let wrong = [
+        ("do", "correct"),
+        ("feature_key", "messages"),
+        ("quantity", "-7"),
+        ("reason", "a typo"),
+        ("event_id", "nonsense"),
+    ];
+    let answer = browser.post(ACME, &wrong).await;
+    assert_eq!(answer.status, 422);
+    assert!(answer.text.contains("c-event-fault"), "{}", answer.text);
+    for (name, typed) in &wrong[2..] {
+        assert_eq!(value_of(&answer.text, name), *typed);
+    }
+    let backwards = "/admin/tenants/acme/statement?period_start=2026-02-01&period_end=2026-01-01";
+    let answer = browser.get(backwards).await;
+    assert_eq!(answer.status, 422);
+    assert_eq!(value_of(&answer.text, "period_start"), "2026-02-01");
+    assert!(answer.text.contains("a time after"), "{}", answer.text);
     gate.finish().await;
 }
 
