@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::Serialize;
+use serde_json::json;
 
 use crate::{
     clock::Clock,
@@ -159,6 +160,9 @@ impl InFlight {
     /// `NotFound` if nothing of that id is in flight; `Unavailable`.
     pub async fn release(&self, id: ReservationId, by: &Actor) -> Result<(), AdminError> {
         let not_found = || AdminError::not_found("reservation in flight", id);
+        // What another replica holds of a chat is not known here.
+        let held = self.list(None, Duration::ZERO).await?;
+        let held = held.into_iter().find(|it| it.reservation_id == id);
         match self.reservations.release(None, id).await {
             Ok(()) => {}
             Err(ReservationError::NotFound(_)) => {
@@ -173,7 +177,13 @@ impl InFlight {
             by: by.clone(),
             action: "reservation.release",
             target: id.to_string(),
-            before: None,
+            before: held.map(|it| {
+                json!({
+                    "tenant_slug": it.tenant_slug,
+                    "request_id": it.request_id,
+                    "quantities": it.quantities,
+                })
+            }),
             after: None,
         };
         Ok(self.store.note(&entry).await?)

@@ -105,6 +105,21 @@ async fn what_is_in_flight_is_listed_and_can_be_released() {
         1,
         "its usage counts all the same"
     );
+    let audit = admin(
+        &gate,
+        Method::GET,
+        "/audit?action=reservation.release",
+        None,
+    )
+    .await;
+    let entries = audit.expect_ok().json();
+    let entries = entries["items"].as_array().unwrap().clone();
+    assert_eq!(entries.len(), 2, "{entries:?}");
+    for entry in entries {
+        let before = &entry["before"];
+        assert_eq!(before["tenant_slug"], "acme", "{entry}");
+        assert_eq!(before["quantities"]["messages"], 1, "{entry}");
+    }
     assert_eq!(
         gate.cli_json(&["reservation", "list"]).await["items"],
         json!([])
