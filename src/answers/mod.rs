@@ -239,7 +239,7 @@ impl Claim {
     /// Keeps the answer, unless its body is too long. Durable when it returns.
     ///
     /// # Errors
-    /// [`AnswersError`]: another may run the request.
+    /// [`AnswersError`]: it stays claimed, as if it still ran.
     pub async fn keep(self, answer: &Answer) -> Result<(), AnswersError> {
         if answer.body.len() > LONGEST_BODY {
             return self.keep_no_answer().await;
@@ -275,10 +275,10 @@ impl Claim {
             answer,
             reply,
         };
+        // Once it has run it is not given back: a repeat would run again, and be charged.
+        self.is_ended = true;
         self.jobs.send(job)?;
-        let result = ended.await.unwrap_or_else(|_| Err(closed()));
-        self.is_ended = result.is_ok();
-        result
+        ended.await.unwrap_or_else(|_| Err(closed()))
     }
 }
 
