@@ -30,6 +30,8 @@ use crate::{
 
 /// For streams to finish once the server is told to stop.
 const STOP_TIME: Duration = Duration::from_secs(30);
+/// So long before its end those that have not are told to end, each with a frame that says so.
+const LAST_FRAMES: Duration = Duration::from_secs(2);
 
 /// What `serve` was asked to do beyond its settings.
 #[derive(Debug)]
@@ -99,9 +101,27 @@ pub async fn serve(loaded: Loaded, start: Start) -> anyhow::Result<ExitCode> {
         tracker: app.tasks.tracker().clone(),
         stop_time: STOP_TIME,
     };
-    server::serve(listener, routes, options, stop).await;
-    drop(commands.await);
-    app.close().await;
+    let last_call = {
+        let (stop, tasks) = (stop.clone(), app.tasks.clone());
+        async move {
+            stop.cancelled().await;
+            tokio::select! {
+                () = tokio::time::sleep(STOP_TIME.saturating_sub(LAST_FRAMES)) => {}
+                () = signalled() => {}
+            }
+            tasks.last_call().cancel();
+            std::future::pending::<()>().await;
+        }
+    };
+    let running = async {
+        server::serve(listener, routes, options, stop).await;
+        drop(commands.await);
+        app.close().await;
+    };
+    tokio::select! {
+        () = Box::pin(running) => {}
+        () = last_call => {}
+    }
     cores.end(); // nothing runs on them any more
     tracing::info!(code = "stopped", "tollgate has stopped");
     Ok(ExitCode::SUCCESS)
@@ -146,6 +166,17 @@ async fn say_what_is_odd(app: &App) {
     if let Some(moved_to) = app.recorder.journal().damaged_moved_to() {
         events::JournalDamaged { moved_to }.emit(&app.metrics);
     }
+    let journal = app.recorder.journal();
+    if let Ok(stored) = app.store.drained(journal.id()).await
+        && stored < journal.drained()
+    {
+        tracing::error!(
+            code = "store_lacks_usage",
+            stored = stored.0,
+            handed_over = journal.drained().0,
+            "the database lacks usage that the journal has handed over; it is another one, or older"
+        );
+    }
     match doctor::untouchable_limits(&app.store, &app.config).await {
         Ok(found) => {
             for (plan, limit) in found {
@@ -161,21 +192,38 @@ async fn say_what_is_odd(app: &App) {
     }
 }
 
-/// SIGTERM and Ctrl-C begin the stop; a second one ends the wait for streams at once.
+/// SIGTERM and Ctrl-C begin the stop; a second one is the last call.
 fn stop_on_signal(app: &App) -> anyhow::Result<()> {
     let stop: CancellationToken = app.tasks.stopping();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let signalled = next_signal()?;
     app.tasks.clone().spawn(async move {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = signalled => {}
             () = stop.cancelled() => {}
         }
         tracing::info!(code = "stopping", "nothing new is taken; what runs may end");
         stop.cancel();
     });
     Ok(())
+}
+
+/// SIGTERM or Ctrl-C from now on; never, if they can't be heard.
+async fn signalled() {
+    match next_signal() {
+        Ok(signalled) => signalled.await,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn next_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// The address as a client reaches it: a wildcard is no address to call.

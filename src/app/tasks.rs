@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
@@ -26,8 +27,12 @@ pub struct Tasks(Arc<Parts>);
 struct Parts {
     tracker: TaskTracker,
     stop: CancellationToken,
+    last_call: CancellationToken,
     detached: Arc<Semaphore>,
 }
+
+/// How long after the last call tasks may take to write down what they have.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Tasks {
     /// At most `max_detached` streams are read on after their client has gone.
@@ -36,6 +41,7 @@ impl Tasks {
         Self(Arc::new(Parts {
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
+            last_call: CancellationToken::new(),
             detached: Arc::new(Semaphore::new(max_detached.min(Semaphore::MAX_PERMITS))),
         }))
     }
@@ -75,10 +81,27 @@ impl Tasks {
         self.0.stop.clone()
     }
 
-    /// Waits until every task has ended; none may be spawned after this by those that wait.
+    /// Cancelled when what still runs has to end with what it has.
+    #[must_use]
+    pub fn last_call(&self) -> &CancellationToken {
+        &self.0.last_call
+    }
+
+    /// Waits until every task has ended; none may be spawned after this by those that wait. Some seconds after the last
+    /// call those are given up that still wait for an upstream which has not begun to answer.
     pub async fn finish(&self) {
         self.0.tracker.close();
-        self.0.tracker.wait().await;
+        let too_late = async {
+            self.0.last_call.cancelled().await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        tokio::select! {
+            () = self.0.tracker.wait() => {}
+            () = too_late => {
+                let tasks = self.0.tracker.len();
+                tracing::warn!(tasks, "what has no answer yet is given up; it is not charged");
+            }
+        }
     }
 
     #[must_use]
@@ -160,6 +183,20 @@ mod tests {
         go_on.send(()).unwrap();
         assert_eq!(ended.await.unwrap(), (true, true));
         tasks.finish().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_the_last_call_nobody_is_waited_for_who_does_not_end() {
+        let tasks = Tasks::new(1);
+        tasks.spawn(std::future::pending::<()>());
+        let finishing = tasks.finish();
+        tokio::pin!(finishing);
+        let patient = tokio::time::timeout(Duration::from_secs(3600), &mut finishing);
+        assert!(patient.await.is_err(), "without a last call it waits");
+        tasks.last_call().cancel();
+        tokio::time::timeout(LAST_WORDS * 2, finishing)
+            .await
+            .unwrap();
     }
 
     #[tokio::test]

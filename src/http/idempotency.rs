@@ -201,7 +201,11 @@ impl Keeping {
         let mut alone: Option<(OwnedSemaphorePermit, tokio::time::Instant)> = None;
         loop {
             let next = match &alone {
-                Some((_place, deadline)) => tokio::time::timeout_at(*deadline, body.frame()).await,
+                Some((_place, deadline)) => tokio::select! {
+                    biased;
+                    () = self.app.tasks.last_call().cancelled() => return false,
+                    next = tokio::time::timeout_at(*deadline, body.frame()) => next,
+                },
                 None => tokio::select! {
                     biased;
                     next = body.frame() => Ok(next),
@@ -319,7 +323,8 @@ async fn keep(claim: Claim, head: &http::response::Parts, body: Option<&[u8]>) {
         }
     };
     if let Err(error) = kept {
-        // Its usage is recorded and the client has a right to it; a repeat may run again.
+        // Its usage is recorded and the client has a right to it. A repeat is told that it is in flight, and runs only
+        // after a restart, under the same event's id: charged once.
         tracing::error!(%error, "an answer with an Idempotency-Key could not be kept");
     }
 }

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::{
     app::tasks::Tasks,
@@ -129,6 +129,15 @@ pub struct Chat {
     pub guard: Arc<Guard>,
     pub provider: Arc<dyn Provider>,
     pub tasks: Tasks,
+}
+
+/// So long an answer waits for its turns to be kept.
+const STORE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// Reads a stream whose client has gone.
+struct Reader {
+    _place: OwnedSemaphorePermit,
+    until: tokio::time::Instant,
 }
 
 /// A message, admitted and ready to go upstream.
@@ -270,11 +279,17 @@ impl Chat {
             call,
             mut run,
         } = prepared;
-        let stream = match self.provider.chat_stream(&call).await {
-            Ok(stream) => stream,
-            Err(error) => {
+        let (stream, reader) = match self.open_stream(&call, &run, &events).await {
+            (Some(Ok(stream)), reader) => (stream, reader),
+            (Some(Err(error)), _) => {
                 drop(run); // what it held is back before anybody can ask again
                 drop(events.send(ChatEvent::Failed(error.into())).await);
+                return;
+            }
+            (None, _) => {
+                if let Err(error) = run.finish(End::ClientGone).await {
+                    tracing::error!(%error, "the usage of a client that hung up could not be written down");
+                }
                 return;
             }
         };
@@ -287,48 +302,87 @@ impl Chat {
             usage: None,
         };
         let (end, broken) = self
-            .read_stream(stream, &mut run, &mut reply, &events)
+            .read_stream(stream, &mut run, &mut reply, &events, reader)
             .await;
         let finished = self.finish(run, end, conversation_id, message, reply).await;
         let last = match (broken, finished) {
-            (Some(error), _) => ChatEvent::Failed(error.into()),
+            (Some(error), _) => ChatEvent::Failed(error),
             (None, Ok(answer)) => ChatEvent::Final(Box::new(answer)),
             (None, Err(error)) => ChatEvent::Failed(error),
         };
         drop(events.send(last).await);
     }
 
-    /// Reads the stream to its end, releasing what comes; says how it ended.
+    /// Waits for the upstream to begin; once the client has gone, no longer than it would be read on. `None`: it was
+    /// not waited for to the end.
+    async fn open_stream(
+        &self,
+        call: &ChatCall,
+        run: &Run,
+        events: &mpsc::Sender<ChatEvent>,
+    ) -> (Option<Result<ChatStream, ProviderError>>, Option<Reader>) {
+        let mut opening = self.provider.chat_stream(call);
+        tokio::select! {
+            biased;
+            opened = &mut opening => return (Some(opened), None),
+            () = events.closed() => {}
+        }
+        let Some(reader) = self.read_alone(run) else {
+            return (None, None);
+        };
+        let opened = tokio::select! {
+            biased;
+            () = self.tasks.last_call().cancelled() => None,
+            opened = tokio::time::timeout_at(reader.until, opening) => opened.ok(),
+        };
+        (opened, Some(reader))
+    }
+
+    /// A place to read on in although the client has gone; `None` if there is none, or it was read on already.
+    fn read_alone(&self, run: &Run) -> Option<Reader> {
+        run.admitted().mark_detached();
+        let keyed = run.admitted().caller().keyed.as_ref();
+        if keyed.is_some_and(|keyed| keyed.is_given_up()) {
+            return None;
+        }
+        Some(Reader {
+            _place: self.tasks.detach()?,
+            until: tokio::time::Instant::now() + self.config.disconnect_grace,
+        })
+    }
+
+    /// Reads the stream to its end, releasing what comes; says how it ended. `reader`: the client has gone already.
     async fn read_stream(
         &self,
         mut stream: ChatStream,
         run: &mut Run,
         reply: &mut ChatReply,
         events: &mpsc::Sender<ChatEvent>,
-    ) -> (End, Option<ProviderError>) {
-        let mut reader = None; // set once the client has gone: a place among the detached readers, and its deadline
+        mut reader: Option<Reader>,
+    ) -> (End, Option<ChatError>) {
+        let last_call = self.tasks.last_call();
         loop {
             let next = match &reader {
                 None => tokio::select! {
                     biased;
+                    () = last_call.cancelled() => return (End::Broken, Some(ChatError::Stopped)),
                     next = stream.next() => next,
                     () = events.closed() => {
-                        run.admitted().mark_detached();
-                        let keyed = run.admitted().caller().keyed.as_ref();
-                        if keyed.is_some_and(|keyed| keyed.is_given_up()) {
-                            return (End::ClientGone, None); // it was read on already
+                        reader = self.read_alone(run);
+                        if reader.is_none() {
+                            return (End::ClientGone, None);
                         }
-                        let Some(place) = self.tasks.detach() else { return (End::ClientGone, None) };
-                        reader = Some((place, self.grace_ends()));
                         continue;
                     }
                 },
-                Some((_, deadline)) => {
-                    match tokio::time::timeout_at(*deadline, stream.next()).await {
+                Some(reader) => tokio::select! {
+                    biased;
+                    () = last_call.cancelled() => return (End::ClientGone, None),
+                    next = tokio::time::timeout_at(reader.until, stream.next()) => match next {
                         Ok(next) => next,
                         Err(_) => return (End::ClientGone, None),
-                    }
-                }
+                    },
+                },
             };
             let end = if reader.is_some() {
                 End::ClientGone
@@ -341,7 +395,7 @@ impl Chat {
                     tracing::debug!(%error, "upstream broke off after the client had gone");
                     return (end, None);
                 }
-                Some(Err(error)) => return (End::Broken, Some(error)),
+                Some(Err(error)) => return (End::Broken, Some(error.into())),
                 Some(Ok(delta)) => {
                     if take(delta, run, reply, events).await == Flow::CutOff {
                         reply.finish = Finish::Length;
@@ -350,10 +404,6 @@ impl Chat {
                 }
             }
         }
-    }
-
-    fn grace_ends(&self) -> tokio::time::Instant {
-        tokio::time::Instant::now() + self.config.disconnect_grace
     }
 
     async fn finish(
@@ -448,13 +498,15 @@ impl Chat {
                 text: answer.to_owned(),
             },
         ];
-        if let Err(error) = self
-            .store
-            .append_turns(tenant, conversation, &turns, expires_at)
-            .await
-        {
-            tracing::warn!(%error, %conversation, "a conversation's turns could not be kept");
-        }
+        let store = self.store.clone();
+        let keeping = self.tasks.spawn(async move {
+            let kept = store.append_turns(tenant, conversation, &turns, expires_at);
+            if let Err(error) = kept.await {
+                tracing::warn!(%error, %conversation, "a conversation's turns could not be kept");
+            }
+        });
+        // Where the store is busy for longer, they are kept behind the answer.
+        drop(tokio::time::timeout(STORE_PATIENCE, keeping).await);
     }
 }
 

@@ -3,7 +3,11 @@
 mod headers;
 mod stream;
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::{Future, poll_fn},
+    sync::Arc,
+    task::Poll,
+};
 
 use axum::{
     body::Body,
@@ -306,7 +310,17 @@ async fn run(app: App, passing: Passing, client: Waiter) -> ApiResult<Response> 
         capped,
     } = passing;
     // On an error the run is dropped: what it held is back before anybody can ask again.
-    let answer = app.provider.forward(forward).await?;
+    let answer = if is_stream {
+        match Box::pin(head_of_stream(&app, forward, &run, &client)).await {
+            Some(answer) => answer?,
+            None => {
+                run.finish(End::ClientGone).await?;
+                return Err(ApiError::stopped()); // to nobody
+            }
+        }
+    } else {
+        app.provider.forward(forward).await?
+    };
     if is_stream && answer.status().is_success() && is_event_stream(answer.headers()) {
         let guard_headers = GuardHeaders::at_admission(run.admitted(), capped, app.clock.now());
         let (mut head, body) = answer.into_parts();
@@ -318,6 +332,33 @@ async fn run(app: App, passing: Passing, client: Waiter) -> ApiResult<Response> 
         return Ok(response);
     }
     whole(&app, endpoint, answer, run, capped, &client).await
+}
+
+/// Waits for a stream to begin; once its client has gone, no longer than it would be read on. `None`: it was not waited
+/// for to the end.
+async fn head_of_stream(
+    app: &App,
+    forward: Forward,
+    run: &Run,
+    client: &Waiter,
+) -> Option<Result<Response<UpstreamBody>, ProviderError>> {
+    let mut forwarding = app.provider.forward(forward);
+    let while_it_is_there = poll_fn(|context| match forwarding.poll_unpin(context) {
+        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+        // Whoever goes on when the client has gone polls once more.
+        Poll::Pending if client.has_gone() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    });
+    if let Some(answer) = while_it_is_there.await {
+        return Some(answer);
+    }
+    run.admitted().mark_detached();
+    let _place = app.tasks.detach()?;
+    tokio::select! {
+        biased;
+        () = app.tasks.last_call().cancelled() => None,
+        answer = tokio::time::timeout(app.config.disconnect_grace, forwarding) => answer.ok(),
+    }
 }
 
 async fn whole(

@@ -158,7 +158,14 @@ impl MeteredStream {
             let State::Reading(reading) = &mut self.state else {
                 return Poll::Ready(None);
             };
-            let step = ready!(reading.poll_step(context));
+            let step = if self.app.tasks.last_call().is_cancelled() {
+                Step::End {
+                    end: End::Broken,
+                    last: error_frame(&self.request_id, &ApiError::stopped()),
+                }
+            } else {
+                ready!(reading.poll_step(context))
+            };
             match step {
                 Step::Pass(bytes) if bytes.is_empty() => {}
                 Step::Pass(bytes) => return Poll::Ready(Some(bytes)),
@@ -238,7 +245,11 @@ async fn read_on(app: App, mut reading: Reading) {
             }
         });
         // Whether it came to its end or not, what was seen until now is what is charged.
-        drop(tokio::time::timeout(app.config.disconnect_grace, to_the_end).await);
+        tokio::select! {
+            biased;
+            () = app.tasks.last_call().cancelled() => {}
+            _ = tokio::time::timeout(app.config.disconnect_grace, to_the_end) => {}
+        }
     }
     if let Err(error) = reading.run.finish(End::ClientGone).await {
         tracing::error!(%error, "the usage of a client that hung up could not be written down");

@@ -1,6 +1,7 @@
 //! A client that hangs up pays for what was produced; a run that produced nothing is free; nothing stays reserved.
 
 use futures_util::{StreamExt, future::join_all};
+use reqwest::Method;
 use serde_json::json;
 
 use super::serve;
@@ -277,5 +278,91 @@ async fn a_reported_zero_is_zero_and_calibration_is_applied() {
         (10, 5),
         "4.5 rounds up"
     );
+    gate.finish().await;
+}
+
+#[tokio::test]
+async fn a_stream_whose_client_goes_before_it_begins_is_waited_for_no_longer_than_it_is_read_on() {
+    let upstream = FakeOpenAi::start().await;
+    upstream.always(Reply::Hang);
+    let gate = serve()
+        .upstream(&upstream)
+        .set("TOLLGATE_DISCONNECT_GRACE_SECONDS", "1")
+        .start()
+        .await;
+    let acme = gate.tenant("acme").create().await;
+    let streams = [
+        (
+            "/v1/chat/completions",
+            json!({ "model": "m", "stream": true, "messages": [{ "role": "user", "content": "hi" }] }),
+        ),
+        ("/api/v1/chat/stream", json!({ "message": "hi" })),
+    ];
+    for (calls, (path, body)) in (1..).zip(&streams) {
+        let asked = acme.request(Method::POST, path).json(body).send();
+        tokio::select! {
+            answer = asked => {
+                // The chat's stream begins before the model does; what is dropped here hangs up.
+                assert_eq!((*path, answer.unwrap().status().as_u16()), ("/api/v1/chat/stream", 200));
+            }
+            () = eventually("the model is asked", || async { (upstream.calls() == calls).then_some(()) }) => {}
+        }
+        eventually("it is given up", || async {
+            (gate.metric("usage_reservations", "").await == 0).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(acme.used("messages").await, 0, "nothing was produced");
+    gate.finish().await;
+}
+
+#[tokio::test]
+async fn a_server_that_stops_ends_what_never_would_and_charges_what_came() {
+    let upstream = FakeOpenAi::start().await;
+    let mut gate = serve().upstream(&upstream).start().await;
+    let acme = gate.tenant("acme").create().await;
+    upstream.next(Frames::hanging(6));
+    let mut stream = acme.open(json!({})).await.bytes_stream();
+    for _ in 0..7 {
+        stream.next().await.unwrap().unwrap();
+    }
+    upstream.next(Frames::hanging(6));
+    let chat = acme.request(Method::POST, "/api/v1/chat/stream");
+    let chat = chat.json(&json!({ "message": "hi" })).send().await.unwrap();
+    eventually("the second is asked", || async {
+        (upstream.calls() == 2).then_some(())
+    })
+    .await;
+    upstream.next(Reply::Hang);
+    let body = json!({ "model": "m", "messages": [{ "role": "user", "content": "hi" }] });
+    let begun = std::time::Instant::now();
+    let stopping = async {
+        eventually("the third is asked", || async {
+            (upstream.calls() == 3).then_some(())
+        })
+        .await;
+        gate.terminate().await
+    };
+    let whole = acme.try_post("/v1/chat/completions", &body);
+    let (code, chat, _whole) = tokio::join!(stopping, chat.text(), whole);
+    assert_eq!(code, 0);
+    let took = begun.elapsed().as_secs();
+    assert!(
+        (25..45).contains(&took),
+        "service managers wait for 45 s: {took}"
+    );
+    let chat = chat.unwrap();
+    let last = chat.trim().rsplit("\n\n").next().unwrap();
+    assert!(last.contains(r#""kind":"error""#), "{last}");
+
+    let gate = gate.settings().start().await;
+    let acme = acme.at(&gate);
+    assert_eq!(
+        acme.used("messages").await,
+        2,
+        "the one without an answer is free"
+    );
+    assert_eq!(acme.used("output_tokens").await, 12);
+    assert_eq!(acme.reserved("messages").await, 0);
     gate.finish().await;
 }
