@@ -10,6 +10,7 @@ use super::{
     names::PlanCode,
     subscription::{Period, SubscriptionStatus},
     time::Timestamp,
+    window::Window,
 };
 
 /// A subscription, as an event or a look at it showed it.
@@ -33,13 +34,15 @@ impl ProcessorSubscription {
     /// `None` if it has no length.
     #[must_use]
     pub fn period(&self) -> Option<Period> {
-        let given = Period::new(self.period_start, self.period_end).ok()?;
+        let given = Window::new(self.period_start, self.period_end).ok()?;
         let anchored = self
             .anchor
             .zip(self.months)
             .and_then(|(anchor, months)| Period::new(anchor, anchor.plus_months(months)).ok());
-        let is_same = |it: &Period| it.window_at(self.period_start) == given.first();
-        Some(anchored.filter(is_same).unwrap_or(given))
+        let is_same = |it: &Period| it.window_at(self.period_start) == given;
+        anchored
+            .filter(is_same)
+            .or_else(|| Period::with(given.start(), given.end()).ok())
     }
 }
 

@@ -47,6 +47,26 @@ impl Period {
         })
     }
 
+    /// The periods of which `start` to `end` is one. Bounds that lie whole months apart but for a day that the first
+    /// one's month lacks are of the later day: 30 Sep → 31 Oct is of the 31st, as 28 Feb → 31 Mar is.
+    ///
+    /// # Errors
+    /// [`EmptyWindow`] unless `start < end`.
+    pub fn with(start: Timestamp, end: Timestamp) -> Result<Self, EmptyWindow> {
+        let given = Self::new(start, end)?;
+        let Step::Micros(length) = given.step else {
+            return Ok(given);
+        };
+        let near = i32::try_from(length / MEAN_MONTH_MICROS).unwrap_or(i32::MAX / 24);
+        let of_the_later_day = (near..=near.saturating_add(1)).find_map(|months| {
+            // Whole years before, so that the month is the same, and has the day.
+            let anchor = end.plus_months(months.checked_mul(-12)?);
+            let anchored = Self::new(anchor, anchor.plus_months(months)).ok()?;
+            (anchored.window_at(start) == given.first).then_some(anchored)
+        });
+        Ok(of_the_later_day.unwrap_or(given))
+    }
+
     /// A period of one month from `now`'s whole second.
     #[must_use]
     pub fn monthly_from(now: Timestamp) -> Self {
@@ -225,6 +245,69 @@ mod tests {
                 "2028-02-29",
             ]
         );
+    }
+
+    #[test]
+    fn a_period_of_the_31st_is_known_by_any_of_its_months() {
+        let of_the_31st = Period::with(at("2026-01-31T00:00:00Z"), at("2026-02-28T00:00:00Z"));
+        let of_the_31st = of_the_31st.unwrap();
+        let mut window = of_the_31st.window_at(at("2026-01-31T00:00:00Z"));
+        for _ in 0..30 {
+            let known = Period::with(window.start(), window.end()).unwrap();
+            let later = window.start().plus_months(19);
+            // 28 Feb → 28 Mar would be of the 28th; all others of the 31st are told by one of their bounds.
+            assert_eq!(
+                known.window_at(later),
+                of_the_31st.window_at(later),
+                "{window:?}"
+            );
+            window = of_the_31st.window_at(window.end());
+        }
+        for (start, end, next) in [
+            (
+                "2026-09-30T09:00:00Z",
+                "2026-10-31T09:00:00Z",
+                "2026-11-30T09:00:00Z",
+            ),
+            (
+                "2026-02-28T00:00:00Z",
+                "2026-03-30T00:00:00Z",
+                "2026-04-30T00:00:00Z",
+            ),
+            (
+                "2026-11-30T00:00:00Z",
+                "2027-02-28T00:00:00Z",
+                "2027-05-30T00:00:00Z",
+            ),
+            (
+                "2026-06-30T00:00:00Z",
+                "2026-08-31T00:00:00Z",
+                "2026-10-31T00:00:00Z",
+            ),
+            (
+                "2026-09-30T00:00:00Z",
+                "2026-10-30T00:00:00Z",
+                "2026-11-30T00:00:00Z",
+            ),
+            (
+                "2026-01-01T00:00:00Z",
+                "2026-01-15T00:00:00Z",
+                "2026-01-29T00:00:00Z",
+            ),
+            (
+                "2026-09-30T00:00:00Z",
+                "2026-10-31T00:00:01Z",
+                "2026-12-01T00:00:02Z",
+            ),
+        ] {
+            let period = Period::with(at(start), at(end)).unwrap();
+            assert_eq!(period.window_at(at(start)).end(), at(end));
+            assert_eq!(
+                period.window_at(at(end)).end(),
+                at(next),
+                "{start} to {end}"
+            );
+        }
     }
 
     #[test]

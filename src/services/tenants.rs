@@ -111,7 +111,13 @@ impl SubscriptionChange {
             (Some(start), None, None) => (start, start.plus_months(1)),
             (None, Some(end), None) => (end.plus_months(-1), end),
         };
-        Period::new(start, end).map_err(|_| {
+        if let Some(current) = current {
+            let stands = current.period.window_at(start);
+            if (stands.start(), stands.end()) == (start, end) {
+                return Ok(current.period); // written back as it is shown
+            }
+        }
+        Period::with(start, end).map_err(|_| {
             AdminError::invalid(
                 "current_period_end",
                 end,
