@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod domain;
+mod draft;
 pub mod http;
 pub mod journal;
 pub mod json;

@@ -13,7 +13,9 @@ use super::{
     BackupError,
     format::{self, Manifest},
 };
-use crate::{clock, domain::time::Timestamp, journal::Frozen, store::maintenance::StoreCopy};
+use crate::{
+    clock, domain::time::Timestamp, draft::Place, journal::Frozen, store::maintenance::StoreCopy,
+};
 
 /// What a backup is made of, all as of one instant.
 pub struct Parts {
@@ -51,7 +53,14 @@ fn write_now(path: &Path, parts: Parts) -> Result<Manifest, BackupError> {
         path: path.to_owned(),
         cause,
     };
-    let temporary = Temporary::beside(path).map_err(unwritable)?;
+    let place = match Place::of(path).map_err(unwritable)? {
+        Place::File(place) => place,
+        Place::Stream(_) => {
+            let why = "it is a device or a pipe; a backup is a file";
+            return Err(unwritable(io::Error::other(why)));
+        }
+    };
+    let temporary = Temporary::beside(&place).map_err(unwritable)?;
     let schema_version = parts.database.schema_version();
     parts.database.write_to(&temporary.path)?;
 
@@ -82,7 +91,7 @@ fn write_now(path: &Path, parts: Parts) -> Result<Manifest, BackupError> {
         journal_seq: parts.journal.as_ref().map_or(0, |journal| journal.last().0),
     };
     finish(&mut file, &manifest).map_err(unwritable)?;
-    temporary.rename_to(path).map_err(unwritable)?;
+    temporary.rename_to(&place).map_err(unwritable)?;
     Ok(manifest)
 }
 

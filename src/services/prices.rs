@@ -17,6 +17,7 @@ use crate::{
         quantity::Quantity,
         time::Timestamp,
     },
+    draft::Draft,
     json,
 };
 
@@ -172,16 +173,11 @@ impl Prices {
             .filter(|(_, source)| *source == PriceSource::File)
             .map(|(entry, _)| PriceObject::of(entry, None))
             .collect();
-        let directory = match self.file.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        let mut file = Draft::of(&self.file, 0o600)?;
         serde_json::to_writer_pretty(&mut file, &own)?;
         file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(&self.file).map_err(|error| error.error)?;
-        std::fs::File::open(directory)?.sync_all()
+        file.sync()?;
+        file.take_its_place()
     }
 }
 

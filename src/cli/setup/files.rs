@@ -3,12 +3,13 @@
 
 use std::{
     collections::HashMap,
-    fs,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::ensure;
+
+use crate::draft::Draft;
 
 /// A change of one variable; `None` takes it away.
 pub(super) type EnvChange = (String, Option<String>);
@@ -18,35 +19,12 @@ pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     prepare(path, text)?.take_its_place()
 }
 
-/// A file that is whole, and not yet in its place.
-pub(super) struct Prepared {
-    file: tempfile::NamedTempFile,
-    path: PathBuf,
-}
-
-/// Writes beside `path`, so that it can take its place in one step.
-pub(super) fn prepare(path: &Path, text: &str) -> io::Result<Prepared> {
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    // Mode 0600 is what tempfile gives.
-    let mut file = tempfile::Builder::new()
-        .prefix(".tollgate-")
-        .tempfile_in(directory)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    Ok(Prepared { file, path })
-}
-
-impl Prepared {
-    pub(super) fn take_its_place(self) -> io::Result<()> {
-        self.file.persist(&self.path).map_err(|error| error.error)?;
-        let directory = self.path.parent().filter(|it| !it.as_os_str().is_empty());
-        // The name must survive a power cut too.
-        fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-    }
+/// Writes a file that is whole, and not yet in its place.
+pub(super) fn prepare(path: &Path, text: &str) -> io::Result<Draft> {
+    let mut draft = Draft::of(path, 0o600)?;
+    draft.write_all(text.as_bytes())?;
+    draft.sync()?;
+    Ok(draft)
 }
 
 /// `.env` with the changes made; every other line and comment as it was.
@@ -174,7 +152,7 @@ fn quoted(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
 

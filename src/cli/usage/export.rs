@@ -5,7 +5,7 @@ use crate::{
     control::{Backend, Progress, Step},
     domain::{feature::FeatureKey, names::PlanCode, tenant::TenantRef, time::Timestamp},
     services::{
-        UsageOperations,
+        AdminError, UsageOperations,
         report::{Flagged, ReportAsk, ReportFiles, ReportSummary, Who},
         usage_view::WarnAt,
     },
@@ -74,6 +74,13 @@ impl ExportReport {
         let json = place(self.no_json, self.output_json, JSON);
         let csv = place(self.no_csv, self.output_csv, CSV);
         let file = |place: &Option<(String, PathBuf)>| place.as_ref().map(|(_, path)| path.clone());
+        if let (Some((shown, json)), Some((_, csv))) = (&json, &csv)
+            && json == csv
+        {
+            let accepted =
+                "another file than --output-json names, or leave one out by --no-json or --no-csv";
+            return Err(AdminError::invalid("output_csv", shown, accepted).into());
+        }
         let files = ReportFiles {
             json: file(&json),
             csv: file(&csv),

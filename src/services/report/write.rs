@@ -1,20 +1,18 @@
 //! The report's files, written by a thread of their own while the next page is read.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io::{self, BufWriter, Seek as _, Write},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use serde_json::json;
-use tempfile::NamedTempFile;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     AdminError, NAMED, ReportAsk, ReportFailed, ReportFiles, ReportSummary, Who, rows::TenantRow,
 };
-use crate::domain::time::Timestamp;
+use crate::{domain::time::Timestamp, draft::Draft};
 
 /// Pages that wait for the thread: memory stays that of a few.
 const PAGES: usize = 2;
@@ -159,19 +157,16 @@ fn head(ask: &ReportAsk, summary: &ReportSummary, generated_at: Timestamp) -> St
     head
 }
 
-/// A file that is whole, under a name of its own.
+/// A file that is whole, and not in its place yet.
 struct Placed {
-    file: NamedTempFile,
+    file: Draft,
     path: PathBuf,
 }
 
 impl Placed {
     fn take_its_place(self) -> Result<(), ReportFailed> {
-        let path = self.path;
-        self.file
-            .persist(&path)
-            .map_err(|error| failed(&path)(error.error))?;
-        Ok(())
+        let taken = self.file.take_its_place();
+        taken.map_err(failed(&self.path))
     }
 }
 
@@ -182,17 +177,12 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> ReportFailed + '_ {
     }
 }
 
-/// Beside `path`, so that it can be renamed to it; as readable as any new file.
-fn beside(path: &Path) -> Result<NamedTempFile, ReportFailed> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(directory).map_err(failed(path))?;
-    tempfile::Builder::new()
-        .prefix(".report-")
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(directory)
+/// As readable as any new file, in a directory that is made if need be.
+fn draft(path: &Path) -> Result<Draft, ReportFailed> {
+    let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+    directory
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| Draft::of(path, 0o666))
         .map_err(failed(path))
 }
 
@@ -205,7 +195,7 @@ struct JsonFile {
 
 impl JsonFile {
     fn open(path: &Path) -> Result<Self, ReportFailed> {
-        let spool = beside(path)?.into_file();
+        let spool = draft(path)?.into_file();
         Ok(Self {
             path: path.to_owned(),
             tenants: BufWriter::with_capacity(BUFFER, spool),
@@ -224,29 +214,28 @@ impl JsonFile {
     fn finish(self, head: &str) -> Result<Placed, ReportFailed> {
         let path = self.path;
         let is_empty = self.is_first;
-        let mut file = beside(&path)?;
+        let mut whole = draft(&path)?;
         let spool = self
             .tenants
             .into_inner()
             .map_err(|error| failed(&path)(error.into_error()));
         let mut spool = spool?;
-        let whole = file.as_file_mut();
         let mut write = || {
             whole.write_all(head.as_bytes())?;
             whole.write_all(b"  \"tenants\": [")?;
             spool.rewind()?;
-            io::copy(&mut spool, whole)?;
+            io::copy(&mut spool, &mut whole)?;
             let end: &[u8] = if is_empty { b"]\n}\n" } else { b"\n  ]\n}\n" };
             whole.write_all(end)
         };
         write().map_err(failed(&path))?;
-        Ok(Placed { file, path })
+        Ok(Placed { file: whole, path })
     }
 }
 
 struct CsvFile {
     path: PathBuf,
-    rows: csv::Writer<NamedTempFile>,
+    rows: csv::Writer<Draft>,
 }
 
 impl CsvFile {
@@ -254,7 +243,7 @@ impl CsvFile {
         let mut rows = csv::WriterBuilder::new()
             .terminator(csv::Terminator::CRLF)
             .buffer_capacity(BUFFER)
-            .from_writer(beside(path)?);
+            .from_writer(draft(path)?);
         let written = rows.write_record(COLUMNS);
         written.map_err(|error| failed(path)(error.into()))?;
         Ok(Self {
