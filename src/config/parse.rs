@@ -161,6 +161,19 @@ pub(super) fn model(text: &str) -> Parsed<String> {
 }
 
 pub(super) fn log_filter(text: &str) -> Parsed<String> {
+    // A word that is no level would be read as a target that nothing has, and nothing be logged.
+    let is_level = |word: &str| {
+        word.parse::<tracing_subscriber::filter::LevelFilter>()
+            .is_ok()
+    };
+    let directives = text.split(',').map(str::trim);
+    let mut words = directives.filter(|it| !it.is_empty() && !it.contains(['=', '[']));
+    if let Some(word) = words.find(|word| !is_level(word)) {
+        let levels = "off, error, warn, info, debug and trace";
+        return Err(Fault(Some(format!(
+            "'{word}' is no level; those are {levels}, and a target has one behind it, as in tollgate=debug"
+        ))));
+    }
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(Fault(Some(error.to_string()))),

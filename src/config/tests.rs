@@ -76,6 +76,24 @@ fn an_empty_value_stands_for_the_default() {
 }
 
 #[test]
+fn a_log_level_that_there_is_not_is_refused_and_targets_with_levels_are_not() {
+    for text in ["warning", "inof", "1.5", "info,tolgate", "bogus value"] {
+        let refusal = refusal(&[("RUST_LOG", text)]);
+        assert!(refusal.contains("is no level"), "{refusal}");
+    }
+    for text in [
+        "warn",
+        "INFO",
+        "off",
+        "tollgate=debug,info",
+        "tollgate::http[span]=trace",
+        "info,",
+    ] {
+        assert_eq!(config(&[("RUST_LOG", text)]).log_filter, text);
+    }
+}
+
+#[test]
 fn every_row_is_read_into_the_configuration() {
     // A value that nothing accepts must be refused, whatever the row: else nobody reads it.
     for setting in SETTINGS {
