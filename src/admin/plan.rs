@@ -229,11 +229,11 @@ async fn save(app: &App, view: &View, code: &PlanCode, form: &Form, here: &str) 
     let is_old = expected.is_some_and(|expected| expected != stored.version);
     let mut again = page(app, view, &stored, form).await?;
     again.say(&faults);
+    if is_old {
+        return conflict(again); // before faults: whoever mends one has seen what else changed
+    }
     if !faults.is_empty() {
         return view::mend(&again);
-    }
-    if is_old {
-        return conflict(again);
     }
     if form.text("do") == "preview" {
         again.preview = Some(app.reports.preview(&plan).await?);
@@ -265,8 +265,15 @@ fn conflict(mut page: PlanPage<'_>) -> PageResult {
     view::show_with(StatusCode::PRECONDITION_FAILED, &page)
 }
 
-/// Adds a feature, or a limit of one.
+/// Adds a feature, or a limit of one; what is there already is changed above.
 async fn add(app: &App, view: &View, code: &PlanCode, form: &Form, here: &str) -> PageResult {
+    let stored = plans(app).get(code).await?;
+    let is_there = |change: &FeatureChange| {
+        let limits = stored.features.iter().filter(|it| it.key == change.key);
+        limits
+            .flat_map(|feature| &feature.limits)
+            .any(|limit| (limit.scope, limit.window) == (change.scope, change.window))
+    };
     let read = || -> ApiResult<FeatureChange> {
         let key: FeatureKey = form.required("feature_key")?;
         let unit = key.default_unit();
@@ -278,7 +285,7 @@ async fn add(app: &App, view: &View, code: &PlanCode, form: &Form, here: &str) -
                     message,
                 })
         };
-        Ok(FeatureChange {
+        let change = FeatureChange {
             scope: form.optional("scope")?.unwrap_or(Scope::Tenant),
             window: form.optional("window")?.unwrap_or(WindowKind::Period),
             soft: value("soft_limit")?,
@@ -289,7 +296,19 @@ async fn add(app: &App, view: &View, code: &PlanCode, form: &Form, here: &str) -
             is_metered: None,
             stripe_meter: Change::Keep,
             alert_thresholds: Change::Keep,
-        })
+        };
+        if is_there(&change) {
+            let FeatureChange {
+                key, scope, window, ..
+            } = &change;
+            return Err(ApiError::Invalid {
+                param: "feature_key".to_owned(),
+                message: format!(
+                    "{key} has a limit per {scope} and {window} already: change it above."
+                ),
+            });
+        }
+        Ok(change)
     };
     let added = match read() {
         Ok(change) => plans(app)
@@ -301,7 +320,6 @@ async fn add(app: &App, view: &View, code: &PlanCode, form: &Form, here: &str) -
     match added {
         Ok(_) => view::done(here, "saved"),
         Err(error) => {
-            let stored = plans(app).get(code).await?;
             let mut page = page(app, view, &stored, form).await?;
             page.fault = Fault::mend(error)?;
             view::mend(&page)

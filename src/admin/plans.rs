@@ -139,6 +139,7 @@ pub(super) fn limit_text(value: Option<Quantity>, unit: &str) -> String {
 }
 
 const UNLIMITED: &str = "unlimited";
+const MICROS_OF_DOLLAR: i128 = 1_000_000;
 
 /// Reads what [`limit_text`] shows, and what people write for it: `1,000,000`, `1M`, `2.5k`, `$12.50`, nothing.
 ///
@@ -158,21 +159,32 @@ pub(super) fn read_limit(text: &str, unit: &str) -> Result<Option<Quantity>, Str
         )
     };
     let plain = text.trim().to_ascii_lowercase();
-    let plain: String = plain
-        .chars()
-        .filter(|letter| !matches!(letter, ',' | '_' | '$') && !letter.is_whitespace())
-        .collect();
     if ["", UNLIMITED, "none"].contains(&plain.as_str()) {
         return Ok(None);
     }
+    let plain = plain.trim_start_matches('$').trim_start();
+    let plain = ungrouped(plain).ok_or_else(wrong)?;
     let (digits, factor) = match plain.strip_suffix(['k', 'm', 'g']) {
         Some(digits) if plain.ends_with('k') => (digits, 1_000),
         Some(digits) if plain.ends_with('m') => (digits, 1_000_000),
         Some(digits) => (digits, 1_000_000_000),
         None => (plain.as_str(), 1),
     };
-    let factor: i128 = if is_money { factor * 1_000_000 } else { factor };
+    let factor: i128 = if is_money {
+        factor * MICROS_OF_DOLLAR
+    } else {
+        factor
+    };
     let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
+    // `2.000` is two thousand to some and two to others.
+    let is_ambiguous = if is_money {
+        factor == MICROS_OF_DOLLAR && part.len() == 3 && part.ends_with('0')
+    } else {
+        factor == 1 && digits.contains('.')
+    };
+    if is_ambiguous {
+        return Err(wrong());
+    }
     let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     if whole.is_empty()
         || !is_digits(whole)
@@ -193,6 +205,24 @@ pub(super) fn read_limit(text: &str, unit: &str) -> Result<Option<Quantity>, Str
     }
 }
 
+/// Without what sets thousands apart: commas, underscores or spaces before three digits each. `None` where they stand
+/// elsewhere, as in `12,50`.
+fn ungrouped(number: &str) -> Option<String> {
+    let is_apart = |letter: char| matches!(letter, ',' | '_') || letter.is_whitespace();
+    let digits_end = number
+        .find(|letter: char| !letter.is_ascii_digit() && !is_apart(letter))
+        .unwrap_or(number.len());
+    let (whole, rest) = number.split_at(digits_end);
+    // A space may stand before what follows: `1.5 M`.
+    let rest: String = rest.chars().filter(|it| !it.is_whitespace()).collect();
+    let mut groups = whole.trim_end().split(is_apart);
+    let first = groups.next()?;
+    let groups: Vec<&str> = groups.collect();
+    let is_well_set = groups.is_empty() || (1..=3).contains(&first.len());
+    (is_well_set && groups.iter().all(|group| group.len() == 3))
+        .then(|| format!("{first}{}{rest}", groups.concat()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,6 +241,10 @@ mod tests {
             ("$12.50", "usd_micros", Some(12_500_000)),
             ("3", "usd_micros", Some(3_000_000)),
             ("$1,234.000001", "usd_micros", Some(1_234_000_001)),
+            ("$ 12.505", "usd_micros", Some(12_505_000)),
+            ("1_000", "tokens", Some(1_000)),
+            ("12 345\u{a0}678", "tokens", Some(12_345_678)),
+            ("2 M", "tokens", Some(2_000_000)),
         ] {
             assert_eq!(
                 read_limit(text, unit),
@@ -226,6 +260,14 @@ mod tests {
             ("$0.0000001", "usd_micros"),
             ("1e9", "tokens"),
             ("k", "tokens"),
+            ("2.000", "tokens"),
+            ("1.000.000", "tokens"),
+            ("10,00", "tokens"),
+            ("1,0000", "tokens"),
+            ("1000,000", "tokens"),
+            (",5", "tokens"),
+            ("12,50", "usd_micros"),
+            ("1.000", "usd_micros"),
         ] {
             let told = read_limit(text, unit).unwrap_err();
             assert!(told.contains(text) && told.contains("unlimited"), "{told}");

@@ -35,7 +35,7 @@ use crate::{
 /// How many tenants are read at a time.
 const PAGE: usize = 500;
 /// Of how many tenants it is worked out what a change of their plan would do.
-const MOST_PREVIEWED: usize = 20_000;
+const MOST_PREVIEWED: u64 = 20_000;
 /// How many of those that it would refuse are named.
 const NAMED: usize = 5;
 
@@ -102,7 +102,7 @@ pub struct LimitPreview {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanPreview {
     /// Tenants on the plan, as far as they were looked at.
-    pub tenants: usize,
+    pub tenants: u64,
     pub is_complete: bool,
     /// Limits that would refuse somebody, or refuse somebody now.
     pub limits: Vec<LimitPreview>,
@@ -265,7 +265,7 @@ impl Reports {
                 .await?;
             let is_last = page.len() < PAGE;
             after = page.last().map(|tenant| tenant.slug.clone());
-            preview.tenants += page.len();
+            preview.tenants += page.len() as u64;
             let before = self.standings(page.clone(), &now).await?;
             let later = self.standings(page, &then).await?;
             let was = over(&before, &self.parts_near(&before).await?);

@@ -188,7 +188,7 @@ async fn everything_can_be_done_without_scripts() {
     chrome.go(&plan).await;
     chrome.write("Messages hard limit", "1").await;
     chrome.press("Show what it would do").await;
-    chrome.sees("1 of 1 tenants would be over").await;
+    chrome.sees("1 of 1 tenant would be over").await;
     chrome.press("Save").await;
     chrome.sees("Saved.").await;
     acme.chat("again").await.expect(429, "usage_limit_exceeded");

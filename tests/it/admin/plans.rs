@@ -169,6 +169,25 @@ async fn limits_of_other_scopes_and_windows_are_added_edited_and_removed() {
         .unwrap();
     assert_eq!(of_cost["hard_limit"], 12_500_000);
 
+    // What is there is not replaced by what was meant as one more.
+    let again = [
+        ("do", "add"),
+        ("feature_key", "messages"),
+        ("scope", "user"),
+        ("window", "day"),
+        ("hard_limit", "unlimited"),
+    ];
+    let answer = browser.post(STARTER, &again).await;
+    assert_eq!(answer.status, 422);
+    assert!(
+        answer
+            .text
+            .contains("Messages has a limit per user and day already"),
+        "{}",
+        answer.text
+    );
+    assert_eq!(value_of(&answer.text, "limit messages user day hard"), "10");
+
     let bad = [
         ("do", "add"),
         ("feature_key", "No Spaces"),
@@ -226,7 +245,8 @@ async fn a_preview_says_whom_a_change_would_refuse_and_changes_nothing() {
         .post(STARTER, &[("do", "preview"), (HARD, "500")])
         .await;
     assert!(
-        harmless.text.contains("would be over a limit") && harmless.text.contains("Nobody"),
+        harmless.text.contains("would be over a limit")
+            && harmless.text.contains("None of the 3 tenants"),
         "{}",
         harmless.text
     );
@@ -280,6 +300,22 @@ async fn two_who_edit_one_plan_do_not_undo_each_other() {
         "300",
         "theirs is there still"
     );
+    // So it is where a field is wrong, too: who mends it has seen both.
+    let wrong = [
+        ("do", "preview"),
+        ("version", version.as_str()),
+        (SOFT, "lots"),
+        (HARD, "400"),
+    ];
+    let answer = browser.post(STARTER, &wrong).await;
+    assert_eq!(answer.status, 412);
+    for told in [
+        "Someone else saved",
+        "Theirs: <strong>300</strong>",
+        "is not a limit",
+    ] {
+        assert!(answer.text.contains(told), "{told}: {}", answer.text);
+    }
     let version = value_of(&answer.text, "version");
     let again = [
         ("do", "save"),
