@@ -46,8 +46,12 @@ const FRESH: Duration = Duration::from_secs(1);
 const PAUSE: u32 = 20;
 /// A picture that takes less is waited for.
 const QUICK: Duration = Duration::from_millis(5);
-/// So long the very first picture is waited for.
+/// So long the very first picture is waited for, and one in place of what is not quite new,
 const FIRST: Duration = Duration::from_millis(100);
+/// and so long one in place of what nobody would want to see: who comes in the morning must not find last night's.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// From here on it is that old.
+const STALE: Duration = Duration::from_secs(10);
 
 /// What was used and decided in some stretch of time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -233,7 +237,8 @@ impl Overview {
         })
     }
 
-    /// All tenants, as they stood a moment ago; a new picture is taken behind it where that takes long.
+    /// All tenants, as they stood a moment ago; where a new picture takes long it is not waited for to its end, and
+    /// there the next time.
     ///
     /// # Errors
     /// `Unavailable`, if there is no picture yet.
@@ -259,12 +264,22 @@ impl Overview {
             return self.take().await;
         }
         let this = Arc::clone(self);
-        tasks.spawn(async move {
-            if let Err(error) = this.take().await {
+        let next = tasks.spawn(async move {
+            let next = this.take().await;
+            if let Err(error) = &next {
                 tracing::debug!(%error, "tenants can't be looked at");
             }
+            next
         });
-        Ok(Arc::clone(&taken.picture))
+        let patience = if now.since(taken.at) < STALE {
+            FIRST
+        } else {
+            PATIENCE
+        };
+        Ok(match tokio::time::timeout(patience, next).await {
+            Ok(Ok(Ok(next))) => next,
+            Ok(Ok(Err(_)) | Err(_)) | Err(_) => Arc::clone(&taken.picture),
+        })
     }
 
     async fn take(&self) -> StoreResult<Arc<Picture>> {
