@@ -35,12 +35,19 @@ impl Asker for Terminal {
     fn ask(&mut self, question: &Question, earlier: Option<&str>) -> anyhow::Result<Answer> {
         let default = earlier.or(question.default.as_deref()).unwrap_or_default();
         let message = format!("{}: {}", question.key, question.explanation);
-        let help = format!("{}; Esc goes back", question.hint);
+        let hint = match &question.form {
+            Form::Switch => "y or n",
+            Form::Secret if earlier.is_some_and(|it| !it.is_empty()) => {
+                "blank keeps what was entered before"
+            }
+            Form::Choice(_) | Form::Secret | Form::Text => question.hint.as_str(),
+        };
+        let help = format!("{hint}; Esc goes back");
         loop {
             let typed = match &question.form {
                 Form::Switch => switch(&message, &help, default == "true"),
                 Form::Choice(choices) => choice(&message, &help, choices, default),
-                Form::Secret => secret(&message, &help, question),
+                Form::Secret => secret(&message, &help, question, earlier.unwrap_or_default()),
                 Form::Text => text(&message, &help, question, default),
             };
             let Some(typed) = answered(typed)? else {
@@ -116,14 +123,32 @@ fn choice(
     Ok(picked.map(|picked| choices[picked.index].0.to_owned()))
 }
 
-fn secret(message: &str, help: &str, question: &Question) -> Result<Option<String>, InquireError> {
+/// Nothing typed is `earlier`: a secret is not put where it could be read.
+fn secret(
+    message: &str,
+    help: &str,
+    question: &Question,
+    earlier: &str,
+) -> Result<Option<String>, InquireError> {
     let check = question.check.clone();
-    Password::new(message)
+    let or_earlier = {
+        let earlier = earlier.to_owned();
+        move |typed: &str| match typed {
+            "" => earlier.clone(),
+            typed => typed.to_owned(),
+        }
+    };
+    let judge = {
+        let or_earlier = or_earlier.clone();
+        move |typed: &str| Ok(judged(check(&or_earlier(typed))))
+    };
+    let typed = Password::new(message)
         .without_confirmation()
         .with_display_mode(PasswordDisplayMode::Masked)
         .with_help_message(help)
-        .with_validator(move |typed: &str| Ok(judged(check(typed))))
-        .prompt_skippable()
+        .with_validator(judge)
+        .prompt_skippable()?;
+    Ok(typed.map(|typed| or_earlier(&typed)))
 }
 
 fn text(
