@@ -5,7 +5,7 @@ use askama::Template;
 use super::{
     assets,
     form::{Fault, Form},
-    format::amount,
+    format::{amount, grouped},
     plans::{self, PresetChoice},
     tenants,
     view::{self, PageResult, View},
@@ -14,6 +14,7 @@ use crate::{
     app::App,
     config::ProviderKind,
     domain::{
+        feature::FeatureKey,
         names::Slug,
         tenant::{Tenant, TenantRef},
         usage::UsageEvent,
@@ -121,7 +122,13 @@ pub(super) async fn show(
             page.tenant = tenant.slug.to_string();
             let quantities = event.quantities.iter();
             page.arrived = quantities
-                .map(|(feature, quantity)| amount(quantity, feature.default_unit()).exact())
+                .map(|(feature, quantity)| match feature {
+                    FeatureKey::InputTokens => format!("{} input tokens", grouped(quantity.get())),
+                    FeatureKey::OutputTokens => {
+                        format!("{} output tokens", grouped(quantity.get()))
+                    }
+                    _ => amount(quantity, feature.default_unit()).exact(),
+                })
                 .collect();
         }
     }

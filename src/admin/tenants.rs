@@ -38,7 +38,7 @@ struct TenantsPage<'a> {
     picture: &'a Picture,
     rows: Vec<TenantRow>,
     plans: Vec<String>,
-    statuses: [&'static str; 8],
+    statuses: [&'static str; 11],
     filter: Filter,
     /// The address of the next page; `""`: this is the last.
     next: String,
@@ -218,6 +218,9 @@ async fn page<'a>(
             "trialing",
             "past_due",
             "canceled",
+            "unpaid",
+            "incomplete",
+            "incomplete_expired",
             "paused",
         ],
         filter,

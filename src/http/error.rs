@@ -345,7 +345,14 @@ impl ApiError {
             Self::AlreadyExists { what, name } if what == "tenant" => format!(
                 "There is a tenant '{name}' already, or was: one that was deleted keeps its slug."
             ),
-            Self::AlreadyExists { what, name } => format!("There is a {what} '{name}' already."),
+            Self::AlreadyExists { what, name } => {
+                let article = if what.starts_with(['a', 'e', 'i', 'o']) {
+                    "an"
+                } else {
+                    "a"
+                };
+                format!("There is {article} {what} '{name}' already.")
+            }
             Self::PlanInUse {
                 plan_code,
                 subscriptions,
