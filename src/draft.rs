@@ -1,45 +1,50 @@
 //! Files that appear whole: written under a name of their own, then given the one that was asked.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
-    io::{self, Seek as _, Write},
+    fs::{self, File, Permissions},
+    io::{self, Write},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use tempfile::NamedTempFile;
 
-/// Where a draft goes.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// A file, there or not. A link stays one: this is what it points to.
-    File(PathBuf),
-    /// A device, pipe or socket, which stays what it is and is written to.
-    Stream(PathBuf),
+/// Where a file of this name is or will be: a link stays one, and this is what it points to.
+///
+/// # Errors
+/// It is a device, a pipe or a socket, or one of a process's open files, which nothing may take the place of; or it
+/// can't be looked at.
+pub(crate) fn place_of(path: &Path) -> io::Result<PathBuf> {
+    if ["/dev", "/proc"]
+        .iter()
+        .any(|of_kernel| path.starts_with(of_kernel))
+    {
+        return Err(no_file());
+    }
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() => fs::canonicalize(path),
+        Ok(found) if !found.is_dir() => Err(no_file()),
+        Ok(_) => Ok(path.to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(match fs::read_link(path) {
+            Ok(to) => directory_of(path).join(to),
+            Err(_) => path.to_owned(),
+        }),
+        Err(error) => Err(error),
+    }
 }
 
-impl Place {
-    /// # Errors
-    /// What is there can't be looked at.
-    pub(crate) fn of(path: &Path) -> io::Result<Self> {
-        match fs::metadata(path) {
-            Ok(found) if found.is_file() => fs::canonicalize(path).map(Self::File),
-            Ok(found) if !found.is_dir() => Ok(Self::Stream(path.to_owned())),
-            Ok(_) => Ok(Self::File(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::File(
-                fs::read_link(path)
-                    .map_or_else(|_| path.to_owned(), |to| directory_of(path).join(to)),
-            )),
-            Err(error) => Err(error),
-        }
-    }
+fn no_file() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "it is a device or a pipe; name a file",
+    )
 }
 
 /// A file that is not in its place yet, and goes if it never is.
 #[derive(Debug)]
 pub(crate) struct Draft {
     file: NamedTempFile,
-    place: Place,
+    place: PathBuf,
 }
 
 impl Draft {
@@ -48,15 +53,11 @@ impl Draft {
     /// # Errors
     /// It can't be written there.
     pub(crate) fn of(path: &Path, mode: u32) -> io::Result<Self> {
-        let place = Place::of(path)?;
-        let mut builder = tempfile::Builder::new();
-        builder
+        let place = place_of(path)?;
+        let file = tempfile::Builder::new()
             .prefix(".tollgate-")
-            .permissions(Permissions::from_mode(mode));
-        let file = match &place {
-            Place::File(path) => builder.tempfile_in(directory_of(path))?,
-            Place::Stream(_) => builder.tempfile()?,
-        };
+            .permissions(Permissions::from_mode(mode))
+            .tempfile_in(directory_of(&place))?;
         Ok(Self { file, place })
     }
 
@@ -65,29 +66,16 @@ impl Draft {
         self.file.into_file()
     }
 
-    /// The name survives power loss; so does what was written, if it was synced before.
+    /// What was written is on the disk when this returns, under that name.
     ///
     /// # Errors
-    /// What is in its place is as it was, unless it is a stream.
+    /// What is in its place is as it was.
     pub(crate) fn take_its_place(self) -> io::Result<()> {
-        match self.place {
-            Place::File(path) => {
-                self.file.persist(&path).map_err(|error| error.error)?;
-                File::open(directory_of(&path))?.sync_all()
-            }
-            Place::Stream(path) => {
-                let mut written = self.file.into_file();
-                written.rewind()?;
-                let mut stream = OpenOptions::new().write(true).open(path)?;
-                io::copy(&mut written, &mut stream).map(drop)
-            }
-        }
-    }
-
-    /// # Errors
-    /// It is not on the disk.
-    pub(crate) fn sync(&self) -> io::Result<()> {
-        self.file.as_file().sync_all()
+        self.file.as_file().sync_all()?;
+        self.file
+            .persist(&self.place)
+            .map_err(|error| error.error)?;
+        File::open(directory_of(&self.place))?.sync_all()
     }
 }
 
@@ -110,17 +98,13 @@ fn directory_of(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::Read as _,
-        os::unix::fs::{FileTypeExt as _, symlink},
-    };
+    use std::os::unix::fs::{FileTypeExt as _, symlink};
 
     use super::*;
 
     fn put(path: &Path, text: &str) {
         let mut draft = Draft::of(path, 0o600).unwrap();
         draft.write_all(text.as_bytes()).unwrap();
-        draft.sync().unwrap();
         draft.take_its_place().unwrap();
     }
 
@@ -161,21 +145,19 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_stays_one_and_gets_all_that_was_written() {
+    fn what_is_no_file_is_refused_and_stays_what_it_is() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("pipe");
-        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        let pipe = directory.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
         assert!(made.unwrap().success());
-        let reading = std::thread::spawn({
-            let path = path.clone();
-            move || {
-                let mut text = String::new();
-                File::open(path).unwrap().read_to_string(&mut text).unwrap();
-                text
-            }
-        });
-        put(&path, "through the pipe");
-        assert_eq!(reading.join().unwrap(), "through the pipe");
-        assert!(fs::metadata(&path).unwrap().file_type().is_fifo());
+        for path in [
+            pipe.as_path(),
+            Path::new("/dev/null"),
+            Path::new("/dev/stdout"),
+        ] {
+            let refused = Draft::of(path, 0o600).unwrap_err().to_string();
+            assert!(refused.contains("name a file"), "{refused}");
+        }
+        assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
     }
 }

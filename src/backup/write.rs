@@ -14,7 +14,7 @@ use super::{
     format::{self, Manifest},
 };
 use crate::{
-    clock, domain::time::Timestamp, draft::Place, journal::Frozen, store::maintenance::StoreCopy,
+    clock, domain::time::Timestamp, draft::place_of, journal::Frozen, store::maintenance::StoreCopy,
 };
 
 /// What a backup is made of, all as of one instant.
@@ -53,13 +53,7 @@ fn write_now(path: &Path, parts: Parts) -> Result<Manifest, BackupError> {
         path: path.to_owned(),
         cause,
     };
-    let place = match Place::of(path).map_err(unwritable)? {
-        Place::File(place) => place,
-        Place::Stream(_) => {
-            let why = "it is a device or a pipe; a backup is a file";
-            return Err(unwritable(io::Error::other(why)));
-        }
-    };
+    let place = place_of(path).map_err(unwritable)?;
     let temporary = Temporary::beside(&place).map_err(unwritable)?;
     let schema_version = parts.database.schema_version();
     parts.database.write_to(&temporary.path)?;

@@ -176,7 +176,6 @@ impl Prices {
         let mut file = Draft::of(&self.file, 0o600)?;
         serde_json::to_writer_pretty(&mut file, &own)?;
         file.write_all(b"\n")?;
-        file.sync()?;
         file.take_its_place()
     }
 }

@@ -23,7 +23,6 @@ pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
 pub(super) fn prepare(path: &Path, text: &str) -> io::Result<Draft> {
     let mut draft = Draft::of(path, 0o600)?;
     draft.write_all(text.as_bytes())?;
-    draft.sync()?;
     Ok(draft)
 }
 
