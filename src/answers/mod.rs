@@ -239,7 +239,7 @@ impl Claim {
     /// Keeps the answer, unless its body is too long. Durable when it returns.
     ///
     /// # Errors
-    /// [`AnswersError`]: it stays claimed, as if it still ran.
+    /// [`AnswersError`]: it stays claimed, until it can be noted that its answer is not kept.
     pub async fn keep(self, answer: &Answer) -> Result<(), AnswersError> {
         if answer.body.len() > LONGEST_BODY {
             return self.keep_no_answer().await;

@@ -127,6 +127,17 @@ pub(super) fn end(tx: &WriteTransaction, id: &Hash, answer: Option<&[u8]>) -> Ta
     Ok(bytes)
 }
 
+/// Notes of a claimed request that it had an answer, which could not be kept.
+pub(super) fn give_up_keeping(tx: &WriteTransaction, id: &Hash) -> TableResult<()> {
+    match find(tx, id)? {
+        Some(mut record) if matches!(record.state, State::Running { .. }) => {
+            record.state = State::NotKept;
+            put(tx, id, &record)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Forgets a claimed request that had no answer to keep.
 pub(super) fn give_up(tx: &WriteTransaction, id: &Hash) -> TableResult<()> {
     match find(tx, id)? {

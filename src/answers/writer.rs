@@ -72,6 +72,8 @@ pub(super) struct Writer {
     room: u64,
     queue: Receiver<Job>,
     open: Option<Open>,
+    /// Requests that had an answer which could not be kept.
+    unkept: Vec<Hash>,
 }
 
 struct Open {
@@ -90,6 +92,7 @@ impl Writer {
             room,
             queue,
             open: None,
+            unkept: Vec::new(),
         };
         let thread = thread::Builder::new().name("answers".to_owned());
         if let Err(error) = thread.spawn(move || writer.run()) {
@@ -124,12 +127,21 @@ impl Writer {
         if batch.is_empty() {
             return;
         }
+        let ends = batch.iter().filter_map(|job| match job {
+            Job::End { record, .. } => Some(*record),
+            Job::Begin { .. } | Job::Forget { .. } | Job::Expire { .. } | Job::Close(_) => None,
+        });
+        let ends: Vec<Hash> = ends.collect();
         let mut told = Vec::with_capacity(batch.len());
         let mut unheard = batch.into_iter();
         let result = self.transact(&mut unheard, &mut told);
         match result {
-            Ok(()) => told.into_iter().for_each(Told::tell),
+            Ok(()) => {
+                self.unkept.clear();
+                told.into_iter().for_each(Told::tell);
+            }
             Err(error) => {
+                self.unkept.extend(ends);
                 tracing::warn!(%error, "answers can't be kept");
                 // After an I/O error redb refuses all work until the file is opened again.
                 self.open = None;
@@ -146,8 +158,12 @@ impl Writer {
         told: &mut Vec<Told>,
     ) -> Result<(), String> {
         let (process, room) = (self.process, self.room);
+        let unkept = self.unkept.clone();
         let open = self.opened()?;
         let tx = open.database.begin_write().map_err(say)?;
+        for record in &unkept {
+            tables::give_up_keeping(&tx, record).map_err(say)?;
+        }
         let mut bytes = open.bytes;
         for job in batch {
             let (done, failed) = apply(&tx, job, process, &mut bytes);
