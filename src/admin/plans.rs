@@ -213,14 +213,18 @@ fn ungrouped(number: &str) -> Option<String> {
         .find(|letter: char| !letter.is_ascii_digit() && !is_apart(letter))
         .unwrap_or(number.len());
     let (whole, rest) = number.split_at(digits_end);
-    // A space may stand before what follows: `1.5 M`.
-    let rest: String = rest.chars().filter(|it| !it.is_whitespace()).collect();
+    // A space may stand before the last letter: `1.5 M`.
+    let (rest, letter) = match rest.strip_suffix(['k', 'm', 'g']) {
+        Some(before) => (before.trim_end(), &rest[before.len()..]),
+        None => (rest, ""),
+    };
     let mut groups = whole.trim_end().split(is_apart);
     let first = groups.next()?;
     let groups: Vec<&str> = groups.collect();
-    let is_well_set = groups.is_empty() || (1..=3).contains(&first.len());
+    let is_well_set =
+        groups.is_empty() || ((1..=3).contains(&first.len()) && !first.starts_with('0'));
     (is_well_set && groups.iter().all(|group| group.len() == 3))
-        .then(|| format!("{first}{}{rest}", groups.concat()))
+        .then(|| format!("{first}{}{rest}{letter}", groups.concat()))
 }
 
 #[cfg(test)]
@@ -266,6 +270,8 @@ mod tests {
             ("1,0000", "tokens"),
             ("1000,000", "tokens"),
             (",5", "tokens"),
+            ("0,500", "tokens"),
+            ("$1.250 000", "usd_micros"),
             ("12,50", "usd_micros"),
             ("1.000", "usd_micros"),
         ] {

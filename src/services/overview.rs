@@ -276,6 +276,9 @@ impl Overview {
         } else {
             PATIENCE
         };
+        if taken.took > patience {
+            return Ok(Arc::clone(&taken.picture)); // it would not be there in time
+        }
         Ok(match tokio::time::timeout(patience, next).await {
             Ok(Ok(Ok(next))) => next,
             Ok(Ok(Err(_)) | Err(_)) | Err(_) => Arc::clone(&taken.picture),
