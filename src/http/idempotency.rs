@@ -3,7 +3,7 @@
 //! A keyed request runs in a task of its own and is read to its end there, so that a client which lost its
 //! connection finds the answer when it asks again, and pays once.
 
-use std::{convert::Infallible, future::Future, sync::Arc};
+use std::{convert::Infallible, future::Future, pin::pin, sync::Arc};
 
 use axum::{
     body::Body,
@@ -134,9 +134,18 @@ impl Keeping {
     async fn run(
         self,
         running: impl Future<Output = ApiResult<Response>>,
-        sender: oneshot::Sender<ApiResult<Response>>,
+        mut sender: oneshot::Sender<ApiResult<Response>>,
     ) {
-        match running.await {
+        let mut running = pin!(running);
+        let ended = tokio::select! {
+            biased;
+            ended = &mut running => ended,
+            () = sender.closed() => {
+                self.keyed.note_gone();
+                running.await
+            }
+        };
+        match ended {
             // Only answers that are one are kept: dropping the claim lets a repeat run.
             Ok(response) if response.status().is_success() => {
                 if is_event_stream(response.headers()) {
@@ -323,8 +332,7 @@ async fn keep(claim: Claim, head: &http::response::Parts, body: Option<&[u8]>) {
         }
     };
     if let Err(error) = kept {
-        // Its usage is recorded and the client has a right to it. A repeat is told that it is in flight, and runs only
-        // after a restart, under the same event's id: charged once.
+        // Its usage is recorded and the client has a right to it. A repeat does not run.
         tracing::error!(%error, "an answer with an Idempotency-Key could not be kept");
     }
 }

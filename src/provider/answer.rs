@@ -339,6 +339,8 @@ mod tests {
         for data in [
             r#"{"choices":[{"index":null,"delta":{"content":"a"}}]}"#,
             r#"{"choices":[{"message":null,"delta":{"content":"a"}}]}"#,
+            r#"{"choices":[{"message":{"content":"a"},"delta":{"content":"a"}}]}"#,
+            r#"{"choices":[{"message":{"content":"a"},"delta":{}}]}"#,
             r#"{"id":7,"created":"now","choices":[{"delta":{"content":[{"type":"text","text":"a"}],"tool_calls":{}}}]}"#,
             r#"{"choices":[{"delta":{"audio":{"id":"x","transcript":"a"}},"finish_reason":false}]}"#,
             r#"{"choices":[{"delta":{"reasoning":"a","reasoning_content":"a"}}]}"#,

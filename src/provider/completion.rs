@@ -165,47 +165,59 @@ impl<'a> Choice<'a> {
         reason.filter(|reason| !reason.is_empty()).map(Finish::from)
     }
 
-    fn messages(self) -> impl Iterator<Item = Message<'a>> {
-        self.message.into_iter().chain(self.delta)
+    /// Some servers put a piece under both names.
+    fn message(self) -> Message<'a> {
+        let piece = self.delta.filter(|delta| !delta.is_empty());
+        piece.or(self.message).unwrap_or_default()
     }
 
     /// Everything that the model has put out.
     pub(super) fn texts(self) -> impl Iterator<Item = Cow<'a, str>> {
-        self.messages().flat_map(|message| {
-            let [content, refusal, rest @ ..] = message.parts();
-            content
-                .0
-                .into_iter()
-                .chain(refusal.0)
-                .chain(rest.into_iter().flat_map(|it| it.0))
-        })
+        self.message().parts().into_iter().flat_map(Texts::all)
     }
 
     fn said(self) -> Said {
+        let [content, refusal, rest @ ..] = self.message().parts();
+        let (text, other) = if content.said.is_empty() {
+            (refusal, content)
+        } else {
+            (content, refusal)
+        };
         let mut said = Said::default();
-        for message in self.messages() {
-            let [content, refusal, rest @ ..] = message.parts();
-            let (text, other) = if content.0.is_empty() {
-                (refusal, content)
-            } else {
-                (content, refusal)
-            };
-            said.text.extend(text.0);
-            said.unseen.extend(
-                other
-                    .0
-                    .into_iter()
-                    .chain(rest.into_iter().flat_map(|it| it.0)),
-            );
-        }
+        said.text.extend(text.said);
+        let rest = rest.into_iter().flat_map(Texts::all);
+        let unseen = text.thought.into_iter().chain(other.all()).chain(rest);
+        said.unseen.extend(unseen);
         said
     }
 }
 
 impl<'a> Message<'a> {
+    fn is_empty(&self) -> bool {
+        let Self {
+            content,
+            refusal,
+            reasoning_content,
+            reasoning,
+            tool_calls,
+            function_call,
+            audio,
+        } = self;
+        let parts = [
+            content,
+            refusal,
+            reasoning_content,
+            reasoning,
+            tool_calls,
+            function_call,
+            audio,
+        ];
+        parts.into_iter().all(Texts::is_empty)
+    }
+
     /// Content, refusal, reasoning, and calls of tools, the old one and the transcript of speech.
     fn parts(self) -> [Texts<'a>; 6] {
-        let reasoning = if self.reasoning_content.0.is_empty() {
+        let reasoning = if self.reasoning_content.is_empty() {
             self.reasoning
         } else {
             self.reasoning_content

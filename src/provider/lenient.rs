@@ -101,20 +101,41 @@ impl<'de> Deserialize<'de> for Number {
     }
 }
 
-/// All that a member says, in their order: a string, or objects and lists of them in which parts of a message, of
+/// All that a member says, in its order: a string, or objects and lists of them in which parts of a message, of
 /// reasoning or of a call of a tool hold it.
 #[derive(Debug, Default)]
-pub(super) struct Texts<'a>(pub(super) SmallVec<[Cow<'a, str>; 1]>);
+pub(super) struct Texts<'a> {
+    pub(super) said: SmallVec<[Cow<'a, str>; 1]>,
+    /// Reasoning among the parts of a message.
+    pub(super) thought: Vec<Cow<'a, str>>,
+}
+
+impl<'a> Texts<'a> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.said.is_empty() && self.thought.is_empty()
+    }
+
+    pub(super) fn all(self) -> impl Iterator<Item = Cow<'a, str>> {
+        self.said.into_iter().chain(self.thought)
+    }
+}
 
 impl<'de: 'a, 'a> Deserialize<'de> for Texts<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut texts = Self::default();
-        Collect(&mut texts).deserialize(deserializer)?;
+        let collect = Collect {
+            to: &mut texts,
+            is_thought: false,
+        };
+        collect.deserialize(deserializer)?;
         Ok(texts)
     }
 }
 
-struct Collect<'t, 'a>(&'t mut Texts<'a>);
+struct Collect<'t, 'a> {
+    to: &'t mut Texts<'a>,
+    is_thought: bool,
+}
 
 /// The members that hold text which a model produced.
 fn holds_text(name: &str) -> bool {
@@ -136,8 +157,21 @@ fn holds_text(name: &str) -> bool {
 
 impl<'a> Collect<'_, 'a> {
     fn push(self, text: Cow<'a, str>) {
-        if !text.is_empty() {
-            self.0.0.push(text);
+        if text.is_empty() {
+            return;
+        }
+        if self.is_thought {
+            self.to.thought.push(text);
+        } else {
+            self.to.said.push(text);
+        }
+    }
+
+    /// For what lies in a member of this name.
+    fn within(&mut self, name: &str) -> Collect<'_, 'a> {
+        Collect {
+            to: self.to,
+            is_thought: self.is_thought || matches!(name, "thinking" | "summary"),
         }
     }
 }
@@ -163,15 +197,15 @@ impl<'de: 'a, 'a> Visitor<'de> for Collect<'_, 'a> {
         Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while list.next_element_seed(Collect(self.0))?.is_some() {}
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element_seed(self.within(""))?.is_some() {}
         Ok(())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         while let Some(Name(name)) = map.next_key()? {
             if holds_text(&name) {
-                map.next_value_seed(Collect(self.0))?;
+                map.next_value_seed(self.within(&name))?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -187,8 +221,16 @@ mod tests {
     use super::*;
 
     fn texts(json: &str) -> Vec<String> {
-        let Texts(texts) = serde_json::from_str(json).unwrap();
-        texts.into_iter().map(Cow::into_owned).collect()
+        let texts: Texts = serde_json::from_str(json).unwrap();
+        texts.all().map(Cow::into_owned).collect()
+    }
+
+    #[test]
+    fn reasoning_among_the_parts_of_a_message_is_told_apart() {
+        let json = r#"[{"type":"thinking","thinking":[{"type":"text","text":"hm"}]},{"type":"text","text":"a"}]"#;
+        let Texts { said, thought } = serde_json::from_str(json).unwrap();
+        assert_eq!((&*said[0], &*thought[0]), ("a", "hm"));
+        assert_eq!((said.len(), thought.len()), (1, 1));
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Answer {
     }
 
     fn passes(&mut self, model: &str, maximum: i64) -> bool {
-        if self.fits(maximum, 0) {
+        if self.frames <= maximum && self.fits(maximum, 0) {
             return false;
         }
         if let Some(end) = tokens::last_word(&self.text) {
@@ -154,6 +154,15 @@ mod tests {
             meter.add(0, " word");
         }
         assert!(meter.passes(Quantity::new(10)));
+
+        // Where they are tokens they are counted as such, whatever the stand-in's tokenizer says of their text.
+        let mut meter = OutputMeter::new("some-llama");
+        for _ in 0..1000 {
+            meter.add(0, " word");
+            assert!(!meter.passes(Quantity::new(1000)));
+        }
+        meter.add(0, " word");
+        assert!(meter.passes(Quantity::new(1000)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub struct Keyed {
     pub is_rerun: bool,
     is_whole: AtomicBool,
     is_given_up: AtomicBool,
+    has_gone: AtomicBool,
 }
 
 impl Keyed {
@@ -23,6 +24,7 @@ impl Keyed {
             is_rerun,
             is_whole: AtomicBool::new(false),
             is_given_up: AtomicBool::new(false),
+            has_gone: AtomicBool::new(false),
         }
     }
 
@@ -34,6 +36,16 @@ impl Keyed {
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.is_whole.load(Ordering::SeqCst)
+    }
+
+    /// Notes that the client has gone; the run is polled once more after this.
+    pub fn note_gone(&self) {
+        self.has_gone.store(true, Ordering::SeqCst);
+    }
+
+    #[must_use]
+    pub fn has_gone(&self) -> bool {
+        self.has_gone.load(Ordering::SeqCst)
     }
 
     /// Notes that the client has gone, and that the stream was read on for as long as it may be.

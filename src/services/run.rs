@@ -181,8 +181,8 @@ impl Run {
                     Some(usage) => at_least_produced(usage, &meter),
                     None => estimate(&count_input, &meter),
                 });
-                let estimated = Box::pin(counting).await; // few providers report nothing
-                (estimated, true)
+                let counted = Box::pin(counting).await; // few providers report nothing
+                (counted, reported != Some(counted))
             }
         };
         let is_whole = matches!(end, End::Completed | End::CutOff);

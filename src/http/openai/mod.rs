@@ -343,10 +343,12 @@ async fn head_of_stream(
     client: &Waiter,
 ) -> Option<Result<Response<UpstreamBody>, ProviderError>> {
     let mut forwarding = app.provider.forward(forward);
+    let keyed = run.admitted().caller().keyed.as_ref();
+    let has_gone = || client.has_gone() || keyed.is_some_and(|keyed| keyed.has_gone());
     let while_it_is_there = poll_fn(|context| match forwarding.poll_unpin(context) {
         Poll::Ready(answer) => Poll::Ready(Some(answer)),
         // Whoever goes on when the client has gone polls once more.
-        Poll::Pending if client.has_gone() => Poll::Ready(None),
+        Poll::Pending if has_gone() => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     });
     if let Some(answer) = while_it_is_there.await {

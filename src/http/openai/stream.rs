@@ -74,8 +74,8 @@ struct Reading {
 struct Answers(SmallVec<[(usize, bool); 1]>);
 
 impl Answers {
-    fn saw(&mut self, seen: &[(usize, bool)]) {
-        for &(index, is_finished) in seen {
+    fn saw(&mut self, seen: impl IntoIterator<Item = (usize, bool)>) {
+        for (index, is_finished) in seen {
             match self.0.iter_mut().find(|(known, _)| *known == index) {
                 Some((_, has_finished)) => *has_finished |= is_finished,
                 None => self.0.push((index, is_finished)),
@@ -347,13 +347,16 @@ impl Reading {
                 last: event,
             };
         }
-        self.answers.saw(&look.answers);
+        // A frame that is not released ends no answer.
+        self.answers
+            .saw(look.answers.iter().map(|(index, _)| (*index, false)));
         if !look.texts.is_empty() && self.run.flow() == Flow::CutOff {
             return Step::End {
                 end: End::CutOff,
                 last: self.cut_off(),
             };
         }
+        self.answers.saw(look.answers.iter().copied());
         if look.is_last {
             return Step::End {
                 end: End::Completed,

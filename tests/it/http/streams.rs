@@ -215,7 +215,8 @@ async fn a_stream_of_two_answers_ends_well_only_when_both_have() {
     let pen = upstream.streams();
     let mut stream = acme.stream(json!({ "n": 2, "max_tokens": 4 })).await;
     pen.event(&piece(1, "b", json!("stop"))).await;
-    pen.event(&piece(0, &"word ".repeat(20), json!(null))).await;
+    pen.event(&piece(0, &"word ".repeat(20), json!("stop")))
+        .await;
     let frames = stream.rest().await;
     let closing: Value = serde_json::from_str(&frames[frames.len() - 2]).unwrap();
     assert_eq!(

@@ -1,5 +1,7 @@
 //! What is tried on one server by what it is alone in: its files, and what is in force at once where it was changed.
 
+use futures_util::StreamExt as _;
+use reqwest::Method;
 use serde_json::json;
 
 use super::{
@@ -136,5 +138,56 @@ async fn a_damaged_journal_is_moved_aside_and_totals_come_from_the_store() {
             .to_string_lossy()
             .starts_with("cache.redb.damaged-")
     }));
+    gate.finish().await;
+}
+
+#[tokio::test]
+async fn a_server_that_stops_ends_what_never_would_and_charges_what_came() {
+    let upstream = FakeOpenAi::start().await;
+    let mut gate = serve().upstream(&upstream).start().await;
+    let acme = gate.tenant("acme").create().await;
+    upstream.next(Frames::hanging(6));
+    let mut stream = acme.open(json!({})).await.bytes_stream();
+    for _ in 0..7 {
+        stream.next().await.unwrap().unwrap();
+    }
+    upstream.next(Frames::hanging(6));
+    let chat = acme.request(Method::POST, "/api/v1/chat/stream");
+    let chat = chat.json(&json!({ "message": "hi" })).send().await.unwrap();
+    eventually("the second is asked", || async {
+        (upstream.calls() == 2).then_some(())
+    })
+    .await;
+    upstream.next(Reply::Hang);
+    let body = json!({ "model": "m", "messages": [{ "role": "user", "content": "hi" }] });
+    let begun = std::time::Instant::now();
+    let stopping = async {
+        eventually("the third is asked", || async {
+            (upstream.calls() == 3).then_some(())
+        })
+        .await;
+        gate.terminate().await
+    };
+    let whole = acme.try_post("/v1/chat/completions", &body);
+    let (code, chat, _whole) = tokio::join!(stopping, chat.text(), whole);
+    assert_eq!(code, 0);
+    let took = begun.elapsed().as_secs();
+    assert!(
+        (25..45).contains(&took),
+        "service managers wait for 45 s: {took}"
+    );
+    let chat = chat.unwrap();
+    let last = chat.trim().rsplit("\n\n").next().unwrap();
+    assert!(last.contains(r#""kind":"error""#), "{last}");
+
+    let gate = gate.settings().start().await;
+    let acme = acme.at(&gate);
+    assert_eq!(
+        acme.used("messages").await,
+        2,
+        "the one without an answer is free"
+    );
+    assert_eq!(acme.used("output_tokens").await, 12);
+    assert_eq!(acme.reserved("messages").await, 0);
     gate.finish().await;
 }
