@@ -69,6 +69,9 @@ struct Reading {
     waiting: Option<(Bytes, BoxFuture<'static, ()>)>,
 }
 
+/// The largest `n`; a server that numbers more has its own ideas.
+const MOST_ANSWERS: usize = 128;
+
 /// Which of the answers (choices) that have begun have said why they ended.
 #[derive(Default)]
 struct Answers(SmallVec<[(usize, bool); 1]>);
@@ -76,9 +79,11 @@ struct Answers(SmallVec<[(usize, bool); 1]>);
 impl Answers {
     fn saw(&mut self, seen: impl IntoIterator<Item = (usize, bool)>) {
         for (index, is_finished) in seen {
+            let has_room = self.0.len() < MOST_ANSWERS;
             match self.0.iter_mut().find(|(known, _)| *known == index) {
                 Some((_, has_finished)) => *has_finished |= is_finished,
-                None => self.0.push((index, is_finished)),
+                None if has_room => self.0.push((index, is_finished)),
+                None => {}
             }
         }
     }
