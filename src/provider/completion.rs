@@ -166,18 +166,22 @@ impl<'a> Choice<'a> {
     }
 
     /// Some servers put a piece under both names.
-    fn message(self) -> Message<'a> {
-        let piece = self.delta.filter(|delta| !delta.is_empty());
-        piece.or(self.message).unwrap_or_default()
+    fn parts(self) -> [Texts<'a>; 6] {
+        let [delta, message] = [self.delta, self.message].map(|it| it.unwrap_or_default().parts());
+        if delta.iter().all(Texts::is_empty) {
+            message
+        } else {
+            delta
+        }
     }
 
     /// Everything that the model has put out.
     pub(super) fn texts(self) -> impl Iterator<Item = Cow<'a, str>> {
-        self.message().parts().into_iter().flat_map(Texts::all)
+        self.parts().into_iter().flat_map(Texts::all)
     }
 
     fn said(self) -> Said {
-        let [content, refusal, rest @ ..] = self.message().parts();
+        let [content, refusal, rest @ ..] = self.parts();
         let (text, other) = if content.said.is_empty() {
             (refusal, content)
         } else {
@@ -193,28 +197,6 @@ impl<'a> Choice<'a> {
 }
 
 impl<'a> Message<'a> {
-    fn is_empty(&self) -> bool {
-        let Self {
-            content,
-            refusal,
-            reasoning_content,
-            reasoning,
-            tool_calls,
-            function_call,
-            audio,
-        } = self;
-        let parts = [
-            content,
-            refusal,
-            reasoning_content,
-            reasoning,
-            tool_calls,
-            function_call,
-            audio,
-        ];
-        parts.into_iter().all(Texts::is_empty)
-    }
-
     /// Content, refusal, reasoning, and calls of tools, the old one and the transcript of speech.
     fn parts(self) -> [Texts<'a>; 6] {
         let reasoning = if self.reasoning_content.is_empty() {
