@@ -127,7 +127,7 @@ impl Data {
             limit.policy_name(),
             standing.used.at_least_zero(),
             standing.value,
-            limit.unit,
+            in_words(&limit.unit),
             limit.kind,
         );
         let threshold = match mark {
@@ -223,8 +223,12 @@ impl Data {
         Self {
             code: "stripe_entry_dead",
             message: format!(
-                "Stripe was not told of {} {unit} of {} that tenant '{slug}' used at {}: {}",
-                dead.value, dead.feature, dead.used_at, dead.error
+                "Stripe was not told of {} {} of {} that tenant '{slug}' used at {}: {}",
+                dead.value,
+                in_words(&unit),
+                dead.feature,
+                dead.used_at,
+                dead.error
             ),
             tenant_id: policy.tenant.tenant_id,
             tenant_slug: slug,
@@ -268,6 +272,14 @@ fn whose(subject: &Subject) -> String {
         Subject::Key(key) => format!(" with key {key}"),
         Subject::User(user) if user.is_empty() => " without an end user".to_owned(),
         Subject::User(user) => format!(" for user '{}'", user.escape_debug()),
+    }
+}
+
+/// A unit as a sentence names it.
+fn in_words(unit: &str) -> &str {
+    match unit {
+        "usd_micros" => "micro-dollars",
+        other => other,
     }
 }
 
