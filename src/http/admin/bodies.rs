@@ -3,7 +3,7 @@
 use crate::{
     domain::{
         feature::FeatureKey,
-        limit::{Limit, Scope},
+        limit::{InvalidLimit, Limit, Scope},
         names::{DisplayName, PlanCode},
         plan::{AllowedModels, PlanFeature},
         quantity::Quantity,
@@ -13,6 +13,7 @@ use crate::{
         error::{ApiError, ApiResult},
         fields::{FieldType, Fields},
     },
+    services::{AdminError, plans::check_feature},
 };
 
 /// A plan to be made.
@@ -75,18 +76,20 @@ pub(super) struct FeatureBody {
     stripe_meter: Option<String>,
 }
 
-/// A feature of a body, whole; its rules are the service's.
+/// A feature of a body, whole. Its rules are the service's, and a fault names where in the body it is.
 pub(super) fn feature_fields(fields: &mut Fields<'_>, key: FeatureKey) -> ApiResult<PlanFeature> {
     let display_name = match fields.optional("display_name")? {
         Some(name) => name,
-        None => DisplayName::of_text(&key.default_display_name())
-            .ok_or_else(|| ApiError::bad_field("display_name", "missing", DisplayName::ACCEPTED))?,
+        None => DisplayName::of_text(&key.default_display_name()).ok_or_else(|| {
+            let param = fields.param("display_name");
+            ApiError::bad_field(param, "missing", DisplayName::ACCEPTED)
+        })?,
     };
     let unit = fields.optional("unit")?;
     let mut limits = limit_fields(fields)?;
     // A limit without values says nothing in a plan.
     limits.retain(|limit| limit.soft.is_some() || limit.hard.is_some());
-    Ok(PlanFeature {
+    let feature = PlanFeature {
         display_name,
         unit: unit.unwrap_or_else(|| key.default_unit().to_owned()),
         is_metered: fields.optional("is_metered")?.unwrap_or(true),
@@ -94,7 +97,16 @@ pub(super) fn feature_fields(fields: &mut Fields<'_>, key: FeatureKey) -> ApiRes
         alert_thresholds: fields.optional("alert_thresholds")?,
         stripe_meter: fields.optional("stripe_meter")?,
         key,
-    })
+    };
+    check_feature(&feature).map_err(|error| match error {
+        AdminError::Invalid {
+            field,
+            value,
+            accepted,
+        } => ApiError::bad_field(fields.param(field), value, accepted),
+        other => other.into(),
+    })?;
+    Ok(feature)
 }
 
 /// `limits`, or the flat form of one; of both, the flat one must be the first of the list.
@@ -129,12 +141,20 @@ pub(super) fn limit_fields(fields: &mut Fields<'_>) -> ApiResult<Vec<Limit>> {
 }
 
 fn one_limit(fields: &mut Fields<'_>) -> ApiResult<Limit> {
-    Ok(Limit {
+    let limit = Limit {
         scope: fields.optional("scope")?.unwrap_or_default(),
         window: fields.optional("window")?.unwrap_or(WindowKind::Period),
         soft: fields.optional("soft_limit")?,
         hard: fields.optional("hard_limit")?,
-    })
+    };
+    match limit.check() {
+        Err(InvalidLimit::SoftAboveHard { soft, hard }) => Err(ApiError::bad_field(
+            fields.param("soft_limit"),
+            soft,
+            format_args!("at most the hard_limit, {hard}"),
+        )),
+        _ => Ok(limit), // a number below zero was refused as it was read
+    }
 }
 
 #[cfg(test)]

@@ -110,11 +110,15 @@ fn features(fields: &mut Fields<'_>) -> ApiResult<Option<Vec<PlanFeature>>> {
         object.finish()?;
         Ok(feature)
     };
-    objects
-        .into_iter()
-        .map(read)
-        .collect::<ApiResult<_>>()
-        .map(Some)
+    let features: Vec<PlanFeature> = objects.into_iter().map(read).collect::<ApiResult<_>>()?;
+    for (index, PlanFeature { key, .. }) in features.iter().enumerate() {
+        if features[..index].iter().any(|it| it.key == *key) {
+            let param = fields.param(&format!("features[{index}].feature_key"));
+            let again = format_args!("'{key}' once more");
+            return Err(ApiError::bad_field(param, again, "each feature once"));
+        }
+    }
+    Ok(Some(features))
 }
 
 /// Show a plan.

@@ -199,7 +199,7 @@ async fn bad_plans_are_refused_by_the_field_at_fault() {
         ),
         (
             plan(json!([{"feature_key": "x"}, {"feature_key": "x"}])),
-            "feature_key",
+            "features[1].feature_key",
         ),
         (
             plan(json!([{"feature_key": "x", "hard": 1}])),
@@ -207,7 +207,15 @@ async fn bad_plans_are_refused_by_the_field_at_fault() {
         ),
         (
             plan(json!([{"feature_key": "x", "soft_limit": 2, "hard_limit": 1}])),
-            "soft_limit",
+            "features[0].soft_limit",
+        ),
+        (
+            plan(
+                json!([{"feature_key": "x"}, {"feature_key": "y", "limits": [
+                    {"window": "day"}, {"soft_limit": 2, "hard_limit": 1}
+                ]}]),
+            ),
+            "features[1].limits[1].soft_limit",
         ),
         (
             plan(json!([{"feature_key": "x", "hard_limit": -1}])),
@@ -227,13 +235,16 @@ async fn bad_plans_are_refused_by_the_field_at_fault() {
         ),
         (
             plan(json!([{"feature_key": "x", "limits": [{"hard_limit": 1}, {"hard_limit": 2}]}])),
-            "limits",
+            "features[0].limits",
         ),
         (
             plan(json!([{"feature_key": "x", "alert_thresholds": [0]}])),
-            "alert_thresholds",
+            "features[0].alert_thresholds",
         ),
-        (plan(json!([{"feature_key": "x", "unit": ""}])), "unit"),
+        (
+            plan(json!([{"feature_key": "x", "unit": ""}])),
+            "features[0].unit",
+        ),
     ] {
         let reply = owner.post("/plans", &body).await;
         assert_eq!(
