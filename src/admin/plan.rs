@@ -44,6 +44,8 @@ struct PlanPage<'a> {
     fault: Fault,
     /// Somebody else saved meanwhile.
     is_conflict: bool,
+    /// Something else was done, and what was typed beside it is still to be saved.
+    is_unsaved: bool,
     preview: Option<PlanPreview>,
     tenants: u64,
     scopes: [&'static str; 3],
@@ -105,7 +107,6 @@ pub(super) async fn change(
     form: Form,
 ) -> PageResult {
     view.operator()?;
-    let here = format!("/admin/plans/{code}");
     match form.text("do") {
         "delete" => match plans(&app).delete(&code, None, &view.actor).await {
             Ok(()) => view::done("/admin/plans", "deleted"),
@@ -116,10 +117,10 @@ pub(super) async fn change(
                 view::mend(&page)
             }
         },
-        "add" => add(&app, &view, &code, &form, &here).await,
+        "add" => add(&app, &view, &code, &form).await,
         what => match what.strip_prefix("remove ") {
-            Some(place) => remove(&app, &view, &code, place, &here).await,
-            None => save(&app, &view, &code, &form, &here).await,
+            Some(place) => remove(&app, &view, &code, &form, place).await,
+            None => save(&app, &view, &code, &form).await,
         },
     }
 }
@@ -222,7 +223,7 @@ fn field_name(key: &FeatureKey, scope: Scope, window: WindowKind, side: &str) ->
     format!("limit {key} {scope} {window} {side}")
 }
 
-async fn save(app: &App, view: &View, code: &PlanCode, form: &Form, here: &str) -> PageResult {
+async fn save(app: &App, view: &View, code: &PlanCode, form: &Form) -> PageResult {
     let stored = plans(app).get(code).await?;
     let expected: Option<i64> = form.optional("version")?;
     let Edited { plan, faults } = edited(&stored, form);
@@ -245,8 +246,8 @@ async fn save(app: &App, view: &View, code: &PlanCode, form: &Form, here: &str) 
         features: Some(plan.features),
     };
     match plans(app).set(code, &change, expected, &view.actor).await {
-        Ok(saved) if saved.version == stored.version => view::done(here, "unchanged"),
-        Ok(_) => view::done(here, "saved"),
+        Ok(saved) if saved.version == stored.version => view::done(&address(code), "unchanged"),
+        Ok(_) => view::done(&address(code), "saved"),
         Err(AdminError::VersionConflict { .. }) => {
             let stored = plans(app).get(code).await?;
             conflict(page(app, view, &stored, form).await?)
@@ -266,7 +267,7 @@ fn conflict(mut page: PlanPage<'_>) -> PageResult {
 }
 
 /// Adds a feature, or a limit of one; what is there already is changed above.
-async fn add(app: &App, view: &View, code: &PlanCode, form: &Form, here: &str) -> PageResult {
+async fn add(app: &App, view: &View, code: &PlanCode, form: &Form) -> PageResult {
     let stored = plans(app).get(code).await?;
     let is_there = |change: &FeatureChange| {
         let limits = stored.features.iter().filter(|it| it.key == change.key);
@@ -318,7 +319,7 @@ async fn add(app: &App, view: &View, code: &PlanCode, form: &Form, here: &str) -
         Err(error) => Err(error),
     };
     match added {
-        Ok(_) => view::done(here, "saved"),
+        Ok(_) => done_beside(app, view, &stored, form, "saved").await,
         Err(error) => {
             let mut page = page(app, view, &stored, form).await?;
             page.fault = Fault::mend(error)?;
@@ -328,7 +329,8 @@ async fn add(app: &App, view: &View, code: &PlanCode, form: &Form, here: &str) -
 }
 
 /// Takes away a feature (`messages`), or one limit of it (`messages user day`).
-async fn remove(app: &App, view: &View, code: &PlanCode, place: &str, here: &str) -> PageResult {
+async fn remove(app: &App, view: &View, code: &PlanCode, form: &Form, place: &str) -> PageResult {
+    let stored = plans(app).get(code).await?;
     let mut words = place.split(' ');
     let key: Option<FeatureKey> = words.next().and_then(|key| key.parse().ok());
     let limit = match (words.next(), words.next()) {
@@ -338,15 +340,45 @@ async fn remove(app: &App, view: &View, code: &PlanCode, place: &str, here: &str
     let limit = match limit {
         Some((Ok(scope), Ok(window))) => Some((scope, window)),
         None => None,
-        Some(_) => return view::go(here),
+        Some(_) => return view::go(&address(code)),
     };
     let Some(key) = key else {
-        return view::go(here);
+        return view::go(&address(code));
     };
     plans(app)
         .remove_feature(code, &key, limit, None, &view.actor)
         .await?;
-    view::done(here, "removed")
+    done_beside(app, view, &stored, form, "removed").await
+}
+
+/// After a change beside the fields of the form: what was typed into these is not saved with it, and not lost.
+/// `before`: the plan as it was until then.
+async fn done_beside(
+    app: &App,
+    view: &View,
+    before: &Plan,
+    form: &Form,
+    said: &'static str,
+) -> PageResult {
+    let Edited { plan, faults } = edited(before, form);
+    if plan == *before && faults.is_empty() {
+        return view::done(&address(&before.code), said);
+    }
+    let stored = plans(app).get(&before.code).await?;
+    let none = Form::default();
+    let mut again = page(app, view, &stored, form).await?;
+    again.add = &none;
+    again.is_unsaved = true;
+    again.say(&faults);
+    let seen: Option<i64> = form.optional("version")?;
+    if seen.is_some_and(|seen| seen != before.version) {
+        return conflict(again);
+    }
+    view::show(&again)
+}
+
+fn address(code: &PlanCode) -> String {
+    format!("/admin/plans/{code}")
 }
 
 /// The page of the plan as it is stored, with what `form` has typed into it.
@@ -419,6 +451,7 @@ async fn page<'a>(
         features: rows.collect(),
         fault: Fault::default(),
         is_conflict: false,
+        is_unsaved: false,
         preview: None,
         scopes: ["tenant", "key", "user"],
         windows: WindowKind::ALL.map(WindowKind::as_str),

@@ -175,7 +175,15 @@ pub(super) async fn take(app: &App, view: &View, form: &Form) -> PageResult {
                 .map(|slug| format!("/admin?first={slug}")),
             Start::Tenant,
         ),
-        _ => return make_key(app, view, form).await,
+        _ => {
+            let slug: Slug = form.required("first")?;
+            let tenant = TenantRef::Slug(slug);
+            let tenant = Tenants::new(app.store.clone()).get(&tenant).await?;
+            match make_key(app, view, &tenant, form).await {
+                Ok(shown) => return Ok(shown),
+                Err(error) => (Err(error), Start::Key(tenant)),
+            }
+        }
     };
     match taken {
         Ok(next) => view::go(&next),
@@ -184,22 +192,19 @@ pub(super) async fn take(app: &App, view: &View, form: &Form) -> PageResult {
 }
 
 /// Makes a key, and shows it with what to do with it.
-async fn make_key(app: &App, view: &View, form: &Form) -> PageResult {
+async fn make_key(app: &App, view: &View, tenant: &Tenant, form: &Form) -> PageResult {
     use secrecy::ExposeSecret as _;
     let by = view.operator()?;
-    let slug: Slug = form.required("first")?;
     let new = NewKey {
         name: form.required("name")?,
         user: None,
         expires_at: None,
     };
-    let tenant = TenantRef::Slug(slug.clone());
-    let issued = Keys::new(app.store.clone())
-        .create(&tenant, new, by)
-        .await?;
+    let id = TenantRef::Id(tenant.tenant_id);
+    let issued = Keys::new(app.store.clone()).create(&id, new, by).await?;
     let mut page = page(app, view, form).await?;
     page.step = 4;
-    page.tenant = slug.to_string();
+    page.tenant = tenant.slug.to_string();
     page.secret = issued.secret.expose_secret().to_owned();
     view::show(&page)
 }

@@ -239,10 +239,15 @@ impl TenantPage<'_> {
 
     /// What was typed into a field of the form at fault.
     fn typed(&self, what: &str, name: &str) -> &str {
+        self.typed_or(what, name, "")
+    }
+
+    /// As [`typed`](Self::typed), and `usual` where the form is not at fault.
+    fn typed_or<'a>(&'a self, what: &str, name: &str, usual: &'a str) -> &'a str {
         if self.failed(what) {
             self.form.text(name)
         } else {
-            ""
+            usual
         }
     }
 }

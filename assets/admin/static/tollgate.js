@@ -1,5 +1,6 @@
 // Only improves what works without it: asks before what can't be taken back, copies what is shown once, says while it
-// is typed that a soft limit is above its hard one, and keeps what is in flight up to date.
+// is typed that a soft limit is above its hard one, sends what is typed in one form with another that would lose it,
+// and keeps what is in flight up to date.
 "use strict";
 
 document.addEventListener("submit", (event) => {
@@ -33,6 +34,14 @@ for (const row of document.querySelectorAll("[data-limit]")) {
   };
   soft?.addEventListener("input", check);
   hard?.addEventListener("input", check);
+}
+
+for (const form of document.querySelectorAll("form[data-with]")) {
+  form.addEventListener("formdata", ({ formData }) => {
+    for (const field of document.querySelectorAll(`#${form.dataset.with} input[name]`)) {
+      formData.append(field.name, field.value);
+    }
+  });
 }
 
 for (const form of document.querySelectorAll("form[data-live]")) {

@@ -37,6 +37,15 @@ async fn the_page_walks_from_nothing_to_a_first_request() {
     ];
     let page = browser.submit("/admin/start", &tenant).await;
     assert!(page.contains("Make a key"), "{page}");
+    let long = "x".repeat(201);
+    let bad = [("do", "key"), ("first", "acme"), ("name", long.as_str())];
+    let bad = browser.post("/admin/start", &bad).await;
+    assert_eq!(bad.status, 422);
+    assert!(
+        bad.text.contains("name-fault") && bad.text.contains(&long),
+        "{}",
+        bad.text
+    );
     let key = [("do", "key"), ("first", "acme"), ("name", "First key")];
     let made = browser.post("/admin/start", &key).await;
     assert_eq!(made.status, 200, "{}", made.text);

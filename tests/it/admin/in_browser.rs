@@ -70,6 +70,10 @@ async fn what_is_set_in_the_browser_judges_the_next_request() {
     );
     newcomer.chat("two").await.expect_ok();
     chrome.write("Messages soft limit", "unlimited").await;
+    chrome.write("Feature", "cost").await;
+    chrome.press("Add").await;
+    chrome.sees("not saved yet").await;
+    newcomer.chat("two and a half").await.expect_ok();
     chrome.press("Save").await;
     chrome.sees("Saved.").await;
     newcomer

@@ -206,6 +206,63 @@ async fn limits_of_other_scopes_and_windows_are_added_edited_and_removed() {
 }
 
 #[tokio::test]
+async fn what_is_typed_beside_an_addition_or_a_removal_is_neither_saved_nor_lost() {
+    let (gate, browser) = with_starter().await;
+    let version = value_of(&browser.page(STARTER).await, "version");
+    let add = [
+        ("do", "add"),
+        ("feature_key", "cost"),
+        ("hard_limit", "$5"),
+        ("version", version.as_str()),
+        (SOFT, "typed"),
+        (HARD, "175"),
+    ];
+    let answer = browser.post(STARTER, &add).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert!(answer.text.contains("not saved yet"), "{}", answer.text);
+    assert!(
+        answer.text.contains("is not a limit"),
+        "said beside its field"
+    );
+    assert_eq!(value_of(&answer.text, HARD), "175");
+    assert_eq!(value_of(&answer.text, SOFT), "typed");
+    let feature = "name=\"feature_key\" list=\"features\" value=\"\"";
+    assert!(answer.text.contains(feature), "it was added");
+    let stored = browser.page(STARTER).await;
+    assert_eq!(value_of(&stored, "limit cost tenant period hard"), "$5.00");
+    assert_eq!(value_of(&stored, HARD), "200");
+
+    let version = value_of(&answer.text, "version");
+    let remove = [
+        ("do", "remove cost"),
+        ("version", version.as_str()),
+        (HARD, "175"),
+    ];
+    let answer = browser.post(STARTER, &remove).await;
+    assert!(answer.text.contains("not saved yet"), "{}", answer.text);
+    assert!(!answer.text.contains("Cost hard limit"), "{}", answer.text);
+    let version = value_of(&answer.text, "version");
+    let save = [("do", "save"), ("version", version.as_str()), (HARD, "175")];
+    let saved = browser.submit(STARTER, &save).await;
+    assert_eq!(value_of(&saved, HARD), "175");
+
+    // Whoever has not seen what somebody else saved is told, before a save puts it back.
+    let late = [
+        ("do", "remove output_tokens"),
+        ("version", version.as_str()),
+        (HARD, "190"),
+    ];
+    let answer = browser.post(STARTER, &late).await;
+    assert_eq!(answer.status, 412);
+    assert!(
+        answer.text.contains("Theirs: <strong>175</strong>"),
+        "{}",
+        answer.text
+    );
+    gate.finish().await;
+}
+
+#[tokio::test]
 async fn a_preview_says_whom_a_change_would_refuse_and_changes_nothing() {
     let (gate, browser) = with_starter().await;
     for (slug, messages) in [("one", 1), ("two", 2), ("three", 3)] {

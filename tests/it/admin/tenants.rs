@@ -267,6 +267,46 @@ async fn what_is_wrong_is_said_and_what_was_typed_stays() {
             );
         }
     }
+    let plan = gate.cli_json(&["tenant", "show", "acme"]).await["plan_code"].clone();
+    let plan = plan.as_str().unwrap();
+    let output = ["feature", "set", plan, "output_tokens", "--hard", "100"];
+    gate.cli_json(&[&["plan"][..], &output].concat()).await;
+    let subscription = [
+        ("do", "subscription"),
+        ("plan_code", plan),
+        ("status", "past_due"),
+        ("current_period_start", "2026-03-01T00:00"),
+        ("current_period_end", "2026-02-01T00:00"),
+    ];
+    let answer = browser.post(ACME, &subscription).await;
+    assert_eq!(answer.status, 422, "{}", answer.text);
+    for kept in [
+        "value=\"past_due\" selected",
+        "value=\"2026-03-01T00:00\"",
+        "value=\"2026-02-01T00:00\"",
+    ] {
+        assert!(answer.text.contains(kept), "{kept}: {}", answer.text);
+    }
+    let reset = [
+        ("do", "reset"),
+        ("feature_key", "output_tokens"),
+        ("reason", ""),
+    ];
+    let answer = browser.post(ACME, &reset).await;
+    let chosen = answer.text.split("id=\"reset-feature\"").nth(1).unwrap();
+    assert!(
+        chosen.contains("<option selected>output_tokens"),
+        "{chosen}"
+    );
+    let long = "x".repeat(201);
+    let answer = browser
+        .post(ACME, &[("do", "rename"), ("name", long.as_str())])
+        .await;
+    assert!(
+        answer.text.contains(&format!("value=\"{long}\"")),
+        "{}",
+        answer.text
+    );
     gate.finish().await;
 }
 
