@@ -104,7 +104,8 @@ impl Period {
                 let mut index =
                     i32::try_from(at.micros().saturating_sub(start.micros()).div_euclid(mean))
                         .unwrap_or(0);
-                while bound(index) > at {
+                // Where the calendar ends there is no bound before, and that of the start stands for it.
+                while bound(index) > at && bound(index - 1) < bound(index) {
                     index -= 1;
                 }
                 while bound(index + 1) <= at && bound(index + 1) > bound(index) {
@@ -316,6 +317,34 @@ mod tests {
         let window = period.window_at(at("2026-01-29T00:00:00Z"));
         assert_eq!(window.start(), at("2026-01-29T00:00:00Z"));
         assert_eq!(window.end(), at("2026-02-12T00:00:00Z"));
+    }
+
+    #[test]
+    fn a_period_is_found_at_either_end_of_the_calendar() {
+        for (start, end) in [
+            ("2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z"),
+            ("0000-01-31T00:00:00Z", "0000-02-29T00:00:00Z"),
+            ("9999-10-31T00:00:00Z", "9999-11-30T00:00:00Z"),
+            ("2026-11-01T00:00:00Z", "2026-11-08T00:00:00Z"),
+        ] {
+            let period = Period::with(at(start), at(end)).unwrap();
+            for instant in [
+                Timestamp::from_micros(i64::MIN),
+                // The first and last that have a date (jiff's `Timestamp::MIN` and `MAX`).
+                Timestamp::from_seconds(-377_705_023_201),
+                Timestamp::from_seconds(253_402_207_200),
+                at("0000-01-01T00:00:00Z"),
+                at("9999-12-30T22:00:00Z"),
+                Timestamp::NEVER,
+            ] {
+                let window = period.window_at(instant); // comes to an end
+                assert!(window.start() < window.end());
+            }
+        }
+        let period = Period::monthly_from(at("2026-11-01T00:00:00Z"));
+        for instant in ["0000-01-05T00:00:00Z", "9999-11-05T00:00:00Z"] {
+            assert!(period.window_at(at(instant)).contains(at(instant)));
+        }
     }
 
     #[test]
