@@ -82,7 +82,7 @@ pub struct Parts {
     pub overview: Arc<Overview>,
     pub reporting: Reporting,
     pub reservations: Arc<Reservations>,
-    pub in_flight: InFlight,
+    pub in_flight: Arc<InFlight>,
     pub explanations: Explanations,
     pub statements: Statements,
     pub answers: Answers,
@@ -218,12 +218,13 @@ impl App {
         })
         .await
         .with_context(|| format!("reservations can't be read from {}", config.database))?;
-        let in_flight = InFlight {
+        let in_flight = Arc::new(InFlight {
             store: Arc::clone(&store),
             recorder: Arc::clone(&recorder),
             reservations: Arc::clone(&reservations),
+            tasks: tasks.clone(),
             clock: clock.clone(),
-        };
+        });
         let explanations = Explanations {
             store: Arc::clone(&store),
             catalogue: Arc::clone(&catalogue),

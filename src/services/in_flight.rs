@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
+    app::tasks::Tasks,
     clock::Clock,
     domain::{
         administrator::Actor,
@@ -47,6 +48,7 @@ pub struct InFlight {
     pub store: SharedStore,
     pub recorder: Arc<Recorder>,
     pub reservations: Arc<Reservations>,
+    pub tasks: Tasks,
     pub clock: Clock,
 }
 
@@ -158,7 +160,22 @@ impl InFlight {
     ///
     /// # Errors
     /// `NotFound` if nothing of that id is in flight; `Unavailable`.
-    pub async fn release(&self, id: ReservationId, by: &Actor) -> Result<(), AdminError> {
+    pub async fn release(
+        self: &Arc<Self>,
+        id: ReservationId,
+        by: &Actor,
+    ) -> Result<(), AdminError> {
+        let (this, by) = (Arc::clone(self), by.clone());
+        // A task of its own: what was released is in the audit log, whether its sender waits or not.
+        let released = self
+            .tasks
+            .spawn(async move { this.release_once(id, &by).await });
+        released
+            .await
+            .unwrap_or_else(|_| Err(AdminError::Unavailable("the server stops".to_owned())))
+    }
+
+    async fn release_once(&self, id: ReservationId, by: &Actor) -> Result<(), AdminError> {
         let not_found = || AdminError::not_found("reservation in flight", id);
         // What another replica holds of a chat is not known here.
         let held = self.list(None, Duration::ZERO).await?;

@@ -464,6 +464,19 @@ impl Reservations {
     /// # Errors
     /// [`ReservationError::Settled`], or [`ReservationError::NotFound`] if there is none, or it was released before.
     pub async fn release(
+        self: &Arc<Self>,
+        tenant: Option<TenantId>,
+        id: ReservationId,
+    ) -> Result<(), ReservationError> {
+        let this = Arc::clone(self);
+        // A task of its own: a client that goes away must not leave a hold that the store calls released.
+        let released = self
+            .tasks
+            .spawn(async move { this.release_once(tenant, id).await });
+        released.await.unwrap_or(Err(ReservationError::Stopped))
+    }
+
+    async fn release_once(
         &self,
         tenant: Option<TenantId>,
         id: ReservationId,
