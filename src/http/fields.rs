@@ -286,6 +286,11 @@ impl<'a> Fields<'a> {
         self.left.iter().any(|(key, _)| key == name)
     }
 
+    /// Knows the field as one that somebody else reads.
+    pub fn leave(&mut self, name: &'static str) {
+        self.take(name);
+    }
+
     /// A field as messages and `param` name it.
     #[must_use]
     pub fn param(&self, name: &str) -> String {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     AdminError,
-    plans::{self, check_feature},
+    plans::{self, ATTEMPTS, check_feature},
 };
 use crate::{
     domain::{
@@ -19,9 +19,6 @@ use crate::{
 };
 use artifact::{Artifact, Fault, FeatureEntry, LimitsEntry, PlanEntry};
 pub use changes::ChangeLine;
-
-/// How often the plans are read anew when someone else changed one in between.
-const ATTEMPTS: usize = 5;
 
 /// How an artifact is brought in.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +43,8 @@ impl SyncOptions {
         "allow_disabled_artifact",
         "create_plans",
     ];
+    /// The artifact's own fields beside them.
+    pub const BESIDE: [&str; 4] = ["enabled", "plans", "generated_at", "schema_version"];
 }
 
 /// What a sync did, or would do.

@@ -15,8 +15,9 @@ use crate::{
 
 use super::{AdminError, presets};
 
-/// How often a change is tried again when someone else was faster.
-const ATTEMPTS: usize = 5;
+/// How often a change is tried that others come before. Each of them has made its own, so one that asks for no version
+/// waits for as many as write beside it; there are never this many.
+pub(super) const ATTEMPTS: usize = 200;
 
 /// What a change does to a value that may be absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -16,12 +16,12 @@ use crate::{
         time::Timestamp,
         window::WindowKind,
     },
-    store::SharedStore,
+    store::{SharedStore, StoreError, StoreResult, versions},
 };
 
 use super::{
     AdminError,
-    plans::{Change, check_limits, check_text, merge_limit},
+    plans::{ATTEMPTS, Change, check_limits, check_text, merge_limit},
 };
 
 /// How many tenants are read from the store at once.
@@ -227,6 +227,40 @@ impl NewGrant {
     }
 }
 
+/// Reading, changing and writing what somebody else may write in between: again, unless the client asked for a version.
+struct Attempts {
+    asked: Option<i64>,
+    left: usize,
+}
+
+impl Attempts {
+    fn of(asked: Option<i64>) -> Self {
+        Self {
+            asked,
+            left: ATTEMPTS,
+        }
+    }
+
+    /// The version that is to be there still when it is written: the client's, else the one that was read.
+    fn expected(&self, read: i64) -> Option<i64> {
+        self.asked.or(Some(read))
+    }
+
+    /// Whether it is written.
+    ///
+    /// # Errors
+    /// Any failure but a conflict that another attempt may settle.
+    fn are_over(&mut self, written: StoreResult<()>) -> Result<bool, AdminError> {
+        match written {
+            Err(StoreError::VersionConflict { .. }) if self.asked.is_none() && self.left > 1 => {
+                self.left -= 1;
+                Ok(false)
+            }
+            written => Ok(written.map(|()| true)?),
+        }
+    }
+}
+
 /// The tenants, as they are kept.
 #[derive(Clone)]
 pub struct Tenants {
@@ -350,15 +384,22 @@ impl Tenants {
         change: &SubscriptionChange,
         by: &Actor,
     ) -> Result<Tenant, AdminError> {
-        let tenant = self.get(tenant).await?;
-        let subscription = change.apply(tenant.subscription.as_ref(), by.at)?;
-        self.store
-            .set_subscription(tenant.tenant_id, &subscription, self.expected, by)
-            .await?;
-        Ok(Tenant {
-            subscription: Some(subscription),
-            ..tenant
-        })
+        let mut attempts = Attempts::of(self.expected);
+        loop {
+            let found = self.get(tenant).await?;
+            let subscription = change.apply(found.subscription.as_ref(), by.at)?;
+            let seen = attempts.expected(versions::tenant(&found));
+            let written = self
+                .store
+                .set_subscription(found.tenant_id, &subscription, seen, by)
+                .await;
+            if attempts.are_over(written)? {
+                return Ok(Tenant {
+                    subscription: Some(subscription),
+                    ..found
+                });
+            }
+        }
     }
 
     /// Ends the subscription at once; one that is canceled already stays as it is.
@@ -388,9 +429,21 @@ impl Tenants {
         change: &OverrideChange,
         by: &Actor,
     ) -> Result<Tenant, AdminError> {
-        let found = self.get(tenant).await?;
-        let changed = change.apply(override_of(&found, &change.feature), by.at)?;
-        self.put_override(tenant, &changed, by).await
+        let mut attempts = Attempts::of(self.expected);
+        loop {
+            let found = self.get(tenant).await?;
+            let own = override_of(&found, &change.feature);
+            let changed = change.apply(own, by.at)?;
+            check_override(&changed, by.at)?;
+            let seen = attempts.expected(own.map_or(versions::ABSENT, versions::override_));
+            let written = self
+                .store
+                .set_override(found.tenant_id, &changed, seen, by)
+                .await;
+            if attempts.are_over(written)? {
+                return self.get(tenant).await;
+            }
+        }
     }
 
     /// Replaces the override of one feature whole.
@@ -422,28 +475,32 @@ impl Tenants {
         limit: Option<(Scope, WindowKind)>,
         by: &Actor,
     ) -> Result<Tenant, AdminError> {
-        let found = self.get(tenant).await?;
         let missing = || AdminError::not_found("limit", format!("{feature} of tenant {tenant}"));
-        let own = override_of(&found, feature).ok_or_else(missing)?;
-        let is_kept = |kept: &&Limit| limit.is_some_and(|gone| gone != (kept.scope, kept.window));
-        let kept: Vec<Limit> = own.limits.iter().filter(is_kept).copied().collect();
-        if kept.len() == own.limits.len() {
-            return Err(missing());
-        }
-        if kept.is_empty() {
-            self.store
-                .remove_override(found.tenant_id, feature, self.expected, by)
-                .await?;
-        } else {
-            let rest = Override {
-                limits: kept,
-                ..own.clone()
+        let mut attempts = Attempts::of(self.expected);
+        loop {
+            let found = self.get(tenant).await?;
+            let own = override_of(&found, feature).ok_or_else(missing)?;
+            let is_kept =
+                |kept: &&Limit| limit.is_some_and(|gone| gone != (kept.scope, kept.window));
+            let kept: Vec<Limit> = own.limits.iter().filter(is_kept).copied().collect();
+            if kept.len() == own.limits.len() {
+                return Err(missing());
+            }
+            let (id, seen) = (found.tenant_id, attempts.expected(versions::override_(own)));
+            let written = if kept.is_empty() {
+                let removed = self.store.remove_override(id, feature, seen, by).await;
+                removed.map(|_| ())
+            } else {
+                let rest = Override {
+                    limits: kept,
+                    ..own.clone()
+                };
+                self.store.set_override(id, &rest, seen, by).await
             };
-            self.store
-                .set_override(found.tenant_id, &rest, self.expected, by)
-                .await?;
+            if attempts.are_over(written)? {
+                return self.get(tenant).await;
+            }
         }
-        self.get(tenant).await
     }
 
     /// # Errors

@@ -163,7 +163,7 @@ pub trait CatalogueStore: Send + Sync {
     ///
     /// # Errors
     /// `NotFound` for the tenant, or for an override that is expected and not there; `VersionConflict` of the
-    /// override.
+    /// override, also of one that is expected to be [`ABSENT`](super::versions::ABSENT).
     fn set_override<'a>(
         &'a self,
         tenant: TenantId,

@@ -10,6 +10,9 @@ use crate::domain::{
     tenant::{ApiKey, Tenant},
 };
 
+/// Of what is not there.
+pub const ABSENT: i64 = 0;
+
 /// Of a tenant with its subscription and overrides.
 #[must_use]
 pub fn tenant(tenant: &Tenant) -> i64 {

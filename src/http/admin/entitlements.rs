@@ -58,7 +58,12 @@ pub(super) async fn sync(
         create_plans: option("create_plans")?,
         plans: fields.optional("plan_filters")?.unwrap_or_default(),
     };
-    // What else is in it is the artifact's; it tells of all its faults at once.
+    // A misspelt `dry_run` must not be taken for a field of an artifact to come, and everything applied.
+    for name in SyncOptions::BESIDE {
+        fields.leave(name);
+    }
+    fields.finish()?;
+    // The rest is the artifact's; it tells of all its faults at once.
     let text = str::from_utf8(&body)
         .map_err(|_| ApiError::Unreadable("the body is not UTF-8".to_owned()))?;
     let synced = Entitlements::new(app.store.clone())

@@ -311,8 +311,8 @@ pub(super) async fn set_override(
     let own = override_of(&stored, &limits.feature);
     match own {
         Some(own) => check_override(&stored, own, expected)?,
-        None if expected.is_some() => return Err(not_found("limit", &limits.feature)),
-        None => {}
+        None if expected.is_none_or(|it| it == versions::ABSENT) => {}
+        None => return Err(not_found("limit", &limits.feature)),
     }
     Change {
         action: "override.set",

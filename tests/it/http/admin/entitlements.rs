@@ -54,6 +54,12 @@ async fn an_artifact_is_brought_in_whole_and_holds_at_once() {
         .expect_status(200);
     acme.chat("two").await.expect(429, "usage_limit_exceeded");
 
+    for name in ["dry-run", "plan", "stripe"] {
+        let misspelt = with(artifact(9), name, json!(true));
+        let refused = owner.post("/entitlements/sync", &misspelt).await;
+        refused.expect_bad(name);
+    }
+
     let only = with(artifact(7), "plan_filters", json!(["SOLO"]));
     let filtered = owner
         .post("/entitlements/sync", &only)

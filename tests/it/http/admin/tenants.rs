@@ -6,6 +6,42 @@ use serde_json::{Value, json};
 use crate::http::support::{FakeOpenAi, Tollgate, hard, http::Reply};
 
 #[tokio::test]
+async fn changes_side_by_side_all_hold() {
+    let gate = Tollgate::serve().start().await;
+    let owner = gate.owner();
+    for plan in ["starter", "pro"] {
+        let plan = json!({"plan_code": plan, "name": plan, "preset": plan});
+        owner.post("/plans", &plan).await.expect_status(201);
+    }
+    let tenant = json!({"slug": "acme", "name": "Acme", "plan_code": "starter"});
+    owner.post("/tenants", &tenant).await.expect_status(201);
+    let path = "/tenants/acme/subscription";
+    for _ in 0..20 {
+        let back = json!({"plan_code": "starter", "status": "active"});
+        owner.put(path, &back).await.expect_status(200);
+        let (moved, canceled) = (json!({"plan_code": "pro"}), json!({"status": "canceled"}));
+        let (one, other) = tokio::join!(owner.put(path, &moved), owner.put(path, &canceled));
+        one.expect_status(200);
+        other.expect_status(200);
+        let stands = owner.get("/tenants/acme").await.body["subscription"].clone();
+        assert_eq!(
+            (&stands["plan_code"], &stands["status"]),
+            (&json!("pro"), &json!("canceled"))
+        );
+    }
+
+    // Features of one plan, many at once, as a tool that provisions them does.
+    let paths: Vec<String> = (0..24)
+        .map(|number| format!("/plans/pro/features/f{number}"))
+        .collect();
+    let hard = json!({"hard_limit": 1});
+    let puts = paths.iter().map(|path| owner.put(path, &hard));
+    for put in futures_util::future::join_all(puts).await {
+        assert!(matches!(put.status, 200 | 201), "{put:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_tenant_is_made_changed_and_subscribed_field_by_field() {
     let gate = Tollgate::serve().start().await;
     let owner = gate.owner();
