@@ -13,6 +13,8 @@ struct Answer {
     /// Text not counted for good: after a check, the last word, which may go on.
     text: String,
     counted: Quantity,
+    /// Of the text that is counted for good.
+    characters: i64,
     /// Bytes that may still come before the count could pass the maximum: a token is at least a byte.
     unchecked_bytes: usize,
     tokens_at_check: i64,
@@ -56,13 +58,20 @@ impl OutputMeter {
         !self.answers.is_empty()
     }
 
-    /// All output so far, by the tokenizer.
+    /// All output so far, by the tokenizer. Of an answer that was given `maximum` no more than that, unless it has
+    /// passed it by the fewest tokens that it can be.
     #[must_use]
-    pub fn tokens(&self) -> Quantity {
-        self.answers
-            .iter()
-            .map(|answer| answer.tokens(&self.model))
-            .sum()
+    pub fn tokens(&self, maximum: Option<Quantity>) -> Quantity {
+        let of_answer = |answer: &Answer| {
+            let counted = answer.tokens(&self.model);
+            match maximum {
+                Some(maximum) if counted > maximum => {
+                    maximum.max(Quantity::new(answer.fewest(&self.model, counted.get())))
+                }
+                _ => counted,
+            }
+        };
+        self.answers.iter().map(of_answer).sum()
     }
 
     /// Whether `bytes` more of text may have to be counted to know whether `maximum` is passed.
@@ -72,10 +81,8 @@ impl OutputMeter {
         !Answer::default().fits(maximum.get(), bytes) || !self.answers.iter().all(fits)
     }
 
-    /// Whether an answer has passed `maximum`, so that its upstream plainly does not honour it.
-    ///
-    /// A model whose own tokenizer is not known here may need up to a quarter fewer tokens for a text than the
-    /// stand-in counts, and a stream that keeps its maximum must not be cut.
+    /// Whether an answer has passed `maximum`, so that its upstream plainly does not honour it: a stream that keeps its
+    /// maximum must not be cut.
     pub fn passes(&mut self, maximum: Quantity) -> bool {
         let model = &self.model;
         self.answers
@@ -89,9 +96,21 @@ impl Answer {
         self.counted.plus(tokens::count(model, &self.text))
     }
 
+    /// The fewest tokens that `counted` ones can be for a model whose own tokenizer is not known here: a quarter fewer,
+    /// or one for two characters. Of emoji and rare scripts, which larger vocabularies have whole, the stand-in makes
+    /// three and more a character.
+    fn fewest(&self, model: &str, counted: i64) -> i64 {
+        if tokens::is_exact(model) {
+            return counted;
+        }
+        let characters = self.characters.saturating_add(characters_of(&self.text));
+        (counted.saturating_mul(3) / 4).min(characters / 2)
+    }
+
     /// Counts the first `end` bytes of the text, and lets them go.
     fn count_for_good(&mut self, model: &str, end: usize) {
         self.counted = self.counted.plus(tokens::count(model, &self.text[..end]));
+        self.characters += characters_of(&self.text[..end]);
         self.text.drain(..end);
     }
 
@@ -113,15 +132,15 @@ impl Answer {
         if self.frames > maximum && counted.saturating_mul(2) >= self.frames {
             return true;
         }
-        let tokens = if tokens::is_exact(model) {
-            counted
-        } else {
-            counted.saturating_mul(3) / 4
-        };
+        let tokens = self.fewest(model, counted);
         self.tokens_at_check = tokens;
         self.unchecked_bytes = 0;
         tokens > maximum
     }
+}
+
+fn characters_of(text: &str) -> i64 {
+    i64::try_from(text.chars().count()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -181,7 +200,7 @@ mod tests {
             meter.answers[0].text.len() < text.len() / 2,
             "counted for good"
         );
-        assert_eq!(meter.tokens(), whole);
+        assert_eq!(meter.tokens(None), whole);
         meter.add(0, " and so on");
         assert!(meter.passes(whole));
     }
@@ -203,7 +222,7 @@ mod tests {
             meter.add(answer, " word word word");
         }
         assert!(!meter.passes(Quantity::new(3)));
-        assert_eq!(meter.tokens(), Quantity::new(12));
+        assert_eq!(meter.tokens(None), Quantity::new(12));
     }
 
     #[test]
@@ -213,7 +232,7 @@ mod tests {
             meter.add(0, " word");
         }
         assert!(meter.answers[0].text.len() <= LONGEST_KEPT_BYTES);
-        assert_eq!(meter.tokens(), Quantity::new(20_000));
+        assert_eq!(meter.tokens(None), Quantity::new(20_000));
     }
 
     #[test]
@@ -226,5 +245,24 @@ mod tests {
         );
         meter.add(0, &" word".repeat(2));
         assert!(meter.passes(Quantity::new(10)));
+    }
+
+    #[test]
+    fn a_stream_of_emoji_is_not_cut_for_a_tokenizer_that_has_them_in_pieces() {
+        // Gemma's has each of these whole (llama.cpp's tokenizer, Gemma 3 270M); o200k makes two to four of it.
+        let emoji = "🦄🧬🪐🛸🦖🪼🫠🧿".repeat(5);
+        for (text, tokens) in [(emoji.as_str(), 40), ("🇩🇪🇫🇷🇯🇵🇧🇷", 8), ("𝕳𝖊𝖑𝖑𝖔", 5)]
+        {
+            let mut meter = OutputMeter::new("gemma");
+            let maximum = Quantity::new(tokens);
+            for character in text.chars() {
+                meter.add(0, character.encode_utf8(&mut [0; 4]));
+                assert!(!meter.passes(maximum), "{text}");
+            }
+            assert!(meter.tokens(None) > maximum, "{text}");
+            assert_eq!(meter.tokens(Some(maximum)), maximum, "{text}");
+            meter.add(0, &text.repeat(4));
+            assert!(meter.passes(maximum), "{text}");
+        }
     }
 }

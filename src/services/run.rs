@@ -120,9 +120,9 @@ impl Run {
     #[must_use]
     pub fn usage_so_far(&self) -> TokenUsage {
         match self.reported {
-            Some(usage) if self.is_behind => at_least_produced(usage, &self.meter),
+            Some(usage) if self.is_behind => at_least(usage, self.meter.tokens(self.maximum())),
             Some(usage) => usage,
-            None => estimate(&self.estimate_input, &self.meter),
+            None => estimate(&self.estimate_input, self.meter.tokens(self.maximum())),
         }
     }
 
@@ -140,9 +140,14 @@ impl Run {
         }
     }
 
+    /// The maximum that the upstream was given for each answer.
+    fn maximum(&self) -> Option<Quantity> {
+        self.admitted.output.and_then(|output| output.sent())
+    }
+
     /// The maximum at which it is cut off.
     fn cut_off_at(&self) -> Option<Quantity> {
-        let maximum = self.admitted.output.and_then(|output| output.sent());
+        let maximum = self.maximum();
         maximum.filter(|_| self.rules.stream_cutoff == StreamCutoff::On)
     }
 
@@ -169,7 +174,7 @@ impl Run {
         if !self.is_charged(end) {
             return Ok(Outcome::Free);
         }
-        let reported = self.reported;
+        let (reported, maximum) = (self.reported, self.maximum());
         drop(self.upstream);
         // Of a whole answer the last report is all there is to it, wherever in the stream it came.
         let is_behind = self.is_behind && end != End::Completed;
@@ -178,8 +183,8 @@ impl Run {
             _ => {
                 let (count_input, meter) = (self.estimate_input, Arc::new(self.meter));
                 let counting = tokens::aside(move || match reported {
-                    Some(usage) => at_least_produced(usage, &meter),
-                    None => estimate(&count_input, &meter),
+                    Some(usage) => at_least(usage, meter.tokens(maximum)),
+                    None => estimate(&count_input, meter.tokens(maximum)),
                 });
                 let counted = Box::pin(counting).await; // few providers report nothing
                 (counted, reported != Some(counted))
@@ -221,18 +226,18 @@ impl Run {
     }
 }
 
-/// A report from the midst of a stream, with what was seen if that is more.
-fn at_least_produced(reported: TokenUsage, meter: &OutputMeter) -> TokenUsage {
+/// A report from the midst of a stream, with the output that was seen if that is more.
+fn at_least(reported: TokenUsage, output: Quantity) -> TokenUsage {
     TokenUsage {
-        output_tokens: reported.output_tokens.max(meter.tokens()),
+        output_tokens: reported.output_tokens.max(output),
         ..reported
     }
 }
 
-fn estimate(count_input: &EstimateInput, meter: &OutputMeter) -> TokenUsage {
+fn estimate(count_input: &EstimateInput, output: Quantity) -> TokenUsage {
     TokenUsage {
         input_tokens: count_input(),
-        output_tokens: meter.tokens(),
+        output_tokens: output,
         ..TokenUsage::default()
     }
 }
