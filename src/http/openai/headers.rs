@@ -20,6 +20,21 @@ fn is_hop_by_hop(name: &str) -> bool {
     )
 }
 
+/// Who a client is to its provider. Upstream that is the operator: a key goes nowhere else, and whose account pays is
+/// not the client's to choose (OpenAI's SDKs name organization and project from the environment).
+fn is_identity(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "cookie"
+            | "api-key"
+            | "x-api-key"
+            | "x-goog-api-key"
+            | "openai-organization"
+            | "openai-project"
+    )
+}
+
 /// A client's headers, without those that are the connection's, tollgate's or the tenant's secrets.
 pub(super) fn for_upstream(headers: &HeaderMap) -> HeaderMap {
     let named = named_by_connection(headers);
@@ -28,15 +43,9 @@ pub(super) fn for_upstream(headers: &HeaderMap) -> HeaderMap {
         let text = name.as_str();
         let is_ours = matches!(
             text,
-            "authorization"
-                | "cookie"
-                | "idempotency-key"
-                | "accept-encoding"
-                | "expect"
-                | "trailer"
-                | "content-type"
+            "idempotency-key" | "accept-encoding" | "expect" | "trailer" | "content-type"
         ) || text.starts_with("x-tollgate-");
-        if !is_ours && !is_hop_by_hop(text) && !named.contains(name) {
+        if !is_ours && !is_identity(text) && !is_hop_by_hop(text) && !named.contains(name) {
             kept.append(name.clone(), value.clone());
         }
     }
@@ -105,6 +114,10 @@ mod tests {
         let sent = for_upstream(&headers(&[
             ("authorization", "Bearer tg_x"),
             ("cookie", "a=b"),
+            ("api-key", "tg_x"),
+            ("x-api-key", "tg_x"),
+            ("openai-organization", "org-x"),
+            ("openai-project", "proj_x"),
             ("idempotency-key", "k"),
             ("x-tollgate-user", "u"),
             ("connection", "close, X-Hop"),
