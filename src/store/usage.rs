@@ -195,8 +195,9 @@ pub trait UsageStore: Send + Sync {
     /// from rollups, cut ones from events (design.md §1).
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`](super::StoreError) if no reader is free within 250 ms (Postgres: the server does not
-    /// answer within 250 ms, or no connection is free within 2 s). Nothing changed; retrying is safe.
+    /// [`StoreError::Unavailable`](super::StoreError) if others are being summed up for 2 s, or no reader is free for
+    /// 250 ms (Postgres: the server does not answer within 250 ms, or no connection is free within 2 s). Nothing
+    /// changed; retrying is safe.
     fn totals<'a>(
         &'a self,
         tenant: TenantId,

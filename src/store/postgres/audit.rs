@@ -40,7 +40,7 @@ impl AuditStore for PostgresStore {
         before_id: Option<i64>,
         limit: usize,
     ) -> BoxFuture<'a, StoreResult<Vec<AuditEntry>>> {
-        Box::pin(self.read("audit.search", move |tx| async move {
+        Box::pin(self.read_much("audit.search", move |tx| async move {
             rows::list(
                 &tx,
                 "audit_log",

@@ -125,9 +125,11 @@ impl CatalogueStore for PostgresStore {
         after: Option<&'a Slug>,
         limit: usize,
     ) -> BoxFuture<'a, StoreResult<Vec<Tenant>>> {
-        Box::pin(self.read("catalogue.search_tenants", move |tx| async move {
-            tenants::search(&tx, search, after, limit).await
-        }))
+        Box::pin(
+            self.read_much("catalogue.search_tenants", move |tx| async move {
+                tenants::search(&tx, search, after, limit).await
+            }),
+        )
     }
 
     fn create_tenant<'a>(

@@ -77,6 +77,15 @@ impl PostgresStore {
         self.pool.transact(name, Kind::READ, work).await
     }
 
+    /// [`read`](Self::read) for what may look at much.
+    async fn read_much<T, W>(&self, name: &'static str, work: impl Fn(Tx) -> W) -> StoreResult<T>
+    where
+        W: Future<Output = Result<T, Failed>>,
+    {
+        let _turn = self.pool.turn_of_report(name).await?;
+        self.pool.transact(name, Kind::READ, work).await
+    }
+
     /// Reads what may take long.
     async fn read_at_leisure<T, W>(
         &self,

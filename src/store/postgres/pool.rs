@@ -16,6 +16,7 @@ use deadpool::{
 };
 use deadpool_postgres::ClientWrapper;
 use futures_util::future::{Either, select};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_postgres::error::SqlState;
 
 use super::{
@@ -31,6 +32,8 @@ use crate::store::{
 
 /// Connections for transactions; the watch has one more.
 const CONNECTIONS: usize = 8;
+/// How many of them may be with what looks at much: the others stay for what decides on requests.
+const REPORTERS: usize = 4;
 /// How long a request waits for a connection while the server answers: many new tenants at once are no reason to let
 /// them by uncounted. For a server that does not answer it waits 250 ms, whatever it is doing ([`Watch`]).
 const REQUEST_WAIT: Duration = Duration::from_secs(2);
@@ -79,6 +82,7 @@ impl Kind {
 /// The connections to one database.
 pub(super) struct Pool {
     connections: managed::Pool<Connector>,
+    free_reporters: Semaphore,
     watch: Watch,
     /// As in errors.
     place: String,
@@ -95,6 +99,7 @@ impl Pool {
             .map_err(|error| StoreError::Unavailable(error.to_string()))?;
         Ok(Self {
             connections,
+            free_reporters: Semaphore::new(REPORTERS),
             watch: Watch::start(connector),
             place,
             measure: OnceLock::new(),
@@ -150,6 +155,20 @@ impl Pool {
                 Failed::Corrupt(why) | Failed::NoConnection(why) => self.unavailable(name, &why),
             }),
             Either::Right((why, _)) => Err(self.unavailable(name, &why)),
+        }
+    }
+
+    /// A turn of something that looks at much, kept until it ends.
+    pub(super) async fn turn_of_report(
+        &self,
+        name: &'static str,
+    ) -> StoreResult<SemaphorePermit<'_>> {
+        let turn = tokio::time::timeout(REQUEST_WAIT, self.free_reporters.acquire()).await;
+        match turn {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) | Err(_) => {
+                Err(self.unavailable(name, "others were being summed up for 2 s"))
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
 
 impl TrendStore for PostgresStore {
     fn used_by_hour(&self, window: Window) -> BoxFuture<'_, StoreResult<Vec<UsedInHour>>> {
-        Box::pin(self.read("trends.used_by_hour", move |tx| async move {
+        Box::pin(self.read_much("trends.used_by_hour", move |tx| async move {
             let features = features(&tx).await?;
             let mut used = Vec::new();
             for feature in features {
@@ -43,7 +43,7 @@ impl TrendStore for PostgresStore {
             let mut features = features.to_vec();
             features.sort();
             let features = features.as_slice();
-            self.read("trends.tenant_used_by_hour", |tx| async move {
+            self.read_much("trends.tenant_used_by_hour", |tx| async move {
             let mut used = Vec::new();
             for feature in features {
                 used.extend(rows::list(
@@ -90,27 +90,29 @@ impl TrendStore for PostgresStore {
         &self,
         window: Window,
     ) -> BoxFuture<'_, StoreResult<Vec<(Timestamp, Decisions)>>> {
-        Box::pin(self.read("trends.decisions_by_hour", move |tx| async move {
-            rows::list(
-                &tx,
-                "decision_trends",
-                "SELECT * FROM decision_trends WHERE hour >= $1 AND hour < $2 ORDER BY hour",
-                params![window.start().micros(), window.end().micros()],
-                |cells| {
-                    let count = |column| {
-                        let count: i64 = cells.get(column)?;
-                        Ok::<_, Failed>(u64::try_from(count).unwrap_or(0))
-                    };
-                    let decisions = Decisions {
-                        allow: count("allow")?,
-                        soft_limit: count("soft_limit")?,
-                        hard_limit: count("hard_limit")?,
-                    };
-                    Ok((cells.time("hour")?, decisions))
-                },
-            )
-            .await
-        }))
+        Box::pin(
+            self.read_much("trends.decisions_by_hour", move |tx| async move {
+                rows::list(
+                    &tx,
+                    "decision_trends",
+                    "SELECT * FROM decision_trends WHERE hour >= $1 AND hour < $2 ORDER BY hour",
+                    params![window.start().micros(), window.end().micros()],
+                    |cells| {
+                        let count = |column| {
+                            let count: i64 = cells.get(column)?;
+                            Ok::<_, Failed>(u64::try_from(count).unwrap_or(0))
+                        };
+                        let decisions = Decisions {
+                            allow: count("allow")?,
+                            soft_limit: count("soft_limit")?,
+                            hard_limit: count("hard_limit")?,
+                        };
+                        Ok((cells.time("hour")?, decisions))
+                    },
+                )
+                .await
+            }),
+        )
     }
 }
 

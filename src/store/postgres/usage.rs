@@ -92,7 +92,7 @@ impl UsageStore for PostgresStore {
         window: Window,
         by: Option<Dimension>,
     ) -> BoxFuture<'a, StoreResult<Totals>> {
-        Box::pin(self.read("usage.totals", move |tx| async move {
+        Box::pin(self.read_much("usage.totals", move |tx| async move {
             sums::totals(&tx, tenant, features, window, by).await
         }))
     }
@@ -188,7 +188,7 @@ impl UsageStore for PostgresStore {
         Box::pin(async move {
             let (at, id) =
                 before.map_or((i64::MAX, Uuid::max()), |(at, id)| (at.micros(), id.uuid()));
-            self.read("usage.list_events", |tx| async move {
+            self.read_much("usage.list_events", |tx| async move {
                 rows::list(
                     &tx,
                     "usage_events",

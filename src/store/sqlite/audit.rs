@@ -40,7 +40,7 @@ impl AuditStore for SqliteStore {
         limit: usize,
     ) -> BoxFuture<'a, StoreResult<Vec<AuditEntry>>> {
         let filter = filter.clone();
-        Box::pin(self.read("audit.search", move |tx| {
+        Box::pin(self.read_much("audit.search", move |tx| {
             rows::list(
                 tx,
                 "audit_log",

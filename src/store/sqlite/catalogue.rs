@@ -122,7 +122,7 @@ impl CatalogueStore for SqliteStore {
         limit: usize,
     ) -> BoxFuture<'a, StoreResult<Vec<Tenant>>> {
         let (search, after) = (search.clone(), after.cloned());
-        Box::pin(self.read("catalogue.search_tenants", move |tx| {
+        Box::pin(self.read_much("catalogue.search_tenants", move |tx| {
             tenants::search(tx, &search, after.as_ref(), limit)
         }))
     }

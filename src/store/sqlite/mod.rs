@@ -96,6 +96,16 @@ impl SqliteStore {
         self.pool.read(name, work).await
     }
 
+    /// [`read`](Self::read) for what may look at much.
+    async fn read_much<T, F>(&self, name: &'static str, work: F) -> StoreResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, Failed> + Send + 'static,
+    {
+        self.strike(name, Moment::Before)?;
+        self.pool.read_much(name, work).await
+    }
+
     /// Runs `work` in a write transaction, after the writes asked for before it; durable when this returns `Ok`.
     /// If `work` fails, nothing of it stays.
     async fn write<T, F>(&self, name: &'static str, work: F) -> StoreResult<T>

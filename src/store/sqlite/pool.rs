@@ -27,8 +27,12 @@ use crate::store::{StoreError, StoreResult, catalogue::LOOK_EVERY};
 
 /// How many may read at once. More would not read faster on a few cores, and each has a page cache of its own.
 pub(super) const READERS: u32 = 4;
-/// How long a read waits for a reader before it gives up (the promise of `UsageStore::totals`).
+/// How long a read waits for a reader before it gives up.
 const READER_WAIT: Duration = Duration::from_millis(250);
+/// How many of the readers may be with what looks at much: the others stay for what decides on requests.
+const REPORTERS: usize = 2;
+/// How long such a read waits for its turn.
+const REPORT_WAIT: Duration = Duration::from_secs(2);
 /// Writes that wait; the next one waits to get in line.
 const QUEUE: usize = 256;
 /// Another process (`sqlite3` by hand) may hold the write lock for a moment.
@@ -61,6 +65,7 @@ pub(super) struct Pool {
     path: PathBuf,
     readers: r2d2::Pool<ReaderManager>,
     free_readers: Arc<Semaphore>,
+    free_reporters: Arc<Semaphore>,
     /// Begun by the first who asks; none if the kernel can't tell.
     watch: OnceLock<Option<Watch>>,
     writer: Writer,
@@ -96,6 +101,7 @@ impl Pool {
             free_readers: Arc::new(Semaphore::new(
                 usize::try_from(READERS).expect("a small number"),
             )),
+            free_reporters: Arc::new(Semaphore::new(REPORTERS)),
             watch: OnceLock::new(),
             writer: Writer::start(path, connection)
                 .map_err(|error| unavailable(error.to_string()))?,
@@ -132,6 +138,25 @@ impl Pool {
                 "{name}: the runtime is shutting down"
             )))
         })
+    }
+
+    /// [`read`](Self::read) for what may look at much: sums, lists and searches, as many of them at once as leave readers
+    /// to others.
+    pub(super) async fn read_much<T, F>(&self, name: &'static str, work: F) -> StoreResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, Failed> + Send + 'static,
+    {
+        let waiting = Arc::clone(&self.free_reporters).acquire_owned();
+        let turn = tokio::time::timeout(REPORT_WAIT, waiting).await;
+        let turn = turn.map_err(|_| {
+            StoreError::Unavailable(format!("{name}: others were being summed up for 2 s"))
+        })?;
+        self.read(name, move |tx| {
+            let _turn = turn; // kept until the work ends, as a reader's is
+            work(tx)
+        })
+        .await
     }
 
     /// Comes back when something may have been committed since the last call.

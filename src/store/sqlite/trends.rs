@@ -17,7 +17,7 @@ use crate::{
 
 impl TrendStore for SqliteStore {
     fn used_by_hour(&self, window: Window) -> BoxFuture<'_, StoreResult<Vec<UsedInHour>>> {
-        Box::pin(self.read("trends.used_by_hour", move |tx| {
+        Box::pin(self.read_much("trends.used_by_hour", move |tx| {
             let features = features(tx)?;
             let mut used = Vec::new();
             for feature in features {
@@ -41,7 +41,7 @@ impl TrendStore for SqliteStore {
     ) -> BoxFuture<'a, StoreResult<Vec<UsedInHour>>> {
         let mut features = features.to_vec();
         features.sort();
-        Box::pin(self.read("trends.tenant_used_by_hour", move |tx| {
+        Box::pin(self.read_much("trends.tenant_used_by_hour", move |tx| {
             let mut used = Vec::new();
             for feature in features {
                 used.extend(rows::list(
@@ -85,7 +85,7 @@ impl TrendStore for SqliteStore {
         &self,
         window: Window,
     ) -> BoxFuture<'_, StoreResult<Vec<(Timestamp, Decisions)>>> {
-        Box::pin(self.read("trends.decisions_by_hour", move |tx| {
+        Box::pin(self.read_much("trends.decisions_by_hour", move |tx| {
             rows::list(
                 tx,
                 "decision_trends",

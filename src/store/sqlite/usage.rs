@@ -73,7 +73,7 @@ impl UsageStore for SqliteStore {
         by: Option<Dimension>,
     ) -> BoxFuture<'a, StoreResult<Totals>> {
         let features = features.to_vec();
-        Box::pin(self.read("usage.totals", move |tx| {
+        Box::pin(self.read_much("usage.totals", move |tx| {
             sums::totals(tx, tenant, &features, window, by)
         }))
     }
@@ -82,11 +82,11 @@ impl UsageStore for SqliteStore {
         &self,
         asks: Vec<TenantAsk>,
     ) -> BoxFuture<'_, StoreResult<Vec<Vec<FeatureSum>>>> {
-        Box::pin(self.read("usage.tenant_sums", move |tx| tenant_sums::of(tx, &asks)))
+        Box::pin(self.read_much("usage.tenant_sums", move |tx| tenant_sums::of(tx, &asks)))
     }
 
     fn heaviest(&self, asks: Vec<HeaviestAsk>) -> BoxFuture<'_, StoreResult<Vec<Vec<UsedBy>>>> {
-        Box::pin(self.read("usage.heaviest", move |tx| tenant_sums::heaviest(tx, &asks)))
+        Box::pin(self.read_much("usage.heaviest", move |tx| tenant_sums::heaviest(tx, &asks)))
     }
 
     fn list_used_features(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Vec<FeatureKey>>> {
@@ -155,7 +155,7 @@ impl UsageStore for SqliteStore {
         let (at, id) = before.map_or((i64::MAX, [u8::MAX; 16]), |(at, id)| {
             (at.micros(), blob(id.uuid()))
         });
-        Box::pin(self.read("usage.list_events", move |tx| {
+        Box::pin(self.read_much("usage.list_events", move |tx| {
             rows::list(
                 tx,
                 "usage_events",
@@ -218,7 +218,7 @@ impl UsageStore for SqliteStore {
     }
 
     fn check_rollups(&self) -> BoxFuture<'_, StoreResult<Vec<String>>> {
-        Box::pin(self.read("usage.check_rollups", check::rollups))
+        Box::pin(self.read_much("usage.check_rollups", check::rollups))
     }
 
     fn ping(&self) -> BoxFuture<'_, StoreResult<()>> {
