@@ -90,6 +90,24 @@ struct Kept {
 }
 
 impl Meters {
+    /// Reads them now, for somebody who looks for what is wrong.
+    ///
+    /// # Errors
+    /// [`CallError`]; what was read before stays.
+    pub(super) async fn read_again(
+        &self,
+        client: &Client,
+        now: Timestamp,
+    ) -> Result<(), CallError> {
+        let mut kept = self.0.lock().await;
+        let (listed, _) = client.list("/v1/billing/meters", &[]).await?;
+        *kept = Kept {
+            meters: Some((now, listed.iter().filter_map(Meter::of).collect())),
+            failed: None,
+        };
+        Ok(())
+    }
+
     /// Of several of one name the one that may be used. While they can't be read again, what was read before counts.
     ///
     /// # Errors

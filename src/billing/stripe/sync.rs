@@ -103,6 +103,10 @@ impl Stripe {
     /// [`CallError`](super::CallError).
     pub async fn meter_faults(&self, plans: &[Plan]) -> Result<Vec<String>, super::CallError> {
         let mut faults = BTreeMap::new();
+        let names_any = |plan: &Plan| plan.features.iter().any(|it| it.stripe_meter.is_some());
+        if plans.iter().any(names_any) {
+            self.meters.read_again(&self.client, self.now()).await?;
+        }
         for plan in plans {
             for feature in plan.features.iter().filter(|it| it.is_metered) {
                 let Some(name) = &feature.stripe_meter else {
