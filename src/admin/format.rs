@@ -56,8 +56,9 @@ impl fmt::Display for Amount<'_> {
         let (exact, short) = (self.exact(), self.short());
         write!(
             f,
-            "<span class=\"number\" title=\"{}\">{short}</span>",
-            escaped(&exact)
+            "<span class=\"number\" title=\"{}\">{}</span>",
+            escaped(&exact),
+            escaped(&short)
         )
     }
 }
@@ -281,7 +282,7 @@ fn short_dollars(micros: i64) -> String {
         1..1_000_000 => {
             let tenths_of_mills = size / 100;
             if tenths_of_mills == 0 {
-                format!("{sign}<$0.0001").replace('<', "&lt;")
+                format!("{sign}<$0.0001")
             } else {
                 format!("{sign}$0.{tenths_of_mills:04}")
             }
@@ -350,7 +351,7 @@ mod tests {
     fn money_is_dollars() {
         for (value, short, exact) in [
             (0, "$0", "$0.00"),
-            (65, "&lt;$0.0001", "$0.000065"),
+            (65, "<$0.0001", "$0.000065"),
             (12_345, "$0.0123", "$0.012345"),
             (1_234_567, "$1.23", "$1.234567"),
             (1_234_500_000, "$1,234.50", "$1,234.50"),
@@ -365,6 +366,8 @@ mod tests {
     fn a_title_is_escaped() {
         let text = amount(Quantity::new(5), "\"<b>").to_string();
         assert!(text.contains("title=\"5 &quot;&lt;b&gt;\""), "{text}");
+        let text = amount(Quantity::new(65), MONEY).to_string();
+        assert!(text.contains(">&lt;$0.0001</span>"), "{text}");
     }
 
     #[test]

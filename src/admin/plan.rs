@@ -58,6 +58,8 @@ struct PlanPage<'a> {
 struct Field {
     name: String,
     value: String,
+    /// As it is stored: sent along, so that it can be told what was changed in the form.
+    stored: String,
     /// What is wrong with it; `""`: nothing.
     fault: String,
     /// What somebody else has saved there meanwhile; `""`: the same.
@@ -132,12 +134,25 @@ struct Edited {
     faults: Vec<(String, String)>,
 }
 
-/// Reads every field that the form has; what it lacks stays.
+/// The name of the hidden field that says what the field `name` was when its page was shown.
+fn was(name: &str) -> String {
+    format!("was {name}")
+}
+
+/// What was typed into a field; `None` if the form lacks it, or has it as its page did.
+fn typed<'a>(form: &'a Form, name: &str) -> Option<&'a str> {
+    let typed = form.raw(name)?;
+    let was = form.raw(&was(name));
+    was.is_none_or(|was| was.trim() != typed.trim())
+        .then_some(typed)
+}
+
+/// Reads every field that was typed into; all others stay, as somebody else may have saved them meanwhile.
 fn edited(plan: &Plan, form: &Form) -> Edited {
     let mut edited = plan.clone();
     let mut faults = Vec::new();
-    if form.raw("name").is_some() {
-        match DisplayName::of_text(form.text("name")) {
+    if let Some(name) = typed(form, "name") {
+        match DisplayName::of_text(name.trim()) {
             Some(name) => edited.name = name,
             None => faults.push((
                 "name".to_owned(),
@@ -145,7 +160,7 @@ fn edited(plan: &Plan, form: &Form) -> Edited {
             )),
         }
     }
-    if let Some(models) = form.raw("allowed_models") {
+    if let Some(models) = typed(form, "allowed_models") {
         let models = models.split([',', '\n']).map(str::trim);
         edited.allowed_models = AllowedModels(
             models
@@ -159,7 +174,7 @@ fn edited(plan: &Plan, form: &Form) -> Edited {
         for (scope, window) in places(feature) {
             let read = |side: &'static str, faults: &mut Vec<(String, String)>| {
                 let name = field_name(&feature.key, scope, window, side);
-                let text = form.raw(&name)?;
+                let text = typed(form, &name)?;
                 match read_limit(text, &unit) {
                     Ok(value) => Some(value),
                     Err(told) => {
@@ -184,7 +199,7 @@ fn edited(plan: &Plan, form: &Form) -> Edited {
             };
             limit.soft = soft.unwrap_or(limit.soft);
             limit.hard = hard.unwrap_or(limit.hard);
-            if limit.check().is_err() && soft.is_some() && hard.is_some() {
+            if limit.check().is_err() && (soft.is_some() || hard.is_some()) {
                 let name = field_name(&feature.key, scope, window, "soft");
                 let most = limit_text(limit.hard, &unit);
                 faults.push((
@@ -390,13 +405,15 @@ async fn page<'a>(
 ) -> ApiResult<PlanPage<'a>> {
     let picture = app.overview.picture(&app.tasks).await?;
     let field = |name: String, stored: String| {
-        let typed = form.raw(&name).map(str::to_owned);
-        let theirs = match &typed {
-            Some(typed) if typed.trim() != stored => stored.clone(),
+        let typed = typed(form, &name);
+        let is_theirs = form.raw(&was(&name)).is_none_or(|was| was != stored);
+        let theirs = match typed {
+            Some(typed) if is_theirs && typed.trim() != stored => stored.clone(),
             _ => String::new(),
         };
         Field {
-            value: typed.unwrap_or(stored),
+            value: typed.unwrap_or(&stored).to_owned(),
+            stored,
             name,
             fault: String::new(),
             theirs,

@@ -386,6 +386,48 @@ async fn two_who_edit_one_plan_do_not_undo_each_other() {
 }
 
 #[tokio::test]
+async fn who_edits_one_value_does_not_put_back_another() {
+    const INPUT: &str = "limit input_tokens tenant period hard";
+    let (gate, browser) = with_starter().await;
+    let page = browser.page(STARTER).await;
+    let field = |name: &str| (format!("was {name}"), value_of(&page, name));
+    let (version, was_hard, was_input) = (value_of(&page, "version"), field(HARD), field(INPUT));
+    assert_eq!(value_of(&page, &was_hard.0), "200");
+
+    let other = Browser::of_role(&gate, "operator").await;
+    let theirs = [("do", "save"), (INPUT, "777,000")];
+    other.submit(STARTER, &theirs).await;
+
+    // As the browser sends it: the whole form, of which one value was changed.
+    let mine = [
+        ("do", "save"),
+        ("version", version.as_str()),
+        (was_hard.0.as_str(), was_hard.1.as_str()),
+        (HARD, "250"),
+        (was_input.0.as_str(), was_input.1.as_str()),
+        (INPUT, was_input.1.as_str()),
+    ];
+    let answer = browser.post(STARTER, &mine).await;
+    assert_eq!(answer.status, 412);
+    assert_eq!(value_of(&answer.text, INPUT), "777,000", "theirs is taken");
+    assert_eq!(value_of(&answer.text, HARD), "250", "mine is kept");
+    assert!(!answer.text.contains("Theirs:"), "{}", answer.text);
+    let version = value_of(&answer.text, "version");
+    let again = [
+        ("do", "save"),
+        ("version", version.as_str()),
+        ("was limit messages tenant period hard", "200"),
+        (HARD, "250"),
+        ("was limit input_tokens tenant period hard", "777,000"),
+        (INPUT, "777,000"),
+    ];
+    let saved = browser.submit(STARTER, &again).await;
+    assert_eq!(value_of(&saved, INPUT), "777,000");
+    assert_eq!(value_of(&saved, HARD), "250");
+    gate.finish().await;
+}
+
+#[tokio::test]
 async fn a_change_is_undone_from_the_audit_log_unless_another_followed() {
     let (gate, browser) = with_starter().await;
     let mut entries = Vec::new();
