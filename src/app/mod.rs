@@ -142,7 +142,7 @@ impl App {
         let prices = Prices::open(config.prices.as_deref(), &config.data_dir)
             .context("the price list can't be taken (TOLLGATE_PRICES)")?;
         metrics.list_models(prices.list().patterns().map(str::to_owned));
-        let tasks = tasks::Tasks::new(config.max_detached);
+        let tasks = tasks::Tasks::new(config.max_detached, config.max_in_flight);
         let totals = match config.cache_backend {
             CacheBackend::Redb => Totals::Here(KeepTotals::InJournal),
             CacheBackend::Memory => Totals::Here(KeepTotals::Rebuild),

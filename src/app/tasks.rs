@@ -11,8 +11,9 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::{Either, select};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -29,21 +30,56 @@ struct Parts {
     stop: CancellationToken,
     last_call: CancellationToken,
     detached: Arc<Semaphore>,
+    places: Arc<Semaphore>,
 }
 
 /// How long after the last call tasks may take to write down what they have.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Tasks {
-    /// At most `max_detached` streams are read on after their client has gone.
+    /// At most `max_detached` streams are read on after their client has gone, of `max_in_flight` requests that are in
+    /// flight at once.
     #[must_use]
-    pub fn new(max_detached: usize) -> Self {
+    pub fn new(max_detached: usize, max_in_flight: usize) -> Self {
         Self(Arc::new(Parts {
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
             last_call: CancellationToken::new(),
             detached: Arc::new(Semaphore::new(max_detached.min(Semaphore::MAX_PERMITS))),
+            places: Arc::new(Semaphore::new(max_in_flight.min(Semaphore::MAX_PERMITS))),
         }))
+    }
+
+    /// The places of requests in flight.
+    #[must_use]
+    pub fn places(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.0.places)
+    }
+
+    /// Waits for what `running` sends. Should nobody wait for it any more, `running` goes on by itself.
+    pub fn wait<T>(&self, answered: oneshot::Receiver<T>, running: JoinHandle<()>) -> Waited<T> {
+        Waited {
+            answered,
+            running: Some(running),
+            tasks: self.clone(),
+        }
+    }
+
+    /// Has `running` go on whose client has gone, and with it the place that it had. A place that is waited for goes
+    /// to nobody who comes later, so that no more run than may be in flight.
+    fn go_on<F>(&self, running: F)
+    where
+        F: Future<Output: Send> + Send + Unpin + 'static,
+    {
+        let place = self.places().acquire_owned();
+        self.spawn(async move {
+            match select(running, Box::pin(place)).await {
+                Either::Left(_) => {}
+                Either::Right((_place, running)) => {
+                    running.await;
+                }
+            }
+        });
     }
 
     /// Runs `task` to its end, whatever becomes of the caller.
@@ -156,20 +192,46 @@ where
         // One that has panicked can't go on.
         if let Some(running) = self.running.take().filter(|_| !std::thread::panicking()) {
             self.waiter.has_gone.store(true, Ordering::Release);
-            self.tasks.spawn(running);
+            self.tasks.go_on(running);
+        }
+    }
+}
+
+/// See [`Tasks::wait`].
+pub struct Waited<T> {
+    answered: oneshot::Receiver<T>,
+    /// `None` once it has answered.
+    running: Option<JoinHandle<()>>,
+    tasks: Tasks,
+}
+
+impl<T> Future for Waited<T> {
+    /// `None` if it has ended without an answer.
+    type Output = Option<T>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        let answered = ready!(Pin::new(&mut self.answered).poll(context));
+        self.running = None;
+        Poll::Ready(answered.ok())
+    }
+}
+
+impl<T> Drop for Waited<T> {
+    fn drop(&mut self) {
+        self.answered.close();
+        if let Some(running) = self.running.take() {
+            self.tasks.go_on(running);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::oneshot;
-
     use super::*;
 
     #[tokio::test]
     async fn what_nobody_waits_for_any_more_runs_to_its_end_and_knows() {
-        let tasks = Tasks::new(1);
+        let tasks = Tasks::new(1, 1);
         let (go_on, waits) = oneshot::channel::<()>();
         let (end, ended) = oneshot::channel();
         let mut running = tasks.see_through(|waiter| async move {
@@ -187,7 +249,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn after_the_last_call_nobody_is_waited_for_who_does_not_end() {
-        let tasks = Tasks::new(1);
+        let tasks = Tasks::new(1, 1);
         tasks.spawn(std::future::pending::<()>());
         let finishing = tasks.finish();
         tokio::pin!(finishing);
@@ -200,8 +262,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_runs_on_without_its_client_keeps_a_place() {
+        let tasks = Tasks::new(1, 2);
+        let mut own = vec![];
+        let mut ends = vec![];
+        for _ in 0..2 {
+            // As the server has it: the request's place goes when its client has gone.
+            let place = tasks.places().try_acquire_owned().unwrap();
+            let (end, ended) = oneshot::channel::<()>();
+            let mut running = tasks.see_through(|_| ended);
+            assert!(futures_util::poll!(&mut running).is_pending());
+            drop(running);
+            own.push(place);
+            ends.push(end);
+        }
+        tokio::task::yield_now().await;
+        drop(own);
+        tokio::task::yield_now().await;
+        assert!(tasks.places().try_acquire().is_err(), "both run on");
+        drop(ends);
+        tasks.finish().await;
+        assert_eq!(tasks.places().available_permits(), 2);
+
+        let (answer, answered) = oneshot::channel::<()>();
+        let running = tasks.spawn(async move {
+            let mut answer = answer;
+            answer.closed().await;
+        });
+        let mut waited = tasks.wait(answered, running);
+        assert!(futures_util::poll!(&mut waited).is_pending());
+        drop(waited); // is told, and ends
+    }
+
+    #[tokio::test]
     async fn what_has_ended_begins_no_task() {
-        let tasks = Tasks::new(1);
+        let tasks = Tasks::new(1, 1);
         let had_waiter = tasks.see_through(|waiter| async move { !waiter.has_gone() });
         assert!(had_waiter.await);
         assert!(tasks.tracker().is_empty());

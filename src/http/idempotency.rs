@@ -68,12 +68,13 @@ where
         ..guarded
     });
     let (sender, answered) = oneshot::channel();
-    let app = app.clone();
-    app.tasks.clone().spawn(async move {
+    let (app, tasks) = (app.clone(), app.tasks.clone());
+    let running = tasks.spawn(async move {
         let keeping = Keeping { app, claim, keyed };
         keeping.run(running, sender).await;
     });
-    answered.await.unwrap_or(Err(ApiError::stopped()))
+    let answered = tasks.wait(answered, running).await;
+    answered.unwrap_or(Err(ApiError::stopped()))
 }
 
 /// The key, if there is one.

@@ -50,7 +50,7 @@ impl Surroundings {
     pub fn of(app: &App) -> Arc<Self> {
         Arc::new(Self {
             metrics: Arc::clone(&app.metrics),
-            in_flight: InFlight::at_most(app.config.max_in_flight),
+            in_flight: InFlight::of(&app.tasks, app.config.max_in_flight),
         })
     }
 }

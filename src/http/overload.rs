@@ -12,6 +12,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
+use crate::app::tasks::Tasks;
 
 /// Places for requests in flight. A request keeps its place until its answer's body has ended, or was dropped: a
 /// stream is in flight for as long as it runs.
@@ -22,12 +23,18 @@ pub struct InFlight {
 }
 
 impl InFlight {
+    /// The places that `tasks` knows too, for what runs on without its client.
     #[must_use]
-    pub fn at_most(most: usize) -> Self {
+    pub fn of(tasks: &Tasks, most: usize) -> Self {
         Self {
-            places: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+            places: tasks.places(),
             most,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn at_most(most: usize) -> Self {
+        Self::of(&Tasks::new(0, most), most)
     }
 
     /// A place, if one is free.

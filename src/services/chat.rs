@@ -157,12 +157,13 @@ impl Chat {
         let prepared = self.prepare(ask).await?;
         let chat = Arc::clone(self);
         let (answer, answered) = oneshot::channel();
-        self.tasks.spawn(async move {
+        let running = self.tasks.spawn(async move {
             let result = chat.run_whole(prepared, || answer.is_closed()).await;
             // A client that has gone needs no answer; its run is settled all the same.
             drop(answer.send(result));
         });
-        answered.await.unwrap_or(Err(ChatError::Stopped))
+        let answered = self.tasks.wait(answered, running).await;
+        answered.unwrap_or(Err(ChatError::Stopped))
     }
 
     /// Answers a message as a stream; what can be refused before the upstream is called is refused here.
