@@ -41,6 +41,8 @@ use crate::{
 
 /// How many events one drain moves at most: large enough for SQLite to write 100,000 a second.
 pub(crate) const BATCH: usize = 20_000;
+/// How often a request that waits for the store looks whether that still answers.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// After so long what is settled is in the store, unless that is away. Redis keeps what a window counted no longer.
 const DRAINED_WITHIN: Duration = Duration::from_secs(240);
 /// How long a start waits for totals that are shared; then requests get what the fail mode says until they are there.
@@ -272,11 +274,13 @@ impl Recorder {
             journal: self.journal.id(),
             seq: upto,
         };
-        let recorded = match self.new_of(&batch).await {
+        let new = self.new_of(&batch).await;
+        // Until it is told, and after a failure or if nobody waits for it any more, the store may have it or not.
+        *self.lock_recorded() = None;
+        let recorded = match new {
             Ok(new) => self.record_batch(batch.clone(), new, position).await,
             Err(error) => Err(error),
         };
-        // After a failure the store may have it or not.
         *self.lock_recorded() = recorded.as_ref().ok().map(|_| upto);
         let fault = recorded.as_ref().err().map(StoreError::to_string);
         *self.lock_store_fault() = fault;
@@ -552,6 +556,21 @@ impl Recorder {
     }
 }
 
+/// Waits for `work` on the store for as long as that answers. The drain is patient with a store that does not, and has
+/// others wait behind it; a request is not.
+async fn while_it_answers<T>(
+    store: &SharedStore,
+    work: impl Future<Output = StoreResult<T>>,
+) -> StoreResult<T> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        match tokio::time::timeout(LOOK_AGAIN, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => store.ping().await?,
+        }
+    }
+}
+
 /// Where the ledger takes a counter from that it does not have: the store, once the tenant's events have arrived there.
 struct StoredTotals(Weak<Recorder>);
 
@@ -563,8 +582,11 @@ impl BaseTotals for StoredTotals {
     ) -> BoxFuture<'a, Result<(Vec<Quantity>, Seq), LedgerError>> {
         Box::pin(async move {
             let recorder = self.recorder()?;
-            recorder.flush_tenant(tenant).await.map_err(unavailable)?;
             let journal = recorder.journal.id();
+            let flushing = recorder.flush_tenant(tenant);
+            while_it_answers(&recorder.store, flushing)
+                .await
+                .map_err(unavailable)?;
             recorder
                 .store
                 .counters(tenant, counters, journal)

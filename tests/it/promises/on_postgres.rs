@@ -299,6 +299,41 @@ async fn over_a_slow_dead_or_broken_wire_chat_goes_on_and_usage_arrives() {
     scene.bears("broken again and again", broken).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_do_not_queue_for_a_database_that_stands_still() {
+    let upstream = FakeOpenAi::start().await;
+    let cluster = Cluster::in_directory(tempfile::tempdir().unwrap(), &[]);
+    let serve = Tollgate::serve()
+        .upstream(&upstream)
+        .set("DATABASE_URL", &cluster.url());
+    let gate = serve.start().await;
+    let each = hard(5).scope("user").window("day");
+    let acme = gate.tenant("acme").limit("messages", each).create().await;
+    acme.with_user("known")
+        .complete(json!({}))
+        .await
+        .expect_ok();
+    cluster.pause();
+    // Its event waits in the journal, for which the counter of a new user has to wait.
+    acme.with_user("known")
+        .complete(json!({}))
+        .await
+        .expect_ok();
+    let new = (0..6).map(|number| {
+        let who = acme.with_user(&format!("new-{number}"));
+        async move { who.complete(json!({})).await }
+    });
+    // One after another each would wait for as long as the drain is patient, which is seconds.
+    let answers = tokio::time::timeout(Duration::from_secs(4), join_all(new)).await;
+    for answer in answers.expect("none waits for the drain") {
+        answer.expect_ok();
+    }
+    cluster.resume();
+    gate.is_drained().await;
+    assert_eq!(acme.total("messages").await, 8);
+    gate.finish().await;
+}
+
 /// As of one that other servers keep busy just then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_slow_for_a_while_keeps_no_server_from_starting() {
