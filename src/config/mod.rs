@@ -1,5 +1,6 @@
 //! Configuration: rows ([`settings`]), where values come from ([`sources`]), and here the typed, valid whole.
 
+mod masked;
 mod parse;
 pub mod reference;
 pub mod settings;
@@ -462,12 +463,18 @@ impl Reader<'_> {
         };
         match parse(&text) {
             Ok(value) => Ok(Some(value)),
-            Err(fault) => Err(ConfigError::Malformed {
-                setting,
-                origin,
-                value: (setting.kind != Kind::Secret).then(|| setting.shown(&text)),
-                detail: fault.into().0,
-            }),
+            Err(fault) => {
+                let shown = setting.shown(&text);
+                // Where a password ends too early, the rest of it is read as options and the like.
+                let detail = fault.into().0;
+                let detail = detail.filter(|it| masked::repeats_only(&shown, it));
+                Err(ConfigError::Malformed {
+                    setting,
+                    origin,
+                    value: (setting.kind != Kind::Secret).then_some(shown),
+                    detail,
+                })
+            }
         }
     }
 

@@ -96,6 +96,10 @@ pub(super) fn redis_urls(text: &str) -> Parsed<Vec<SecretString>> {
         .split(',')
         .map(str::trim)
         .map(|one| match reqwest::Url::parse(one) {
+            // A password that begins as a port does: what is taken for the host would be its user.
+            Ok(url) if format!("{}{:?}", url.path(), url.fragment()).contains('@') => Err(detail(
+                "a '/', '?', '#' or ',' in a password is written %2F, %3F, %23 or %2C",
+            )),
             Ok(url) if matches!(url.scheme(), "redis" | "rediss") && url.has_host() => {
                 Ok(one.into())
             }

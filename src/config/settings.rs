@@ -2,6 +2,8 @@
 //!
 //! Variables, flags, `.env`, `tollgate config` and the reference page are all read from these rows.
 
+use super::masked::masked;
+
 /// One setting.
 #[derive(Debug)]
 pub struct Setting {
@@ -49,11 +51,7 @@ impl Setting {
     pub fn shown(&self, value: &str) -> String {
         match self.kind {
             Kind::Value | Kind::Switch => value.to_owned(),
-            Kind::Url => value
-                .split(',')
-                .map(without_password)
-                .collect::<Vec<_>>()
-                .join(","),
+            Kind::Url => masked(value),
             Kind::Secret => {
                 let letters: Vec<char> = value.chars().collect();
                 // Four letters of a short secret would be half of it.
@@ -65,22 +63,6 @@ impl Setting {
                 format!("…{}", letters[end..].iter().collect::<String>())
             }
         }
-    }
-}
-
-/// `postgres://user:secret@host/db` → `postgres://user:…@host/db`.
-fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
-    };
-    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    // The last '@' of the authority ends the user part (RFC 3986 §3.2), whatever a password holds.
-    match rest[..authority_end].rsplit_once('@') {
-        Some((user, host)) => {
-            let user = user.split_once(':').map_or(user, |(name, _)| name);
-            format!("{scheme}://{user}:…@{host}{}", &rest[authority_end..])
-        }
-        None => url.to_owned(),
     }
 }
 

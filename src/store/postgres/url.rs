@@ -75,6 +75,10 @@ impl FromStr for PostgresUrl {
             return Err("it begins with neither postgres:// nor postgresql://".to_owned());
         }
         let (address, query) = text.split_once('?').unwrap_or((text, ""));
+        // The parser ends the password at the first '@', and what is behind it would be shown as host and database.
+        if address.matches('@').count() > 1 {
+            return Err("an '@' in its user or password is written %40".to_owned());
+        }
         let mut ssl_mode = "prefer".to_owned();
         let mut roots = None;
         let mut rest = form_urlencoded::Serializer::new(String::new());
@@ -116,7 +120,7 @@ impl FromStr for PostgresUrl {
             }
             (other, _) => {
                 return Err(format!(
-                    "sslmode={other} is not known; write disable, prefer, require, verify-ca or verify-full"
+                    "sslmode `{other}` is not known; write disable, prefer, require, verify-ca or verify-full"
                 ));
             }
         };
@@ -235,6 +239,7 @@ mod tests {
             "postgres://app:s3cret@db/d?sslmode=maybe",
             "postgres://app:s3cret@db/d?no_such_option=1",
             "postgres://db/d",
+            "postgres://app:s3@s3cret/s3cret@db/d",
             "postgres://app:s3cret@db:port/d",
         ] {
             let why = text.parse::<PostgresUrl>().expect_err(text);

@@ -34,6 +34,24 @@ fn a_flag_wins_over_the_environment_over_dot_env_over_the_default() {
 }
 
 #[test]
+fn passwords_of_addresses_are_not_shown_wherever_they_stand() {
+    for address in [
+        "postgres://u@h/db?password=topsecret",
+        "postgres://u:p/topsecret@h/db",
+        "postgres://u:a,topsecret@h/db",
+        "postgres://u:top?secret@h/db",
+        "postgres://u:x@h/db?nope=1&password=topsecret",
+        "postgres://u:x?topsecret=1@h/db",
+    ] {
+        let shell = Shell::new().with("DATABASE_URL", address);
+        let ran = shell.run(&["config", "--output", "json"]);
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        assert!(said.contains('…') && !said.contains("secret@"), "{said}");
+        assert!(!said.contains("topsecret"), "{said}");
+    }
+}
+
+#[test]
 fn secrets_are_shown_by_their_end_only() {
     let token = "a-very-long-administrators-token-9876";
     let shell = Shell::new().with("TOLLGATE_ADMIN_TOKEN", token);
