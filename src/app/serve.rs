@@ -16,11 +16,16 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{App, cores::Cores, data_dir::DataDir, dev, workers};
+use super::{
+    App,
+    cores::Cores,
+    data_dir::{DataDir, DatabaseLock},
+    dev, workers,
+};
 use crate::{
     cli::output,
     clock::Clock,
-    config::{Config, Guardrails, Loaded, Mode},
+    config::{Config, Database, Guardrails, Loaded, Mode},
     control,
     http::{direct, server},
     provider::ProviderStatus,
@@ -55,6 +60,10 @@ pub async fn serve(loaded: Loaded, start: Start) -> anyhow::Result<ExitCode> {
         tracing::warn!(code = "unknown_setting", "{warning}");
     }
     let data_dir = DataDir::open_patiently(&loaded.config.data_dir).await?;
+    let _database = match &loaded.config.database {
+        Database::Sqlite(path) => Some(DatabaseLock::take_patiently(path, &data_dir).await?),
+        Database::Postgres(_) => None,
+    };
     let listener = bind(&loaded.config).await?;
     let address = listener.local_addr()?;
     let app = App::open(

@@ -42,11 +42,14 @@ pub struct Restored {
 /// If a directory is there and can't be read.
 pub fn in_the_way(data_dir: &Path, database: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
+    let lock = data_dir::database_lock_path(database);
+    let lock_name = lock.file_name().unwrap_or_default();
     match fs::read_dir(data_dir) {
         Ok(entries) => {
             for entry in entries {
                 let entry = entry?;
-                if !stays(&entry.file_name().to_string_lossy()) {
+                let is_lock = entry.file_name() == lock_name;
+                if !is_lock && !stays(&entry.file_name().to_string_lossy()) {
                     found.push(entry.path());
                 }
             }

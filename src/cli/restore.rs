@@ -10,7 +10,7 @@ use super::{
     output::{NOTHING, Output},
 };
 use crate::{
-    app::data_dir::{DataDir, DataDirError},
+    app::data_dir::{DataDir, DataDirError, DatabaseLock},
     backup::{self, OpenedBackup, Restored},
     clock::Clock,
     config::{Database, Loaded},
@@ -40,6 +40,7 @@ impl Restore {
         refuse_running_server(&loaded.config.data_dir).await?;
         ask(&loaded.config.data_dir, database, confirmed)?;
         let data_dir = DataDir::open(&loaded.config.data_dir).map_err(in_words)?;
+        let _database = DatabaseLock::take(database, &data_dir)?;
         let now = Clock::System.now();
         let restored = backup::restore(backup, &data_dir, database, now)
             .await
@@ -92,7 +93,9 @@ fn in_words(error: DataDirError) -> anyhow::Error {
             "data dir {} is in use by a running server or command; stop it first",
             path.display()
         ),
-        other @ DataDirError::Unusable { .. } => other.into(),
+        other @ (DataDirError::Unusable { .. }
+        | DataDirError::DatabaseInUse { .. }
+        | DataDirError::UnusableDatabase { .. }) => other.into(),
     }
 }
 

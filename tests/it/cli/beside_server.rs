@@ -108,6 +108,34 @@ fn a_second_server_on_the_same_data_dir_is_refused_by_name() {
 }
 
 #[test]
+fn a_second_server_on_the_same_database_is_refused_and_commands_are_not() {
+    let shell = Shell::new().with("DATABASE_URL", "sqlite:s.db");
+    let mut server = Server::start(&shell);
+    shell.json("plan create team --name Team");
+    let elsewhere = ["serve", "--listen", "127.0.0.1:0", "--data-dir", "other"];
+    let refused = shell.run(&elsewhere);
+    let here = fs::canonicalize(shell.path()).unwrap();
+    let expected = format!(
+        "error: another server (data dir {0}/var) runs on the database {0}/s.db; ",
+        here.display()
+    );
+    assert!(refused.failure(1).starts_with(&expected), "{refused:?}");
+    let listed = shell.json("plan list --data-dir other");
+    assert_eq!(
+        listed["items"][0]["plan_code"], "team",
+        "it may be looked at"
+    );
+    server.signal(Signal::TERM);
+    shell.json("backup all.backup");
+    let server = Server::start(&shell);
+    let replaced = shell.line("restore all.backup --yes --data-dir other");
+    assert!(replaced.failure(1).starts_with(&expected), "{replaced:?}");
+    drop(server);
+    let restored = shell.line("restore all.backup --yes --data-dir other");
+    assert_eq!(restored.code, 0, "{restored:?}");
+}
+
+#[test]
 fn a_killed_server_leaves_a_data_dir_that_works() {
     let shell = Shell::new();
     let mut server = Server::start(&shell);

@@ -198,7 +198,9 @@ async fn what_is_restored_belongs_to_the_owner_of_the_data_dir() {
     let restored: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
     let aside = Path::new(restored["moved_to"].as_str().unwrap());
     let expected = owner(&settings.data_dir());
-    assert_eq!(owner(&settings.data_dir().join("tollgate.db")), expected);
+    for file in ["tollgate.db", "tollgate.db.lock", "tollgate.lock"] {
+        assert_eq!(owner(&settings.data_dir().join(file)), expected, "{file}");
+    }
     assert_eq!(owner(aside), expected);
 }
 
