@@ -1,5 +1,6 @@
 //! Configuration: rows ([`settings`]), where values come from ([`sources`]), and here the typed, valid whole.
 
+pub(crate) mod dot_env;
 mod masked;
 mod parse;
 pub mod reference;

@@ -13,7 +13,8 @@ pub fn markdown() -> String {
          A setting is a variable, a flag of every command, and a line of `tollgate config`.\n\
          A flag wins over the environment, the environment over `.env` in the working directory, and that over the\n\
          default. An empty value stands for the default. Switches are `--flag` or `--flag=false`; as variables they\n\
-         take `true`, `false`, `1`, `0`, `yes` or `no`. Secrets have no flag, since an argument is public.\n\n\
+         take `true`, `false`, `1`, `0`, `yes` or `no`. Secrets have no flag, since an argument is public.\n\
+         In `.env`, a value is taken as it stands, `$` included; quotes are needed around spaces and `#`.\n\n\
          | variable | flag | default | what it does | accepts |\n\
          | --- | --- | --- | --- | --- |\n",
     );

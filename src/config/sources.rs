@@ -11,7 +11,7 @@ use std::{
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{
-    LogFormat,
+    LogFormat, dot_env,
     settings::{Kind, SETTINGS, Setting},
 };
 
@@ -256,7 +256,7 @@ fn read_dot_env(path: &Path) -> Result<HashMap<String, String>, DotEnvError> {
             });
         }
     };
-    dotenvy::from_read_iter(text.as_bytes())
+    dot_env::variables(&text)
         .map(|variable| {
             variable.map_err(|error| DotEnvError::Malformed {
                 path: path.to_owned(),
@@ -271,8 +271,10 @@ fn line_of(text: &str, error: &dotenvy::Error) -> usize {
         return 1;
     };
     let first = faulty.lines().next().unwrap_or_default();
+    // What was parsed has a backslash before a '$'.
+    let plain = |line: &str| line.trim_end().replace("\\$", "$");
     text.lines()
-        .position(|line| line.trim_end() == first.trim_end())
+        .position(|line| plain(line) == plain(first))
         .map_or(1, |index| index + 1)
 }
 
@@ -297,11 +299,11 @@ mod tests {
 
     #[test]
     fn a_faulty_line_is_named_by_number_and_never_quoted() {
-        let error = dot_env("A=1\nOPENAI_API_KEY sk-secret\n")
+        let error = dot_env("A=$1\nOPENAI_API_KEY sk-$secret\n")
             .unwrap_err()
             .to_string();
         assert!(error.starts_with("line 2 of "), "{error}");
-        assert!(!error.contains("sk-secret"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
     }
 
     #[test]

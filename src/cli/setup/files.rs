@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::ensure;
 
-use crate::draft::Draft;
+use crate::{config::dot_env, draft::Draft};
 
 /// A change of one variable; `None` takes it away.
 pub(super) type EnvChange = (String, Option<String>);
@@ -67,7 +67,7 @@ pub(super) fn edited(text: &str, changes: &[EnvChange]) -> anyhow::Result<String
 }
 
 fn variables(text: &str) -> anyhow::Result<HashMap<String, String>> {
-    let read: Result<_, _> = dotenvy::from_read_iter(text.as_bytes()).collect();
+    let read: Result<_, _> = dot_env::variables(text).collect();
     read.map_err(|_| anyhow::anyhow!(".env can't be read"))
 }
 
@@ -182,6 +182,7 @@ mod tests {
             "a b",
             "it's",
             "p$HOME",
+            "it's ${HOME}",
             "it's $5 \"q\" \\",
             "#x",
             "sk-a=b",
@@ -195,6 +196,14 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_dollar_that_somebody_typed_stays() {
+        let before = "TOKEN=abc$def12345678\nA=1\n";
+        let after = edited(before, &[set("A", "2")]).unwrap();
+        assert_eq!(after, "TOKEN=abc$def12345678\nA=2\n");
+        assert_eq!(variables(&after).unwrap()["TOKEN"], "abc$def12345678");
     }
 
     #[test]

@@ -34,6 +34,16 @@ fn a_flag_wins_over_the_environment_over_dot_env_over_the_default() {
 }
 
 #[test]
+fn a_dollar_in_dot_env_is_a_letter_like_others() {
+    let shell = Shell::new();
+    let dot_env = "TOLLGATE_DEFAULT_MODEL=gpt$HOME\nTOLLGATE_METRICS_TOKEN=abc$def12345678\n";
+    fs::write(shell.path().join(".env"), dot_env).unwrap();
+    let listed = |name| listed(&shell, &[], name);
+    assert_eq!(listed("TOLLGATE_DEFAULT_MODEL"), is("gpt$HOME", ".env"));
+    assert_eq!(listed("TOLLGATE_METRICS_TOKEN"), is("…5678", ".env"));
+}
+
+#[test]
 fn passwords_of_addresses_are_not_shown_wherever_they_stand() {
     for address in [
         "postgres://u@h/db?password=topsecret",
