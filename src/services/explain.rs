@@ -43,6 +43,10 @@ impl Explanations {
     /// # Errors
     /// `Unavailable`.
     pub async fn of(&self, request_id: &str) -> Result<Option<Value>, AdminError> {
+        // Usage that no request caused, such as a manual record, has an empty id.
+        if request_id.trim().is_empty() {
+            return Ok(None);
+        }
         if let Some(refused) = self.guard.refusals().find(request_id) {
             return self.refused(&refused).await.map(Some);
         }

@@ -247,7 +247,8 @@ pub trait UsageStore: Send + Sync {
         limit: usize,
     ) -> BoxFuture<'_, StoreResult<Vec<UsageEvent>>>;
 
-    /// The events that a request caused, corrections of them included, the first recorded first; at most 100.
+    /// The events that a request caused, corrections of them included, the first recorded first; at most 100. Those that
+    /// no request caused have an empty id, and belong to none.
     fn list_events_of_request<'a>(
         &'a self,
         request_id: &'a str,

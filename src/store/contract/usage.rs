@@ -715,7 +715,9 @@ pub(crate) async fn an_event_is_found_by_its_id_and_by_its_request(store: &Share
     let mut one = messages(acme, 1, "2026-01-10T10:20:00Z");
     one.request_id = "req-of-one".to_owned();
     let other = messages(acme, 2, "2026-01-10T10:21:00Z");
-    record(store, &[one.clone(), other.clone()]).await;
+    let mut by_nobody = messages(acme, 3, "2026-01-10T10:22:00Z");
+    by_nobody.request_id = String::new();
+    record(store, &[one.clone(), other.clone(), by_nobody]).await;
     let found = store.find_event(one.event_id).await;
     assert_eq!(found, Ok(Some(one.clone())));
     let missing = EventId::new(new_id());
@@ -727,6 +729,7 @@ pub(crate) async fn an_event_is_found_by_its_id_and_by_its_request(store: &Share
     );
     let of_request = store.list_events_of_request("req-of-one").await;
     assert_eq!(of_request, Ok(vec![one]));
+    assert_eq!(store.list_events_of_request("").await, Ok(vec![]));
 }
 
 pub(crate) async fn corrections_are_summed_by_themselves(store: &SharedStore) {

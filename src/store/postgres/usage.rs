@@ -208,16 +208,19 @@ impl UsageStore for PostgresStore {
         &'a self,
         request_id: &'a str,
     ) -> BoxFuture<'a, StoreResult<Vec<UsageEvent>>> {
-        Box::pin(self.read("usage.list_events_of_request", move |tx| async move {
-            rows::list(
-                &tx,
-                "usage_events",
-                "SELECT * FROM usage_events WHERE request_id = $1 ORDER BY recorded_at, event_id LIMIT 100",
-                params![rows::text(request_id)],
-                read_event,
-            )
-            .await
-        }))
+        Box::pin(
+            self.read("usage.list_events_of_request", move |tx| async move {
+                rows::list(
+                    &tx,
+                    "usage_events",
+                    "SELECT * FROM usage_events WHERE request_id = $1 AND request_id <> ''
+                 ORDER BY recorded_at, event_id LIMIT 100",
+                    params![rows::text(request_id)],
+                    read_event,
+                )
+                .await
+            }),
+        )
     }
 
     fn corrections<'a>(

@@ -177,7 +177,8 @@ impl UsageStore for SqliteStore {
             rows::list(
                 tx,
                 "usage_events",
-                "SELECT * FROM usage_events WHERE request_id = ?1 ORDER BY recorded_at, event_id LIMIT 100",
+                "SELECT * FROM usage_events WHERE request_id = ?1 AND request_id <> ''
+                 ORDER BY recorded_at, event_id LIMIT 100",
                 [request_id],
                 read_event,
             )

@@ -345,12 +345,19 @@ async fn a_request_is_explained_whether_it_was_settled_or_refused() {
         "{limit}"
     );
 
-    let unknown = gate.cli(&["usage", "explain", "nobodys"]).await;
-    assert_eq!((unknown.code, unknown.stdout.as_str()), (1, ""));
-    assert!(unknown.stderr.contains("not kept"), "{}", unknown.stderr);
-    admin(&gate, Method::GET, "/requests/nobodys", None)
-        .await
-        .expect(404, "not_found");
+    let by_hand = "usage record --tenant acme --feature messages --quantity 1 --idempotency-key k";
+    let by_hand: Vec<_> = by_hand.split(' ').collect();
+    gate.cli_json(&by_hand).await;
+    for unknown in ["nobodys", "", " "] {
+        let unknown = gate.cli(&["usage", "explain", unknown]).await;
+        assert_eq!((unknown.code, unknown.stdout.as_str()), (1, ""));
+        assert!(unknown.stderr.contains("not kept"), "{}", unknown.stderr);
+    }
+    for unknown in ["nobodys", "%20", ""] {
+        admin(&gate, Method::GET, &format!("/requests/{unknown}"), None)
+            .await
+            .expect(404, "not_found");
+    }
     gate.finish().await;
 }
 
