@@ -163,8 +163,10 @@ impl App {
             Arc::clone(&metrics),
             config.cache_ttl,
         ));
-        let administrators =
-            Administrators::new(Arc::clone(&store), config.admin_token.as_ref(), clock.now());
+        let set = config.admin_token.as_ref();
+        let administrators = Administrators::open(Arc::clone(&store), set, clock.now())
+            .await
+            .with_context(|| format!("administrators can't be read from {}", config.database))?;
         let outbox = Outbox {
             store: Arc::clone(&store),
             clock: clock.clone(),

@@ -25,8 +25,8 @@ use crate::{
 
 /// The name of the first administrator, whether its token is set or was made at the first start.
 pub const BOOTSTRAP: &str = "bootstrap";
-/// Names by which the audit log knows others than administrators.
-const RESERVED: [&str; 4] = ["cli", "setup", "stripe", FIRST_START];
+/// Names by which the audit log knows others than those who are named here.
+const RESERVED: [&str; 5] = ["cli", "setup", "stripe", FIRST_START, BOOTSTRAP];
 const FIRST_START: &str = "first start";
 /// Under which the id of the set token is derived from it: another token is another administrator, whose
 /// predecessor's sessions are over.
@@ -90,20 +90,29 @@ pub struct Administrators {
 
 impl Administrators {
     /// `set` is the token of the settings; it counts as made at `now`.
-    #[must_use]
-    pub fn new(store: SharedStore, set: Option<&SecretString>, now: Timestamp) -> Self {
-        let bootstrap = set.map(|set| {
-            let secret = secrets::hash(set.expose_secret());
-            let token = AdminToken {
-                admin_token_id: AdminTokenId::new(Uuid::new_v5(&BOOTSTRAP_IDS, &secret.0)),
-                name: bootstrap_name(),
-                role: Role::Owner,
-                created_at: now,
-                revoked_at: None,
-            };
-            Bootstrap { secret, token }
-        });
-        Self { store, bootstrap }
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn open(
+        store: SharedStore,
+        set: Option<&SecretString>,
+        now: Timestamp,
+    ) -> StoreResult<Self> {
+        let Some(set) = set else {
+            let bootstrap = None;
+            return Ok(Self { store, bootstrap });
+        };
+        let secret = secrets::hash(set.expose_secret());
+        let token = AdminToken {
+            admin_token_id: AdminTokenId::new(Uuid::new_v5(&BOOTSTRAP_IDS, &secret.0)),
+            // The first start, without the setting, may have made one.
+            name: bootstrap_name(&store.list_admin_tokens().await?),
+            role: Role::Owner,
+            created_at: now,
+            revoked_at: None,
+        };
+        let bootstrap = Some(Bootstrap { secret, token });
+        Ok(Self { store, bootstrap })
     }
 
     /// Whose token this is; `None` if it is unknown or revoked.
@@ -153,9 +162,7 @@ impl Administrators {
     pub async fn list(&self) -> Result<Vec<AdminToken>, AdminError> {
         let stored = self.store.list_admin_tokens().await?;
         let set = self.bootstrap.iter().map(|it| it.token.clone());
-        Ok(set
-            .chain(stored.into_iter().filter(|it| it.revoked_at.is_none()))
-            .collect())
+        Ok(set.chain(stored.into_iter().filter(is_in_use)).collect())
     }
 
     /// # Errors
@@ -166,30 +173,31 @@ impl Administrators {
         role: Role,
         by: &Actor,
     ) -> Result<IssuedToken, AdminError> {
-        let is_reserved = |known: &str| known.eq_ignore_ascii_case(name.as_str());
-        if RESERVED.into_iter().any(is_reserved) {
+        let is_it = |known: &str| known.eq_ignore_ascii_case(name.as_str());
+        let set = self.bootstrap.as_ref();
+        if set.is_some_and(|set| is_it(set.token.name.as_str())) {
+            return Err(AdminError::AlreadyExists {
+                what: "administrator",
+                name: name.to_string(),
+            });
+        }
+        if RESERVED.into_iter().any(is_it) {
             let accepted = format!(
                 "another name: the audit log has {} for others",
                 RESERVED.join(", ")
             );
             return Err(AdminError::invalid("name", &name, accepted));
         }
-        if self.bootstrap.is_some() && is_reserved(BOOTSTRAP) {
-            return Err(AdminError::AlreadyExists {
-                what: "administrator",
-                name: name.to_string(),
-            });
-        }
         self.issue(name, role, by).await
     }
 
-    /// Makes the first administrator, unless there is one in the settings or in the store, in use or not. Of servers
-    /// that start at once on one store, one makes it.
+    /// Makes an owner, unless there is one in the settings, or one in the store that is in use. Of servers that start at
+    /// once on one store, one makes it.
     ///
     /// # Errors
     /// `Unavailable`.
     pub async fn ensure_one(&self, now: Timestamp) -> Result<Option<SecretString>, AdminError> {
-        if self.bootstrap.is_some() || !self.store.list_admin_tokens().await?.is_empty() {
+        if self.bootstrap.is_some() {
             return Ok(None);
         }
         let by = Actor {
@@ -197,11 +205,20 @@ impl Administrators {
             address: None,
             at: now,
         };
-        match self.issue(bootstrap_name(), Role::Owner, &by).await {
-            Ok(issued) => Ok(Some(issued.secret)),
-            // Another server has made it since.
-            Err(AdminError::AlreadyExists { .. }) => Ok(None),
-            Err(error) => Err(error),
+        loop {
+            let known = self.store.list_admin_tokens().await?;
+            if known
+                .iter()
+                .any(|it| is_in_use(it) && it.role == Role::Owner)
+            {
+                return Ok(None);
+            }
+            match self.issue(bootstrap_name(&known), Role::Owner, &by).await {
+                Ok(issued) => return Ok(Some(issued.secret)),
+                // Another server has made it since; it is seen when it is looked again.
+                Err(AdminError::AlreadyExists { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -241,8 +258,22 @@ impl Administrators {
     }
 }
 
-fn bootstrap_name() -> DisplayName {
-    BOOTSTRAP.parse().expect("a word is a name")
+fn is_in_use(token: &AdminToken) -> bool {
+    token.revoked_at.is_none()
+}
+
+/// `bootstrap`, or that with the first number that makes it a name which nobody in use has.
+fn bootstrap_name(known: &[AdminToken]) -> DisplayName {
+    let is_free = |name: &String| {
+        let mut in_use = known.iter().filter(|it| is_in_use(it));
+        !in_use.any(|it| it.name.as_str().eq_ignore_ascii_case(name))
+    };
+    let numbered = (2..).map(|number| format!("{BOOTSTRAP}-{number}"));
+    std::iter::once(BOOTSTRAP.to_owned())
+        .chain(numbered)
+        .find(is_free)
+        .and_then(|name| name.parse().ok())
+        .expect("a word and a number are a name, and numbers do not end")
 }
 
 #[cfg(test)]
@@ -264,12 +295,12 @@ mod tests {
         }
     }
 
-    fn opened(set: Option<&str>) -> (Administrators, tempfile::TempDir) {
+    async fn opened(set: Option<&str>) -> (Administrators, tempfile::TempDir) {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("t.db")).unwrap();
         let set = set.map(|set| SecretString::from(set.to_owned()));
-        let administrators = Administrators::new(Arc::new(store), set.as_ref(), now());
-        (administrators, directory)
+        let opened = Administrators::open(Arc::new(store), set.as_ref(), now()).await;
+        (opened.unwrap(), directory)
     }
 
     #[tokio::test]
@@ -277,9 +308,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("t.db")).unwrap();
         let store: SharedStore = Arc::new(store);
-        let servers: Vec<_> = (0..10)
-            .map(|_| Administrators::new(SharedStore::clone(&store), None, now()))
-            .collect();
+        let servers =
+            (0..10).map(|_| Administrators::open(SharedStore::clone(&store), None, now()));
+        let servers = futures_util::future::try_join_all(servers).await.unwrap();
         let started = servers.iter().map(|it| it.ensure_one(now()));
         let made: Vec<_> = futures_util::future::try_join_all(started).await.unwrap();
         assert_eq!(made.iter().flatten().count(), 1);
@@ -292,7 +323,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_token_is_its_administrators_until_it_is_revoked() {
-        let (it, _directory) = opened(None);
+        let (it, _directory) = opened(None).await;
         let owner = it.create(name("ada"), Role::Owner, &actor()).await.unwrap();
         let issued = it
             .create(name("bob"), Role::Viewer, &actor())
@@ -319,7 +350,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn the_last_owner_stays() {
-        let (it, _directory) = opened(None);
+        let (it, _directory) = opened(None).await;
         let make = |who: &'static str, role| {
             let it = it.clone();
             async move { it.create(name(who), role, &actor()).await.unwrap().token }
@@ -347,7 +378,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn the_token_of_the_settings_is_an_owner_that_only_the_settings_take_away() {
         let set = "0123456789abcdef0123456789abcdef";
-        let (it, _directory) = opened(Some(set));
+        let (it, _directory) = opened(Some(set)).await;
         let bootstrap = it.authenticate(set).await.unwrap().unwrap();
         assert_eq!(bootstrap.role, Role::Owner);
         assert_eq!(it.ensure_one(now()).await.unwrap().map(|_| ()), None);
@@ -367,21 +398,19 @@ mod tests {
             .unwrap()
             .token;
         it.revoke(owner.admin_token_id, &actor()).await.unwrap();
-        let other = Administrators::new(
-            it.store.clone(),
-            Some(&SecretString::from("another-0123456789abcdef01234567")),
-            now(),
-        );
+        let another = SecretString::from("another-0123456789abcdef01234567");
+        let other = Administrators::open(it.store.clone(), Some(&another), now()).await;
+        let other = other.unwrap();
         assert_eq!(other.authenticate(set).await, Ok(None));
         assert_eq!(other.still(bootstrap.admin_token_id).await, Ok(None));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn names_are_unique_among_those_in_use_and_never_those_of_others() {
-        let (it, _directory) = opened(None);
+        let (it, _directory) = opened(None).await;
         assert!(it.ensure_one(now()).await.unwrap().is_some());
         assert!(it.ensure_one(now()).await.unwrap().is_none());
-        for taken in ["CLI", "setup", "stripe", "first start"] {
+        for taken in ["CLI", "setup", "stripe", "first start", "Bootstrap"] {
             let error = it
                 .create(name(taken), Role::Owner, &actor())
                 .await
@@ -402,5 +431,39 @@ mod tests {
         it.create(name("bob"), Role::Viewer, &actor())
             .await
             .unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn an_owner_is_made_where_none_is_in_force_under_a_name_that_nobody_has() {
+        let (it, _directory) = opened(None).await;
+        it.create(name("vera"), Role::Viewer, &actor())
+            .await
+            .unwrap();
+        // As versions before this one let somebody be called.
+        it.issue(name("bootstrap"), Role::Operator, &actor())
+            .await
+            .unwrap();
+        let secret = it.ensure_one(now()).await.unwrap().unwrap();
+        let owner = it.authenticate(secret.expose_secret()).await.unwrap();
+        let owner = owner.unwrap();
+        assert_eq!(
+            (owner.name.as_str(), owner.role),
+            ("bootstrap-2", Role::Owner)
+        );
+        assert!(it.ensure_one(now()).await.unwrap().is_none());
+
+        let set = SecretString::from("0123456789abcdef0123456789abcdef");
+        let with_set = Administrators::open(it.store.clone(), Some(&set), now()).await;
+        let with_set = with_set.unwrap();
+        let names: Vec<_> = with_set.list().await.unwrap();
+        let mut names: Vec<_> = names.into_iter().map(|it| it.name.to_string()).collect();
+        names.sort();
+        assert_eq!(names, ["bootstrap", "bootstrap-2", "bootstrap-3", "vera"]);
+        with_set
+            .revoke(owner.admin_token_id, &actor())
+            .await
+            .unwrap();
+        // The setting goes: nobody is left who could make an owner.
+        assert!(it.ensure_one(now()).await.unwrap().is_some());
     }
 }

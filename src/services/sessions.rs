@@ -227,11 +227,12 @@ mod tests {
         }
     }
 
-    fn opened() -> (Sessions, Administrators, tempfile::TempDir) {
+    async fn opened() -> (Sessions, Administrators, tempfile::TempDir) {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(SqliteStore::open(&directory.path().join("t.db")).unwrap());
         let set = SecretString::from(TOKEN);
-        let administrators = Administrators::new(store.clone(), Some(&set), now());
+        let administrators = Administrators::open(store.clone(), Some(&set), now()).await;
+        let administrators = administrators.unwrap();
         (
             Sessions::new(store, administrators.clone()),
             administrators,
@@ -241,7 +242,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_session_lasts_until_it_is_ended_or_its_administrator_is_revoked() {
-        let (sessions, administrators, _directory) = opened();
+        let (sessions, administrators, _directory) = opened().await;
         let here = visitor("192.0.2.7");
         let (root, secret) = sessions.sign_in(TOKEN, &here, now()).await.unwrap();
         let by = root.administrator.acting(None, now());
@@ -279,7 +280,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn wrong_tokens_are_slowed_down_by_address() {
-        let (sessions, _, _directory) = opened();
+        let (sessions, _, _directory) = opened().await;
         let here = visitor("2001:db8::1");
         for _ in 0..WRONG_AT_ONCE {
             let wrong = sessions.sign_in("wrong", &here, now()).await.unwrap_err();

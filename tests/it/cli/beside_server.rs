@@ -90,6 +90,21 @@ fn a_command_does_the_same_beside_a_server_and_without_one() {
 }
 
 #[test]
+fn a_start_makes_an_owner_where_there_are_other_administrators_only() {
+    let shell = Shell::new();
+    shell.json("admin-token create vera --role viewer");
+    let refused = shell.line("admin-token create bootstrap --role viewer");
+    assert!(refused.failure(1).contains("another name"), "{refused:?}");
+    let mut server = Server::start(&shell);
+    let mut second = String::new();
+    server.stdout.read_line(&mut second).unwrap();
+    assert!(second.starts_with("admin token: tga_"), "{second:?}");
+    let listed = shell.json("admin-token list");
+    assert_eq!(listed["items"][1]["name"], "bootstrap");
+    assert_eq!(listed["items"][1]["role"], "owner");
+}
+
+#[test]
 fn a_second_server_on_the_same_data_dir_is_refused_by_name() {
     let shell = Shell::new();
     let _server = Server::start(&shell);
