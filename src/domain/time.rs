@@ -6,6 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 pub const MICROS_PER_SECOND: i64 = 1_000_000;
 
+const CIVIL_EPOCH: jiff::civil::DateTime = jiff::civil::DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
+
 /// An instant, in microseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
@@ -88,16 +90,16 @@ impl Timestamp {
         })
     }
 
+    /// As calendars in UTC have it, to the end of the year 9999: instants of `jiff` end a day before, to leave room for
+    /// every offset.
     fn civil(self) -> Option<jiff::civil::DateTime> {
-        let instant = jiff::Timestamp::from_microsecond(self.0).ok()?;
-        Some(jiff::tz::Offset::UTC.to_datetime(instant))
+        let since = jiff::SignedDuration::from_micros(self.0);
+        CIVIL_EPOCH.checked_add(since).ok()
     }
 
     fn from_civil(civil: jiff::civil::DateTime) -> Self {
-        match jiff::tz::Offset::UTC.to_timestamp(civil) {
-            Ok(instant) => Self(instant.as_microsecond()),
-            Err(_) => Self::NEVER,
-        }
+        let micros = civil.duration_since(CIVIL_EPOCH).as_micros();
+        i64::try_from(micros).map_or(Self::NEVER, Self)
     }
 }
 
@@ -105,7 +107,10 @@ impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match jiff::Timestamp::from_microsecond(self.0) {
             Ok(instant) => write!(f, "{instant}"),
-            Err(_) => f.write_str("never"),
+            Err(_) => match self.civil() {
+                Some(civil) => write!(f, "{civil}Z"),
+                None => f.write_str("never"),
+            },
         }
     }
 }
@@ -120,12 +125,24 @@ impl FromStr for Timestamp {
     /// RFC 3339 has years of four digits; ISO 8601's signed ones are not taken.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let is_signed = text.starts_with(['-', '+']);
-        text.parse::<jiff::Timestamp>()
-            .ok()
-            .filter(|_| !is_signed)
+        let known = text.parse::<jiff::Timestamp>().ok();
+        known
             .map(|instant| Self(instant.as_microsecond()))
+            .or_else(|| on_the_last_day(text))
+            .filter(|_| !is_signed)
             .ok_or_else(|| InvalidTimestamp(text.to_owned()))
     }
+}
+
+/// An instant after those of `jiff`: 9999-12-31T23:59:59Z is what many write for "never".
+fn on_the_last_day(text: &str) -> Option<Timestamp> {
+    let pieces = jiff::fmt::temporal::Pieces::parse(text).ok()?;
+    let civil = pieces.date().to_datetime(pieces.time()?);
+    let offset = i64::from(pieces.to_numeric_offset()?.seconds());
+    let at = Timestamp::from_civil(civil).0 - offset * MICROS_PER_SECOND;
+    let is_after = at > jiff::Timestamp::MAX.as_microsecond();
+    let at = Timestamp(at);
+    (is_after && at.civil().is_some()).then_some(at)
 }
 
 impl Serialize for Timestamp {
@@ -170,6 +187,40 @@ mod tests {
         assert_eq!(at.plus_months(1).to_string(), "2028-02-29T10:00:00Z");
         assert_eq!(at.plus_months(2).to_string(), "2028-03-31T10:00:00Z");
         assert_eq!(at.plus_months(-2).to_string(), "2027-11-30T10:00:00Z");
+    }
+
+    #[test]
+    fn the_last_second_that_can_be_written_is_taken_and_shown_as_it_is() {
+        for text in [
+            "9999-12-31T23:59:59Z",
+            "9999-12-31T23:59:59.999999Z",
+            "9999-12-30T22:00:00Z",
+            "9999-12-30T21:59:59.5Z",
+        ] {
+            let at: Timestamp = text.parse().unwrap();
+            assert_eq!(at.to_string(), text);
+        }
+        let last: Timestamp = "9999-12-31T23:59:59Z".parse().unwrap();
+        assert_eq!(last, Timestamp::from_seconds(253_402_300_799));
+        assert_eq!(
+            "9999-12-31T23:59:59+00:30"
+                .parse::<Timestamp>()
+                .unwrap()
+                .to_string(),
+            "9999-12-31T23:29:59Z"
+        );
+        assert_eq!(last.start_of_month().to_string(), "9999-12-01T00:00:00Z");
+        assert_eq!(Timestamp::NEVER.to_string(), "never");
+        for refused in [
+            "9999-12-31T23:59:59-00:01",
+            "9999-12-31T23:59:59",
+            "9999-12-31",
+            "9999-12-32T00:00:00Z",
+            "10000-01-01T00:00:00Z",
+            "-009999-01-01T00:00:00Z",
+        ] {
+            refused.parse::<Timestamp>().unwrap_err();
+        }
     }
 
     #[test]
