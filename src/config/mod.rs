@@ -429,7 +429,7 @@ impl Config {
         });
         Ok(Listed {
             name: setting.name,
-            value: value.map(|value| setting.shown(&value)),
+            value: value.map(|value| setting.shown(&setting.canonical(value))),
             source,
             description: setting.description,
         })

@@ -332,6 +332,38 @@ fn the_listing_shows_effective_values_their_sources_and_no_secret() {
 }
 
 #[test]
+fn the_listing_shows_values_in_the_form_that_their_effect_is_known_by() {
+    for (name, typed, shown) in [
+        ("ENABLE_USAGE_GUARDRAILS", "1", "true"),
+        ("USAGE_GUARDRAIL_STREAM_CUTOFF", "NO", "false"),
+        ("USAGE_GUARDRAIL_CACHE_TTL_SECONDS", "00012", "12"),
+        ("USAGE_GUARDRAIL_CACHE_TTL_SECONDS", "00", "0"),
+        ("USAGE_GUARDRAIL_MODE", "Observe", "observe"),
+        ("LOG_FORMAT", "JSON", "json"),
+        ("TOLLGATE_DATA_DIR", "007", "007"),
+        ("TOLLGATE_DEFAULT_MODEL", "Yes", "Yes"),
+    ] {
+        let config = config(&[(name, typed)]);
+        let mut listing = config.listing.iter();
+        let listed = listing.find(|it| it.name == name).unwrap();
+        assert_eq!(listed.value.as_deref(), Some(shown), "{name}={typed}");
+    }
+}
+
+#[test]
+fn what_takes_numbers_says_so_in_its_row() {
+    for setting in SETTINGS {
+        let takes_numbers = setting.accepts.starts_with("a whole number");
+        assert_eq!(
+            setting.kind == Kind::Number,
+            takes_numbers,
+            "{}",
+            setting.name
+        );
+    }
+}
+
+#[test]
 fn dev_turns_guardrails_on_and_ignores_what_it_names() {
     let pairs = [
         ("ENABLE_USAGE_GUARDRAILS", "false"),

@@ -43,7 +43,9 @@ impl Question {
         let form = match setting.kind {
             SettingKind::Secret => Form::Secret,
             SettingKind::Switch => Form::Switch,
-            SettingKind::Value | SettingKind::Url => Form::Text,
+            SettingKind::Value | SettingKind::Number | SettingKind::Choice | SettingKind::Url => {
+                Form::Text
+            }
         };
         Self {
             key: name.to_owned(),
