@@ -25,7 +25,7 @@ use super::{
 use crate::{
     cli::output,
     clock::Clock,
-    config::{Config, Database, Guardrails, Loaded, Mode},
+    config::{Config, Database, Guardrails, Loaded, Mode, ProviderKind},
     control,
     http::{direct, server},
     provider::ProviderStatus,
@@ -172,6 +172,12 @@ async fn say_what_is_odd(app: &App) {
             "no model can be asked until that is set"
         );
     }
+    if app.config.provider == ProviderKind::OpenAi && has_no_path(&app.config.openai_base_url) {
+        tracing::warn!(
+            code = "base_url_without_path",
+            "OPENAI_BASE_URL names a host alone; the base includes /v1, as in http://127.0.0.1:8000/v1"
+        );
+    }
     if let Some(moved_to) = app.recorder.journal().damaged_moved_to() {
         events::JournalDamaged { moved_to }.emit(&app.metrics);
     }
@@ -199,6 +205,10 @@ async fn say_what_is_odd(app: &App) {
         }
         Err(error) => tracing::debug!(%error, "the plans can't be looked through"),
     }
+}
+
+fn has_no_path(address: &str) -> bool {
+    reqwest::Url::parse(address).is_ok_and(|url| url.path() == "/")
 }
 
 /// SIGTERM and Ctrl-C begin the stop; a second one is the last call.

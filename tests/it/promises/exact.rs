@@ -420,6 +420,22 @@ async fn with_guardrails_off_chat_works_and_nothing_is_counted() {
 }
 
 #[tokio::test]
+async fn an_upstream_without_a_path_is_said_at_the_start() {
+    let upstream = FakeOpenAi::start().await;
+    let base_url = upstream.base_url();
+    let gate = serve()
+        .upstream(&upstream)
+        .set("OPENAI_BASE_URL", base_url.trim_end_matches("/v1"))
+        .start()
+        .await;
+    gate.logged("base_url_without_path").await;
+    let usual = serve().upstream(&upstream).start().await;
+    assert!(!usual.log().contains("base_url_without_path"));
+    gate.finish().await;
+    usual.finish().await;
+}
+
+#[tokio::test]
 async fn a_stream_that_ignores_its_maximum_is_cut_off_at_it() {
     let upstream = FakeOpenAi::start().await;
     upstream.always(Frames::words(500));
