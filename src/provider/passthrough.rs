@@ -99,7 +99,7 @@ impl Passthrough {
         };
         let error = match spare {
             Some(headers) if failure.stale => {
-                lease = self.pool.connect().await?;
+                lease = self.pool.take_fresh(now).await?;
                 let request = self.request(endpoint, headers, body, lease.version());
                 match lease.send(request, now).await {
                     Ok(response) => return Ok((response, lease)),

@@ -1,7 +1,8 @@
 //! Keeps connections to the one upstream alive between requests.
 //!
 //! HTTP/1.1: idle connections, the one used last is taken first, so that the others grow old and are closed.
-//! HTTP/2: connections that are shared, up to [`MAX_STREAMS`] requests each.
+//! HTTP/2: connections that are shared, up to [`MAX_STREAMS`] requests each. What is spoken is agreed on anew with each
+//! connection, so both may be there at once.
 //!
 //! A connection is driven by a task of the runtime that it was opened on, and serves the requests of that runtime
 //! alone: another thread would have to be woken for each step of a request.
@@ -18,7 +19,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::poll_immediate;
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, WeakShared, poll_immediate},
+};
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{
@@ -51,12 +55,24 @@ const STALE_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Pool {
     connector: Connector,
-    idle: Mutex<HashMap<runtime::Id, VecDeque<Idle>>>,
-    shared: Mutex<Vec<Shared>>,
-    /// Set by the first connection that speaks HTTP/2. From then on one request connects and the others wait for it.
+    kept: Mutex<HashMap<runtime::Id, Kept>>,
+    /// Whether the connection opened last does. While it is set, requests of a runtime that find no connection wait
+    /// for one attempt: what it opens will most likely serve them all.
     speaks_http2: AtomicBool,
-    connecting: tokio::sync::Mutex<()>,
 }
+
+/// What one runtime has.
+#[derive(Default)]
+struct Kept {
+    idle: VecDeque<Idle>,
+    shared: Vec<Shared>,
+    attempt: Option<WeakAttempt>,
+}
+
+/// Opens a connection for all who wait for it, and tells all of them how it went. It is run by whichever of them is
+/// left, and dropped with the last.
+type Attempt = futures_util::future::Shared<BoxFuture<'static, Result<(), ProviderError>>>;
+type WeakAttempt = WeakShared<BoxFuture<'static, Result<(), ProviderError>>>;
 
 struct Idle {
     sender: http1::SendRequest<Full<Bytes>>,
@@ -65,7 +81,6 @@ struct Idle {
 }
 
 struct Shared {
-    runtime: runtime::Id,
     sender: http2::SendRequest<Full<Bytes>>,
     streams: Arc<AtomicUsize>,
 }
@@ -116,49 +131,70 @@ impl Pool {
     pub(super) fn new(connector: Connector) -> Arc<Self> {
         Arc::new(Self {
             connector,
-            idle: Mutex::default(),
-            shared: Mutex::default(),
+            kept: Mutex::default(),
             speaks_http2: AtomicBool::new(false),
-            connecting: tokio::sync::Mutex::default(),
         })
     }
 
     /// A connection kept alive until `now`, or a fresh one.
     pub(super) async fn take(self: &Arc<Self>, now: Instant) -> Result<Lease, ProviderError> {
-        if self.speaks_http2.load(Ordering::Acquire) {
-            if let Some(lease) = self.take_shared() {
-                return Ok(lease);
-            }
-            let _connecting = self.connecting.lock().await;
-            return match self.take_shared() {
-                Some(lease) => Ok(lease),
-                None => self.connect().await,
-            };
-        }
-        match self.take_idle(now).await {
+        match self.take_kept(now).await {
             Some(lease) => Ok(lease),
-            None => self.connect().await,
+            None => self.take_fresh(now).await,
         }
     }
 
-    /// A connection that no request was sent on before.
-    pub(super) async fn connect(self: &Arc<Self>) -> Result<Lease, ProviderError> {
+    /// A connection that was opened since it was asked for, or was being opened then.
+    pub(super) async fn take_fresh(self: &Arc<Self>, now: Instant) -> Result<Lease, ProviderError> {
+        while self.speaks_http2.load(Ordering::Acquire) {
+            self.attempt().await?;
+            // Nothing is left where more waited than it takes, or than one of HTTP/1.1 serves.
+            if let Some(lease) = self.take_kept(now).await {
+                return Ok(lease);
+            }
+        }
+        self.connect().await
+    }
+
+    async fn connect(self: &Arc<Self>) -> Result<Lease, ProviderError> {
         // Boxed: few requests connect, and all would have room for what a handshake takes.
-        let connection = match Box::pin(self.connector.connect()).await? {
+        let connection = Box::pin(self.connector.connect()).await?;
+        let speaks_http2 = matches!(connection, Connection::Http2(_));
+        let connection = match connection {
             Connection::Http1 { sender, received } => Leased::Http1 { sender, received },
             Connection::Http2(sender) => {
                 let shared = Shared {
-                    runtime: here(),
                     sender,
                     streams: Arc::default(),
                 };
                 let leased = shared.lease();
-                self.lock_shared().push(shared);
-                self.speaks_http2.store(true, Ordering::Release);
+                self.lock().entry(here()).or_default().shared.push(shared);
                 leased
             }
         };
+        self.speaks_http2.store(speaks_http2, Ordering::Release);
         Ok(self.lease(connection, Origin::Fresh))
+    }
+
+    /// The attempt to connect that this runtime makes, begun if there is none. What it opens is kept.
+    fn attempt(self: &Arc<Self>) -> Attempt {
+        let here = here();
+        let mut runtimes = self.lock();
+        let kept = runtimes.entry(here).or_default();
+        if let Some(attempt) = kept.attempt.as_ref().and_then(WeakShared::upgrade) {
+            return attempt;
+        }
+        let pool = Arc::clone(self);
+        let attempt = async move {
+            let opened = pool.connect().await;
+            // Before it is told: who hears of it and needs another connection must not find this attempt again.
+            pool.lock().entry(here).or_default().attempt = None;
+            opened.map(Lease::hand_back)
+        }
+        .boxed()
+        .shared();
+        kept.attempt = attempt.downgrade();
+        attempt
     }
 
     fn lease(self: &Arc<Self>, connection: Leased, origin: Origin) -> Lease {
@@ -170,45 +206,25 @@ impl Pool {
         }
     }
 
-    async fn take_idle(self: &Arc<Self>, now: Instant) -> Option<Lease> {
+    async fn take_kept(self: &Arc<Self>, now: Instant) -> Option<Lease> {
         loop {
-            let mut newest = {
-                let mut idle = self.lock_idle();
-                let idle = idle.get_mut(&here())?;
-                let newest = idle.pop_back()?;
-                if now.saturating_duration_since(newest.since) > IDLE_TIMEOUT {
-                    // What lies below it is older still.
-                    idle.clear();
-                    return None;
-                }
-                newest
+            let (mut sender, received) = match self.lock().get_mut(&here())?.take(now)? {
+                Leased::Http1 { sender, received } => (sender, received),
+                shared @ Leased::Http2 { .. } => return Some(self.lease(shared, Origin::Reused)),
             };
             // It nearly always is, and a timer would only be made to be thrown away.
-            let is_ready = match poll_immediate(newest.sender.ready()).await {
+            let is_ready = match poll_immediate(sender.ready()).await {
                 Some(ready) => ready.is_ok(),
                 None => {
-                    let ready = tokio::time::timeout(READY_WITHIN, newest.sender.ready()).await;
+                    let ready = tokio::time::timeout(READY_WITHIN, sender.ready()).await;
                     matches!(ready, Ok(Ok(())))
                 }
             };
             if is_ready {
-                let connection = Leased::Http1 {
-                    sender: newest.sender,
-                    received: newest.received,
-                };
+                let connection = Leased::Http1 { sender, received };
                 return Some(self.lease(connection, Origin::Reused));
             }
         }
-    }
-
-    fn take_shared(self: &Arc<Self>) -> Option<Lease> {
-        let mut shared = self.lock_shared();
-        shared.retain(|connection| !connection.sender.is_closed());
-        let here = here();
-        let free = shared.iter().find(|connection| {
-            connection.runtime == here && connection.streams.load(Ordering::Acquire) < MAX_STREAMS
-        })?;
-        Some(self.lease(free.lease(), Origin::Reused))
     }
 
     fn keep(
@@ -221,8 +237,8 @@ impl Pool {
             return;
         }
         let since = Instant::now();
-        let mut idle = self.lock_idle();
-        let idle = idle.entry(runtime).or_default();
+        let mut runtimes = self.lock();
+        let idle = &mut runtimes.entry(runtime).or_default().idle;
         while idle
             .front()
             .is_some_and(|oldest| since.duration_since(oldest.since) > IDLE_TIMEOUT)
@@ -237,12 +253,32 @@ impl Pool {
         });
     }
 
-    fn lock_idle(&self) -> MutexGuard<'_, HashMap<runtime::Id, VecDeque<Idle>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<runtime::Id, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn lock_shared(&self) -> MutexGuard<'_, Vec<Shared>> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+impl Kept {
+    fn take(&mut self, now: Instant) -> Option<Leased> {
+        self.shared
+            .retain(|connection| !connection.sender.is_closed());
+        let free = self
+            .shared
+            .iter()
+            .find(|connection| connection.streams.load(Ordering::Acquire) < MAX_STREAMS);
+        if let Some(free) = free {
+            return Some(free.lease());
+        }
+        let newest = self.idle.pop_back()?;
+        if now.saturating_duration_since(newest.since) > IDLE_TIMEOUT {
+            // What lies below it is older still.
+            self.idle.clear();
+            return None;
+        }
+        Some(Leased::Http1 {
+            sender: newest.sender,
+            received: newest.received,
+        })
     }
 }
 

@@ -1,10 +1,19 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{future::join_all, stream};
 use http::StatusCode;
 use http_body_util::BodyExt as _;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
@@ -408,67 +417,131 @@ async fn a_port_where_nobody_listens_is_unreachable_until_somebody_does() {
     );
 }
 
-/// A server that speaks TLS and, if asked to, HTTP/2; gives its address and the certificate to trust.
-async fn tls_server(
-    protocols: &[&[u8]],
-) -> (std::net::SocketAddr, tempfile::NamedTempFile, Connections) {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), made.cert.pem()).unwrap();
-    let key = rustls_pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+const HTTP2: &[&[u8]] = &[b"h2"];
+const HTTP1: &[&[u8]] = &[b"http/1.1"];
+
+/// A server that speaks TLS and, as long as it agrees to it, HTTP/2.
+struct TlsServer {
+    address: std::net::SocketAddr,
+    /// The one to trust.
+    certificate: tempfile::NamedTempFile,
+    /// How many connections came, whatever became of them.
+    connections: Arc<AtomicUsize>,
+    identity: rcgen::CertifiedKey<rcgen::KeyPair>,
+    phase: watch::Sender<Phase>,
+    /// Told by each connection that ends.
+    ended: Signal,
+}
+
+#[derive(Clone)]
+enum Phase {
+    Serving(TlsAcceptor),
+    /// Connections are taken and left without a word.
+    Silent,
+}
+
+impl TlsServer {
+    async fn start(protocols: &[&[u8]]) -> Self {
+        let identity = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let certificate = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(certificate.path(), identity.cert.pem()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Self {
+            address: listener.local_addr().unwrap(),
+            certificate,
+            connections: Arc::default(),
+            phase: watch::Sender::new(Phase::Serving(acceptor(&identity, protocols))),
+            identity,
+            ended: Signal::new(),
+        };
+        let (connections, phase) = (Arc::clone(&server.connections), server.phase.clone());
+        let ended = server.ended.clone();
+        in_background(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                connections.fetch_add(1, Ordering::SeqCst);
+                let (mut phase, ended) = (phase.subscribe(), ended.clone());
+                in_background(async move {
+                    let serving = phase.wait_for(|phase| matches!(phase, Phase::Serving(_)));
+                    let Phase::Serving(acceptor) = serving.await.unwrap().clone() else {
+                        return;
+                    };
+                    tokio::select! {
+                        () = serve_tls(stream, acceptor) => {}
+                        _ = phase.changed() => {}
+                    }
+                    ended.give();
+                });
+            }
+        });
+        server
+    }
+
+    fn provider(&self) -> OpenAi {
+        let roots = Roots::File(self.certificate.path().to_owned());
+        tls_provider(self.address.port(), roots)
+    }
+
+    fn opened(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Ends the one connection that is open, and agrees to nothing but `protocols` on those to come.
+    async fn restart(&self, protocols: &[&[u8]]) {
+        self.serve(protocols);
+        self.ended.wait().await;
+    }
+
+    /// Ends the one connection that is open, and lets those to come wait.
+    async fn fall_silent(&self) {
+        self.phase.send_replace(Phase::Silent);
+        self.ended.wait().await;
+    }
+
+    fn serve(&self, protocols: &[&[u8]]) {
+        let acceptor = acceptor(&self.identity, protocols);
+        self.phase.send_replace(Phase::Serving(acceptor));
+    }
+}
+
+fn acceptor(identity: &rcgen::CertifiedKey<rcgen::KeyPair>, protocols: &[&[u8]]) -> TlsAcceptor {
+    let key = rustls_pki_types::PrivateKeyDer::Pkcs8(identity.signing_key.serialize_der().into());
     let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(
         rustls::crypto::ring::default_provider(),
     ))
     .with_safe_default_protocol_versions()
     .unwrap()
     .with_no_client_auth()
-    .with_single_cert(vec![made.cert.der().clone()], key)
+    .with_single_cert(vec![identity.cert.der().clone()], key)
     .unwrap();
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let connections = Connections::default();
-    let count = connections.clone();
-    in_background(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let (acceptor, count) = (acceptor.clone(), count.clone());
-            in_background(async move {
-                let Ok(stream) = acceptor.accept(stream).await else {
-                    return;
-                };
-                count.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                let service = hyper::service::service_fn(
-                    |request: Request<hyper::body::Incoming>| async move {
-                        let said = format!(
-                            "{:?} {} {}",
-                            request.version(),
-                            request.uri().path(),
-                            request
-                                .headers()
-                                .get("authorization")
-                                .unwrap()
-                                .to_str()
-                                .unwrap()
-                        );
-                        Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(
-                            said,
-                        ))))
-                    },
-                );
-                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                let _ = builder
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
-            });
-        }
-    });
-    (address, file, connections)
+    TlsAcceptor::from(Arc::new(config))
 }
 
-#[derive(Clone, Default)]
-struct Connections(Arc<std::sync::atomic::AtomicUsize>);
+async fn serve_tls(stream: TcpStream, acceptor: TlsAcceptor) {
+    let Ok(stream) = acceptor.accept(stream).await else {
+        return;
+    };
+    let service =
+        hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
+            let said = format!(
+                "{:?} {} {}",
+                request.version(),
+                request.uri().path(),
+                request
+                    .headers()
+                    .get("authorization")
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+            );
+            Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(said))))
+        });
+    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    let _ = builder
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
 
 fn tls_provider(port: u16, roots: Roots) -> OpenAi {
     OpenAi::new(Settings {
@@ -513,28 +586,29 @@ async fn a_connection_serves_the_runtime_that_opened_it_and_no_other() {
 async fn over_tls_the_version_is_negotiated_and_connections_are_kept() {
     for (protocols, version) in [
         (&[b"h2".as_slice(), b"http/1.1"][..], "HTTP/2.0"),
-        (&[b"http/1.1".as_slice()][..], "HTTP/1.1"),
+        (HTTP1, "HTTP/1.1"),
         (&[][..], "HTTP/1.1"),
     ] {
-        let (address, certificate, connections) = tls_server(protocols).await;
-        let provider = tls_provider(address.port(), Roots::File(certificate.path().to_owned()));
+        let server = TlsServer::start(protocols).await;
+        let provider = server.provider();
         for _ in 0..3 {
-            let response = provider.forward(chat("{}", PATIENCE)).await.unwrap();
             let expected = format!("{version} /v1/chat/completions Bearer sk-upstream");
-            assert_eq!(read(response).await.unwrap(), expected);
+            assert_eq!(ask(&provider).await, expected);
         }
-        let opened = connections.0.load(std::sync::atomic::Ordering::SeqCst);
-        assert_eq!(opened, 1, "{version}");
+        assert_eq!(server.opened(), 1, "{version}");
     }
+}
+
+async fn ask(provider: &OpenAi) -> String {
+    let response = provider.forward(chat("{}", PATIENCE)).await.unwrap();
+    read(response).await.unwrap()
 }
 
 #[tokio::test]
 async fn requests_share_an_http2_connection_up_to_its_streams() {
-    let (address, certificate, connections) = tls_server(&[b"h2"]).await;
-    let provider = tls_provider(address.port(), Roots::File(certificate.path().to_owned()));
-    read(provider.forward(chat("{}", PATIENCE)).await.unwrap())
-        .await
-        .unwrap();
+    let server = TlsServer::start(HTTP2).await;
+    let provider = server.provider();
+    ask(&provider).await;
     // All heads are there, no body is read: 150 streams are open at once.
     let requests = (0..150).map(|_| provider.forward(chat("{}", PATIENCE)));
     let open: Vec<_> = join_all(requests)
@@ -542,19 +616,84 @@ async fn requests_share_an_http2_connection_up_to_its_streams() {
         .into_iter()
         .map(Result::unwrap)
         .collect();
-    let opened = connections.0.load(std::sync::atomic::Ordering::SeqCst);
     assert_eq!(open.len(), 150);
-    assert_eq!(opened, 2);
+    assert_eq!(server.opened(), 2);
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_one_connection_share_its_failure() {
+    let server = TlsServer::start(HTTP2).await;
+    let provider = server.provider();
+    ask(&provider).await;
+    server.fall_silent().await;
+
+    // From here on time passes at once where there is nothing to do but wait.
+    tokio::time::pause();
+    let began = Instant::now();
+    let requests = (0..4).map(|_| provider.forward(chat("{}", PATIENCE)));
+    for answered in join_all(requests).await {
+        let error = answered.unwrap_err();
+        assert!(matches!(error, ProviderError::Unreachable(_)), "{error}");
+    }
+    let waited = began.elapsed();
+    assert!(waited < Duration::from_secs(15), "{waited:?}");
+    assert_eq!(server.opened(), 2);
+}
+
+#[tokio::test]
+async fn a_request_given_up_leaves_its_attempt_to_connect_to_those_who_wait_for_it() {
+    let server = TlsServer::start(HTTP2).await;
+    let provider = server.provider();
+    ask(&provider).await;
+    server.fall_silent().await;
+
+    let short = Patience::Whole(Duration::from_millis(50));
+    let first = async {
+        let error = provider.forward(chat("{}", short)).await.unwrap_err();
+        assert!(matches!(error, ProviderError::Timeout), "{error}");
+        server.serve(HTTP2);
+    };
+    let (_, answer) = tokio::join!(first, ask(&provider));
+    assert!(answer.starts_with("HTTP/2.0"), "{answer}");
+    assert_eq!(server.opened(), 2);
+}
+
+#[tokio::test]
+async fn an_upstream_that_changes_its_version_has_its_connections_kept_all_the_same() {
+    let server = TlsServer::start(HTTP2).await;
+    let provider = server.provider();
+    ask(&provider).await;
+    for (protocols, version, opened) in [(HTTP1, "HTTP/1.1", 2), (HTTP2, "HTTP/2.0", 3)] {
+        server.restart(protocols).await;
+        for _ in 0..12 {
+            let answer = ask(&provider).await;
+            assert!(answer.starts_with(version), "{answer}");
+        }
+        assert_eq!(server.opened(), opened, "{version}");
+    }
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_http2_and_get_http1_connect_each_for_itself() {
+    let server = TlsServer::start(HTTP2).await;
+    let provider = server.provider();
+    ask(&provider).await;
+    server.restart(HTTP1).await;
+    for _ in 0..3 {
+        for answer in join_all((0..8).map(|_| ask(&provider))).await {
+            assert!(answer.starts_with("HTTP/1.1"), "{answer}");
+        }
+    }
+    let opened = server.opened();
+    assert!(opened <= 9, "{opened}");
 }
 
 #[tokio::test]
 async fn a_certificate_that_nobody_vouches_for_is_refused() {
-    let (address, _, _) = tls_server(&[b"http/1.1"]).await;
-    let (_, other_certificate, _) = tls_server(&[]).await;
-    let provider = tls_provider(
-        address.port(),
-        Roots::File(other_certificate.path().to_owned()),
-    );
+    let server = TlsServer::start(HTTP1).await;
+    let other = TlsServer::start(&[]).await;
+    let roots = Roots::File(other.certificate.path().to_owned());
+    let provider = tls_provider(server.address.port(), roots);
     let error = provider.forward(chat("{}", PATIENCE)).await.unwrap_err();
     assert!(matches!(error, ProviderError::Unreachable(_)), "{error}");
     assert!(error.to_string().contains("certificate"), "{error}");
