@@ -1,16 +1,6 @@
 //! Opens connections to the one upstream that the configuration names: name, TCP, TLS, HTTP/1.1 or HTTP/2.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
@@ -20,7 +10,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -101,22 +91,9 @@ impl Target {
 /// A connection to send requests on. Its own task drives it, and ends with it.
 pub(super) enum Connection {
     /// One request at a time.
-    Http1 {
-        sender: http1::SendRequest<Full<Bytes>>,
-        received: Received,
-    },
+    Http1(http1::SendRequest<Full<Bytes>>),
     /// Many at a time.
     Http2(http2::SendRequest<Full<Bytes>>),
-}
-
-/// How many bytes came over a connection so far.
-#[derive(Clone, Default)]
-pub(super) struct Received(Arc<AtomicU64>);
-
-impl Received {
-    pub(super) fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
-    }
 }
 
 /// Opens connections to one target.
@@ -210,16 +187,11 @@ async fn speak_http1<S>(stream: S) -> io::Result<Connection>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let received = Received::default();
-    let counted = Counted {
-        stream,
-        received: received.clone(),
-    };
-    let (sender, connection) = http1::handshake(TokioIo::new(counted))
+    let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
     drive(connection);
-    Ok(Connection::Http1 { sender, received })
+    Ok(Connection::Http1(sender))
 }
 
 async fn speak_http2(stream: TlsStream<TcpStream>) -> io::Result<Connection> {
@@ -247,58 +219,6 @@ where
             tracing::debug!(%error, "a connection to the provider ended");
         }
     });
-}
-
-/// A stream that counts what it receives.
-struct Counted<S> {
-    stream: S,
-    received: Received,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let came = u64::try_from(buf.filled().len() - before).unwrap_or(u64::MAX);
-        if came > 0 {
-            self.received.0.fetch_add(came, Ordering::Release);
-        }
-        polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The language model that answers: OpenAI, any server that speaks its API, or a simulated one.
 //!
-//! A provider makes **exactly one** call upstream for each call it gets (a stale kept-alive connection apart, see
-//! `passthrough.rs`), never sleeps and never retries: whoever calls holds a reservation meanwhile. It knows nothing
-//! of tenants, limits or prices, and takes its address from configuration only.
+//! A provider makes **exactly one** call upstream for each call it gets, never sleeps and never retries: whoever calls
+//! holds a reservation meanwhile. It knows nothing of tenants, limits or prices, and takes its address from
+//! configuration only.
 
 pub mod answer;
 pub mod body;

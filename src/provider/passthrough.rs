@@ -1,7 +1,8 @@
 //! Passes requests of the `/v1` routes on as they came, and their answers back.
 //!
-//! One request here is one request upstream, with one exception: a kept-alive connection that turns out to have been
-//! closed by the upstream while idle is replaced by a fresh one, once, if not a byte of an answer came.
+//! One request here is at most one request upstream. Where a kept-alive connection turns out to be closed before a byte
+//! of the request was written, a fresh one takes its place, once. A request that was written, if only in part, is never
+//! sent again, since the upstream may have been at work on it (RFC 9110 §9.2.2).
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use super::{
     Endpoint, Forward, ProviderError, SetupError, UpstreamBody,
     body::Watch,
     connect::{Connector, Target},
-    pool::{Lease, Pool},
+    pool::{Lease, Pool, Unanswered},
 };
 
 /// What is set here, or must not go upstream whoever sent it (RFC 9110 §7.6.1).
@@ -91,27 +92,24 @@ impl Passthrough {
             ..
         } = forward;
         let mut lease = self.pool.take(now).await?;
-        let spare = lease.is_reused().then(|| headers.clone());
-        let request = self.request(endpoint, headers, body.clone(), lease.version());
-        let failure = match lease.send(request, now).await {
-            Ok(response) => return Ok((response, lease)),
-            Err(failure) => failure,
-        };
-        let error = match spare {
-            Some(headers) if failure.stale => {
-                lease = self.pool.take_fresh(now).await?;
-                let request = self.request(endpoint, headers, body, lease.version());
-                match lease.send(request, now).await {
-                    Ok(response) => return Ok((response, lease)),
-                    Err(failure) => failure.error,
-                }
-            }
-            Some(_) | None => failure.error,
-        };
-        Err(ProviderError::Unreachable(format!(
-            "the connection to {} gave no answer: {error}",
-            self.target.authority
-        )))
+        let request = self.request(endpoint, headers, body, lease.version());
+        let mut answered = lease.send(request).await;
+        if let Err(Unanswered {
+            unsent: Some(mut request),
+            ..
+        }) = answered
+        {
+            lease = self.pool.take_fresh(now).await?;
+            self.address(&mut request, endpoint, lease.version());
+            answered = lease.send(*request).await;
+        }
+        match answered {
+            Ok(response) => Ok((response, lease)),
+            Err(Unanswered { error, .. }) => Err(ProviderError::Unreachable(format!(
+                "the connection to {} gave no answer: {error}",
+                self.target.authority
+            ))),
+        }
     }
 
     fn request(
@@ -136,15 +134,24 @@ impl Passthrough {
         } else {
             headers.remove(header::CONTENT_TYPE);
         }
-        if version == Version::HTTP_11 {
-            headers.insert(header::HOST, self.host.clone());
-        }
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = endpoint.method();
+        *request.headers_mut() = headers;
+        self.address(&mut request, endpoint, version);
+        request
+    }
+
+    /// Says where `request` goes as `version` has it, whatever it was addressed for before.
+    fn address(&self, request: &mut Request<Full<Bytes>>, endpoint: Endpoint, version: Version) {
         *request.uri_mut() = self.uri(endpoint, version);
         *request.version_mut() = version;
-        *request.headers_mut() = headers;
-        request
+        if version == Version::HTTP_11 {
+            request
+                .headers_mut()
+                .insert(header::HOST, self.host.clone());
+        } else {
+            request.headers_mut().remove(header::HOST);
+        }
     }
 
     /// Only a path in HTTP/1.1; HTTP/2 makes its pseudo-headers of the whole.

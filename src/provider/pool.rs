@@ -9,8 +9,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    error::Error as _,
-    io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -36,7 +34,7 @@ use tokio::{
 
 use super::{
     ProviderError,
-    connect::{Connection, Connector, Received},
+    connect::{Connection, Connector},
 };
 
 /// Below what load balancers commonly allow (nginx 75 s), so that mostly we close first.
@@ -48,10 +46,6 @@ const MAX_STREAMS: usize = 100;
 
 /// How long a connection whose answer was just read may take to be ready again: its task has to run once.
 const READY_WITHIN: Duration = Duration::from_millis(10);
-
-/// A kept-alive connection that the peer closes before it saw a request fails within a round trip; one that fails
-/// later was probably at work on it.
-const STALE_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Pool {
     connector: Connector,
@@ -76,7 +70,6 @@ type WeakAttempt = WeakShared<BoxFuture<'static, Result<(), ProviderError>>>;
 
 struct Idle {
     sender: http1::SendRequest<Full<Bytes>>,
-    received: Received,
     since: Instant,
 }
 
@@ -91,24 +84,14 @@ pub(super) struct Lease {
     /// Where the connection is driven.
     runtime: runtime::Id,
     connection: Leased,
-    origin: Origin,
 }
 
 enum Leased {
-    Http1 {
-        sender: http1::SendRequest<Full<Bytes>>,
-        received: Received,
-    },
+    Http1(http1::SendRequest<Full<Bytes>>),
     Http2 {
         sender: http2::SendRequest<Full<Bytes>>,
         _stream: Stream,
     },
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    Fresh,
-    Reused,
 }
 
 /// One of the requests on a shared connection.
@@ -121,10 +104,10 @@ impl Drop for Stream {
 }
 
 /// A request that got no answer.
-pub(super) struct SendFailure {
+pub(super) struct Unanswered {
     pub(super) error: hyper::Error,
-    /// The connection had been closed by the peer while it was idle: the request was not seen.
-    pub(super) stale: bool,
+    /// The request, if the connection was closed before a byte of it was written.
+    pub(super) unsent: Option<Box<Request<Full<Bytes>>>>,
 }
 
 impl Pool {
@@ -161,7 +144,7 @@ impl Pool {
         let connection = Box::pin(self.connector.connect()).await?;
         let speaks_http2 = matches!(connection, Connection::Http2(_));
         let connection = match connection {
-            Connection::Http1 { sender, received } => Leased::Http1 { sender, received },
+            Connection::Http1(sender) => Leased::Http1(sender),
             Connection::Http2(sender) => {
                 let shared = Shared {
                     sender,
@@ -173,7 +156,7 @@ impl Pool {
             }
         };
         self.speaks_http2.store(speaks_http2, Ordering::Release);
-        Ok(self.lease(connection, Origin::Fresh))
+        Ok(self.lease(connection))
     }
 
     /// The attempt to connect that this runtime makes, begun if there is none. What it opens is kept.
@@ -197,20 +180,22 @@ impl Pool {
         attempt
     }
 
-    fn lease(self: &Arc<Self>, connection: Leased, origin: Origin) -> Lease {
+    fn lease(self: &Arc<Self>, connection: Leased) -> Lease {
         Lease {
             pool: Arc::clone(self),
             runtime: here(),
             connection,
-            origin,
         }
     }
 
     async fn take_kept(self: &Arc<Self>, now: Instant) -> Option<Lease> {
+        // The runtime asks the system what came before it goes on with this, so the tasks of connections that the peer
+        // has closed meanwhile have seen it. A request written to one would be lost.
+        tokio::task::yield_now().await;
         loop {
-            let (mut sender, received) = match self.lock().get_mut(&here())?.take(now)? {
-                Leased::Http1 { sender, received } => (sender, received),
-                shared @ Leased::Http2 { .. } => return Some(self.lease(shared, Origin::Reused)),
+            let mut sender = match self.lock().get_mut(&here())?.take(now)? {
+                Leased::Http1(sender) => sender,
+                shared @ Leased::Http2 { .. } => return Some(self.lease(shared)),
             };
             // It nearly always is, and a timer would only be made to be thrown away.
             let is_ready = match poll_immediate(sender.ready()).await {
@@ -221,18 +206,12 @@ impl Pool {
                 }
             };
             if is_ready {
-                let connection = Leased::Http1 { sender, received };
-                return Some(self.lease(connection, Origin::Reused));
+                return Some(self.lease(Leased::Http1(sender)));
             }
         }
     }
 
-    fn keep(
-        &self,
-        runtime: runtime::Id,
-        sender: http1::SendRequest<Full<Bytes>>,
-        received: Received,
-    ) {
+    fn keep(&self, runtime: runtime::Id, sender: http1::SendRequest<Full<Bytes>>) {
         if sender.is_closed() {
             return;
         }
@@ -246,11 +225,7 @@ impl Pool {
         {
             idle.pop_front();
         }
-        idle.push_back(Idle {
-            sender,
-            received,
-            since,
-        });
+        idle.push_back(Idle { sender, since });
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<runtime::Id, Kept>> {
@@ -275,10 +250,7 @@ impl Kept {
             self.idle.clear();
             return None;
         }
-        Some(Leased::Http1 {
-            sender: newest.sender,
-            received: newest.received,
-        })
+        Some(Leased::Http1(newest.sender))
     }
 }
 
@@ -293,45 +265,33 @@ impl Shared {
 }
 
 impl Lease {
-    pub(super) fn is_reused(&self) -> bool {
-        self.origin == Origin::Reused
-    }
-
     pub(super) fn version(&self) -> http::Version {
         match self.connection {
-            Leased::Http1 { .. } => http::Version::HTTP_11,
+            Leased::Http1(_) => http::Version::HTTP_11,
             Leased::Http2 { .. } => http::Version::HTTP_2,
         }
     }
 
-    /// Sends `request`, at `now`, and waits for the answer's head.
+    /// Sends `request` and waits for the answer's head.
     pub(super) async fn send(
         &mut self,
         request: Request<Full<Bytes>>,
-        now: Instant,
-    ) -> Result<Response<Incoming>, SendFailure> {
-        let reused = self.is_reused();
-        match &mut self.connection {
-            Leased::Http1 { sender, received } => {
-                let before = received.bytes();
-                sender.send_request(request).await.map_err(|error| {
-                    let untouched = received.bytes() == before && now.elapsed() < STALE_WITHIN;
-                    let stale = reused && untouched && was_closed_by_peer(&error);
-                    SendFailure { error, stale }
-                })
-            }
-            Leased::Http2 { sender, .. } => sender.send_request(request).await.map_err(|error| {
-                // Anything else may have reached the peer's application.
-                let stale = reused && error.is_canceled();
-                SendFailure { error, stale }
-            }),
-        }
+    ) -> Result<Response<Incoming>, Unanswered> {
+        let answered = match &mut self.connection {
+            Leased::Http1(sender) => sender.try_send_request(request).await,
+            Leased::Http2 { sender, .. } => sender.try_send_request(request).await,
+        };
+        answered.map_err(|mut failure| Unanswered {
+            // Given back only where it was still waiting to be written; anything else may have reached the peer.
+            unsent: failure.take_message().map(Box::new),
+            error: failure.into_error(),
+        })
     }
 
     /// The answer was read to its end.
     pub(super) fn hand_back(self) {
         match self.connection {
-            Leased::Http1 { sender, received } => self.pool.keep(self.runtime, sender, received),
+            Leased::Http1(sender) => self.pool.keep(self.runtime, sender),
             // Shared all the time; dropping the stream's count is all there is to do.
             Leased::Http2 { .. } => {}
         }
@@ -341,18 +301,4 @@ impl Lease {
 /// The runtime that asks.
 fn here() -> runtime::Id {
     Handle::current().id()
-}
-
-fn was_closed_by_peer(error: &hyper::Error) -> bool {
-    let io_kind = error
-        .source()
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .map(io::Error::kind);
-    error.is_canceled()
-        || error.is_closed()
-        || error.is_incomplete_message()
-        || matches!(
-            io_kind,
-            Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
-        )
 }

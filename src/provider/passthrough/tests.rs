@@ -1,12 +1,17 @@
 use std::{
+    io::{Read as _, Write as _},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     time::Duration,
 };
 
-use futures_util::{future::join_all, stream};
+use futures_util::{
+    future::{join_all, poll_immediate},
+    stream,
+};
 use http::StatusCode;
 use http_body_util::BodyExt as _;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -50,6 +55,11 @@ fn chat(body: &'static str, patience: Patience) -> Forward {
 async fn read(response: Response<UpstreamBody>) -> Result<String, ProviderError> {
     let bytes = response.into_body().collect().await?.to_bytes();
     Ok(String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+async fn ask(provider: &OpenAi) -> String {
+    let response = provider.forward(chat("{}", PATIENCE)).await.unwrap();
+    read(response).await.unwrap()
 }
 
 #[tokio::test]
@@ -209,21 +219,106 @@ async fn parallel_requests_have_connections_of_their_own_which_then_serve_on() {
 }
 
 #[tokio::test]
-async fn a_connection_closed_while_idle_is_replaced_unseen() {
-    // Read and dropped without an answer: how it looks when the close crosses the request.
+async fn a_request_that_was_read_is_never_sent_again() {
+    // How it looks when the close crosses the request, and when the upstream was at work on it.
     let server = TestServer::start(|seen| match (seen.connection, seen.turn) {
         (0, 1) => vec![Act::Close],
         _ => vec![answer("200 OK", "{}")],
     })
     .await;
     let provider = provider(&server.base_url());
-    for _ in 0..3 {
-        let response = provider.forward(chat("{}", PATIENCE)).await.unwrap();
-        assert_eq!(read(response).await.unwrap(), "{}");
-    }
-    assert_eq!(server.connections(), [0, 0, 1, 1]);
-    assert_eq!(server.seen()[2].body, "{}");
+    assert_eq!(ask(&provider).await, "{}");
+    let error = provider.forward(chat("{}", PATIENCE)).await.unwrap_err();
+    assert!(matches!(error, ProviderError::Unreachable(_)), "{error}");
+    assert_eq!(server.connections(), [0, 0]);
+    assert_eq!(ask(&provider).await, "{}");
+    assert_eq!(server.connections(), [0, 0, 1]);
     assert_eq!(provider.status(), ProviderStatus::Ready);
+}
+
+/// A server on a thread of its own, which closes a connection while the test's runtime stands still.
+struct OtherThread {
+    address: std::net::SocketAddr,
+    close: mpsc::Sender<()>,
+    closed: mpsc::Receiver<()>,
+}
+
+impl OtherThread {
+    /// Answers one request on each of two connections.
+    fn start() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (close, told_to_close) = mpsc::channel();
+        let (tell_closed, closed) = mpsc::channel();
+        std::thread::spawn(move || {
+            let first = answer_one(&listener);
+            told_to_close.recv().unwrap();
+            drop(first);
+            tell_closed.send(()).unwrap();
+            let _second = answer_one(&listener);
+            let _ = told_to_close.recv();
+        });
+        Self {
+            address,
+            close,
+            closed,
+        }
+    }
+
+    fn provider(&self) -> OpenAi {
+        provider(&format!("http://{}/v1", self.address))
+    }
+
+    fn close(&self) {
+        self.close.send(()).unwrap();
+        self.closed.recv().unwrap();
+    }
+}
+
+fn answer_one(listener: &std::net::TcpListener) -> std::net::TcpStream {
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n{}") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        request.push(byte[0]);
+    }
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+    stream.write_all(answer).unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_nobody_looked_is_replaced_before_it_is_used() {
+    let server = OtherThread::start();
+    let provider = server.provider();
+    assert_eq!(ask(&provider).await, "{}");
+    server.close();
+    assert_eq!(ask(&provider).await, "{}");
+}
+
+#[test]
+fn a_request_of_which_nothing_was_written_goes_out_on_a_fresh_connection() {
+    let server = OtherThread::start();
+    let provider = server.provider();
+    // One that asks after each task what came, so that the close below is seen before the request is written.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        assert_eq!(ask(&provider).await, "{}");
+        let mut request = provider.forward(chat("{}", PATIENCE));
+        assert!(poll_immediate(&mut request).await.is_none());
+        tokio::task::yield_now().await;
+        // A task before that of the connection, which has the request once it is asked for again.
+        in_background(async {});
+        assert!(poll_immediate(&mut request).await.is_none());
+        server.close();
+        let response = request.await.unwrap();
+        assert_eq!(read(response).await.unwrap(), "{}");
+    });
 }
 
 #[tokio::test]
@@ -245,22 +340,6 @@ async fn a_fresh_connection_that_gives_no_answer_is_not_tried_again() {
     assert!(matches!(error, ProviderError::Unreachable(_)), "{error}");
     assert_eq!(server.seen().len(), 1);
     assert!(matches!(provider.status(), ProviderStatus::Failing(_)));
-}
-
-#[tokio::test]
-async fn the_second_connection_is_the_last_that_is_tried() {
-    let server = TestServer::start(|seen| match (seen.connection, seen.turn) {
-        (0, 0) => vec![answer("200 OK", "{}")],
-        _ => vec![Act::Close],
-    })
-    .await;
-    let provider = provider(&server.base_url());
-    read(provider.forward(chat("{}", PATIENCE)).await.unwrap())
-        .await
-        .unwrap();
-    let error = provider.forward(chat("{}", PATIENCE)).await.unwrap_err();
-    assert!(matches!(error, ProviderError::Unreachable(_)), "{error}");
-    assert_eq!(server.connections(), [0, 0, 1]);
 }
 
 #[tokio::test]
@@ -597,11 +676,6 @@ async fn over_tls_the_version_is_negotiated_and_connections_are_kept() {
         }
         assert_eq!(server.opened(), 1, "{version}");
     }
-}
-
-async fn ask(provider: &OpenAi) -> String {
-    let response = provider.forward(chat("{}", PATIENCE)).await.unwrap();
-    read(response).await.unwrap()
 }
 
 #[tokio::test]
