@@ -23,7 +23,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use self::writer::{Job, Writer};
+use self::{
+    tables::Found,
+    writer::{Job, Writer},
+};
 use crate::{
     clock,
     domain::{
@@ -83,6 +86,18 @@ pub struct Claim {
     pub begun_at: Timestamp,
     /// An earlier run of it was cut off by a crash, maybe after its usage was recorded.
     pub is_rerun: bool,
+}
+
+/// A request, and who asks whether it is to run.
+#[derive(Debug)]
+struct Question {
+    record: Hash,
+    /// Of its body.
+    body: Hash,
+    now: Timestamp,
+    /// For the claim.
+    jobs: Jobs,
+    reply: oneshot::Sender<Result<Begun, AnswersError>>,
 }
 
 /// Answers can't be kept or looked up: the disk is full or failing, or the server stops.
@@ -181,30 +196,17 @@ impl Answers {
         body: &[u8],
         now: Timestamp,
     ) -> Result<Begun, AnswersError> {
-        let record = record_of(asked);
         let (reply, answer) = oneshot::channel();
         let jobs = self.jobs();
-        let job = Job::Begin {
-            record,
+        let question = Question {
+            record: record_of(asked),
             body: Sha256::digest(body).into(),
             now,
+            jobs: jobs.clone(),
             reply,
         };
-        jobs.send(job)?;
-        let begun = answer.await.unwrap_or_else(|_| Err(closed()))?;
-        Ok(match begun {
-            tables::Found::Run { begun_at, is_rerun } => Begun::Run(Claim {
-                record,
-                jobs: jobs.clone(),
-                is_ended: false,
-                begun_at,
-                is_rerun,
-            }),
-            tables::Found::InFlight => Begun::InFlight,
-            tables::Found::OtherBody => Begun::OtherBody,
-            tables::Found::Answered(answer) => Begun::Answered(answer),
-            tables::Found::NotKept => Begun::NotKept,
-        })
+        jobs.send(Job::Begin(question))?;
+        answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
     /// Forgets what is older than it may be repeated.
@@ -232,6 +234,27 @@ impl Answers {
                 drop(answer.await);
             }
         }
+    }
+}
+
+impl Question {
+    /// The claim goes with the answer: a client that hangs up may leave that unread, or find nobody to take it, and
+    /// the claim is dropped with it.
+    fn answer(self, found: Result<Found, AnswersError>) {
+        let begun = found.map(|found| match found {
+            Found::Run { begun_at, is_rerun } => Begun::Run(Claim {
+                record: self.record,
+                jobs: self.jobs,
+                is_ended: false,
+                begun_at,
+                is_rerun,
+            }),
+            Found::InFlight => Begun::InFlight,
+            Found::OtherBody => Begun::OtherBody,
+            Found::Answered(answer) => Begun::Answered(answer),
+            Found::NotKept => Begun::NotKept,
+        });
+        drop(self.reply.send(begun));
     }
 }
 

@@ -37,13 +37,9 @@ pub(super) fn start(redis: Arc<RedisLedger>, bytes: u64) -> UnboundedSender<Job>
 async fn run(redis: Arc<RedisLedger>, job: Job, keep: Keep) {
     let now = redis.now();
     match job {
-        Job::Begin {
-            record,
-            body,
-            now,
-            reply,
-        } => {
-            let found = redis.begin_answer(record, body, keep, now).await;
+        Job::Begin(question) => {
+            let found = redis.begin_answer(question.record, question.body, keep, question.now);
+            let found = found.await;
             let found = found.map(|found| match found {
                 Shared::Run { begun_at, is_rerun } => Found::Run { begun_at, is_rerun },
                 Shared::Running => Found::InFlight,
@@ -53,7 +49,7 @@ async fn run(redis: Arc<RedisLedger>, job: Job, keep: Keep) {
                     postcard::from_bytes(&answer).map_or(Found::NotKept, Found::Answered)
                 }
             });
-            drop(reply.send(found.map_err(AnswersError)));
+            question.answer(found.map_err(AnswersError));
         }
         Job::End {
             record,

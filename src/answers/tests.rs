@@ -1,3 +1,5 @@
+use std::pin::pin;
+
 use tempfile::TempDir;
 
 use super::*;
@@ -189,4 +191,36 @@ async fn of_many_at_once_one_runs() {
     let runs = begun.iter().filter(|it| matches!(it, Ok(Begun::Run(_))));
     let in_flight = begun.iter().filter(|it| matches!(it, Ok(Begun::InFlight)));
     assert_eq!((runs.count(), in_flight.count()), (1, 31));
+}
+
+/// Asks until it is to run: what was given back may be behind the question in the queue.
+async fn claimed_soon(answers: &Answers, key: &str) -> Claim {
+    for _ in 0..1000 {
+        match answers.begin(asked(key), b"body", NOW).await.unwrap() {
+            Begun::Run(claim) => return claim,
+            Begun::InFlight => tokio::time::sleep(Duration::from_millis(1)).await,
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("{key} is in flight for ever");
+}
+
+/// A client may hang up at any moment between its question and the answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_nobody_waits_for_is_given_back() {
+    let directory = TempDir::new().unwrap();
+    let answers = opened(&directory, ALL_BYTES);
+    for (number, waits) in [0, 0, 100, 300, 1_000, 3_000, 10_000]
+        .into_iter()
+        .enumerate()
+    {
+        let key = format!("k{number}");
+        {
+            let mut begin = pin!(answers.begin(asked(&key), b"body", NOW));
+            assert!(futures_util::poll!(&mut begin).is_pending());
+            // It is not polled meanwhile: its answer may lie there, unread.
+            tokio::time::sleep(Duration::from_micros(waits)).await;
+        }
+        claimed_soon(&answers, &key).await;
+    }
 }

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    AnswersError, Hash,
+    AnswersError, Hash, Question,
     tables::{self, Found},
 };
 use crate::domain::time::Timestamp;
@@ -28,12 +28,7 @@ type Reply<T> = oneshot::Sender<Result<T, AnswersError>>;
 
 #[derive(Debug)]
 pub(super) enum Job {
-    Begin {
-        record: Hash,
-        body: Hash,
-        now: Timestamp,
-        reply: Reply<Found>,
-    },
+    Begin(Question),
     End {
         record: Hash,
         /// `None`: it was too large.
@@ -60,7 +55,7 @@ impl std::fmt::Debug for Found {
 
 /// What to tell whom, once the transaction is on disk.
 enum Told {
-    Begun(Reply<Found>, Found),
+    Begun(Question, Found),
     Done(Reply<()>),
     Nobody,
 }
@@ -129,7 +124,7 @@ impl Writer {
         }
         let ends = batch.iter().filter_map(|job| match job {
             Job::End { record, .. } => Some(*record),
-            Job::Begin { .. } | Job::Forget { .. } | Job::Expire { .. } | Job::Close(_) => None,
+            Job::Begin(_) | Job::Forget { .. } | Job::Expire { .. } | Job::Close(_) => None,
         });
         let ends: Vec<Hash> = ends.collect();
         let mut told = Vec::with_capacity(batch.len());
@@ -232,18 +227,15 @@ fn apply(
     bytes: &mut u64,
 ) -> (Told, Option<redb::Error>) {
     match job {
-        Job::Begin {
-            record,
-            body,
-            now,
-            reply,
-        } => match tables::begin(tx, &record, body, now, process) {
-            Ok((found, freed)) => {
-                *bytes = bytes.saturating_sub(freed);
-                (Told::Begun(reply, found), None)
+        Job::Begin(asked) => {
+            match tables::begin(tx, &asked.record, asked.body, asked.now, process) {
+                Ok((found, freed)) => {
+                    *bytes = bytes.saturating_sub(freed);
+                    (Told::Begun(asked, found), None)
+                }
+                Err(error) => (Told::Begun(asked, Found::InFlight), Some(error)),
             }
-            Err(error) => (Told::Begun(reply, Found::InFlight), Some(error)),
-        },
+        }
         Job::End {
             record,
             answer,
@@ -276,7 +268,7 @@ fn apply(
 impl Told {
     fn tell(self) {
         match self {
-            Self::Begun(reply, found) => drop(reply.send(Ok(found))),
+            Self::Begun(question, found) => question.answer(Ok(found)),
             Self::Done(reply) => drop(reply.send(Ok(()))),
             Self::Nobody => {}
         }
@@ -284,7 +276,7 @@ impl Told {
 
     fn fail(self, error: &AnswersError) {
         match self {
-            Self::Begun(reply, _) => drop(reply.send(Err(error.clone()))),
+            Self::Begun(question, _) => question.answer(Err(error.clone())),
             Self::Done(reply) => drop(reply.send(Err(error.clone()))),
             Self::Nobody => {}
         }
@@ -294,7 +286,7 @@ impl Told {
 impl Job {
     fn fail(self, error: &AnswersError) {
         match self {
-            Self::Begin { reply, .. } => drop(reply.send(Err(error.clone()))),
+            Self::Begin(question) => question.answer(Err(error.clone())),
             Self::End { reply, .. } | Self::Expire { reply, .. } => {
                 drop(reply.send(Err(error.clone())));
             }

@@ -512,6 +512,8 @@ impl From<Fault> for LedgerError {
 }
 
 #[cfg(test)]
+mod claims;
+#[cfg(test)]
 mod history;
 #[cfg(test)]
 mod layout;

@@ -1,5 +1,7 @@
 //! A request that is sent again with its Idempotency-Key runs once and is charged once.
 
+use std::time::Duration;
+
 use futures_util::{StreamExt as _, future::join_all};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -290,5 +292,31 @@ async fn a_bad_key_is_refused_before_anything_runs() {
     )
     .await
     .expect_ok();
+    gate.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_hangs_up_at_once_does_not_lock_its_key() {
+    let gate = serve().start().await;
+    let acme = gate.tenant("acme").create().await;
+    let keys: Vec<String> = (0..80).map(|number| format!("k{number}")).collect();
+    for (number, key) in keys.iter().enumerate() {
+        let body = chat_body();
+        let asking = keyed(&acme, "/v1/chat/completions", key, &body);
+        let patience = Duration::from_micros(30 * number as u64);
+        drop(tokio::time::timeout(patience, asking).await);
+    }
+    for key in &keys {
+        eventually("it runs, or has run", || async {
+            let again = keyed(&acme, "/v1/chat/completions", key, &chat_body()).await;
+            if again.status != 200 {
+                again.expect(409, "idempotency_key_in_use");
+                return None;
+            }
+            Some(())
+        })
+        .await;
+    }
+    assert_eq!(acme.used("messages").await, 80);
     gate.finish().await;
 }
