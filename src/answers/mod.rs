@@ -76,10 +76,17 @@ pub enum Begun {
     NotKept,
 }
 
+/// A request, and which attempt to run it: what one has claimed no other gives back.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    record: Hash,
+    id: Uuid,
+}
+
 /// The right to run a request. Dropped without an answer, another may run it.
 #[derive(Debug)]
 pub struct Claim {
-    record: Hash,
+    attempt: Attempt,
     jobs: Jobs,
     is_ended: bool,
     /// When its key was first used.
@@ -91,7 +98,7 @@ pub struct Claim {
 /// A request, and who asks whether it is to run.
 #[derive(Debug)]
 struct Question {
-    record: Hash,
+    attempt: Attempt,
     /// Of its body.
     body: Hash,
     now: Timestamp,
@@ -199,7 +206,10 @@ impl Answers {
         let (reply, answer) = oneshot::channel();
         let jobs = self.jobs();
         let question = Question {
-            record: record_of(asked),
+            attempt: Attempt {
+                record: record_of(asked),
+                id: clock::new_id(),
+            },
             body: Sha256::digest(body).into(),
             now,
             jobs: jobs.clone(),
@@ -243,7 +253,7 @@ impl Question {
     fn answer(self, found: Result<Found, AnswersError>) {
         let begun = found.map(|found| match found {
             Found::Run { begun_at, is_rerun } => Begun::Run(Claim {
-                record: self.record,
+                attempt: self.attempt,
                 jobs: self.jobs,
                 is_ended: false,
                 begun_at,
@@ -262,7 +272,7 @@ impl Claim {
     /// Keeps the answer, unless its body is too long. Durable when it returns.
     ///
     /// # Errors
-    /// [`AnswersError`]: it stays claimed, until it can be noted that its answer is not kept.
+    /// [`AnswersError`]: it stays claimed, until its answer can be kept (in Redis), or it can be noted that it is not.
     pub async fn keep(self, answer: &Answer) -> Result<(), AnswersError> {
         if answer.body.len() > LONGEST_BODY {
             return self.keep_no_answer().await;
@@ -283,7 +293,7 @@ impl Claim {
     pub async fn forget(mut self) {
         let (reply, ended) = oneshot::channel();
         let job = Job::Forget {
-            record: self.record,
+            attempt: self.attempt,
             reply: Some(reply),
         };
         if self.jobs.send(job).is_ok() {
@@ -294,7 +304,7 @@ impl Claim {
     async fn end(mut self, answer: Option<Vec<u8>>) -> Result<(), AnswersError> {
         let (reply, ended) = oneshot::channel();
         let job = Job::End {
-            record: self.record,
+            attempt: self.attempt,
             answer,
             reply,
         };
@@ -310,7 +320,7 @@ impl Drop for Claim {
         if !self.is_ended {
             // The thread takes jobs in order, so a request that begins after this finds nothing.
             let job = Job::Forget {
-                record: self.record,
+                attempt: self.attempt,
                 reply: None,
             };
             drop(self.jobs.send(job));

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::{self, UnboundedSender};
 
-use super::{AnswersError, KEPT_FOR, tables::Found, writer::Job};
-use crate::ledger::{Keep, RedisLedger, Shared};
+use super::{AnswersError, Attempt, KEPT_FOR, tables::Found, writer::Job};
+use crate::ledger::{Claimed, Keep, RedisLedger, Shared};
 
 /// Starts a task that puts jobs on their way in the order in which they come; it ends when the last sender is dropped.
 #[expect(
@@ -38,7 +38,8 @@ async fn run(redis: Arc<RedisLedger>, job: Job, keep: Keep) {
     let now = redis.now();
     match job {
         Job::Begin(question) => {
-            let found = redis.begin_answer(question.record, question.body, keep, question.now);
+            let found =
+                redis.begin_answer(question.attempt.into(), question.body, keep, question.now);
             let found = found.await;
             let found = found.map(|found| match found {
                 Shared::Run { begun_at, is_rerun } => Found::Run { begun_at, is_rerun },
@@ -52,20 +53,29 @@ async fn run(redis: Arc<RedisLedger>, job: Job, keep: Keep) {
             question.answer(found.map_err(AnswersError));
         }
         Job::End {
-            record,
+            attempt,
             answer,
             reply,
         } => {
-            let kept = redis.end_answer(record, answer.as_deref(), keep, now).await;
+            let kept = redis.end_answer(attempt.into(), answer, keep, now).await;
             drop(reply.send(kept.map_err(AnswersError)));
         }
-        Job::Forget { record, reply } => {
-            let forgotten = redis.forget_answer(record, keep, now).await;
+        Job::Forget { attempt, reply } => {
+            let forgotten = redis.forget_answer(attempt.into(), keep, now).await;
             if let Some(reply) = reply {
                 drop(reply.send(forgotten.map_err(AnswersError)));
             }
         }
         Job::Expire { reply, .. } => drop(reply.send(Ok(()))),
         Job::Close(_) => {} // taken out before
+    }
+}
+
+impl From<Attempt> for Claimed {
+    fn from(attempt: Attempt) -> Self {
+        Self {
+            record: attempt.record,
+            attempt: attempt.id,
+        }
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    AnswersError, Hash, Question,
+    AnswersError, Attempt, Hash, Question,
     tables::{self, Found},
 };
 use crate::domain::time::Timestamp;
@@ -30,13 +30,13 @@ type Reply<T> = oneshot::Sender<Result<T, AnswersError>>;
 pub(super) enum Job {
     Begin(Question),
     End {
-        record: Hash,
+        attempt: Attempt,
         /// `None`: it was too large.
         answer: Option<Vec<u8>>,
         reply: Reply<()>,
     },
     Forget {
-        record: Hash,
+        attempt: Attempt,
         /// `None`: nobody waits.
         reply: Option<Reply<()>>,
     },
@@ -123,7 +123,7 @@ impl Writer {
             return;
         }
         let ends = batch.iter().filter_map(|job| match job {
-            Job::End { record, .. } => Some(*record),
+            Job::End { attempt, .. } => Some(attempt.record),
             Job::Begin(_) | Job::Forget { .. } | Job::Expire { .. } | Job::Close(_) => None,
         });
         let ends: Vec<Hash> = ends.collect();
@@ -228,7 +228,7 @@ fn apply(
 ) -> (Told, Option<redb::Error>) {
     match job {
         Job::Begin(asked) => {
-            match tables::begin(tx, &asked.record, asked.body, asked.now, process) {
+            match tables::begin(tx, &asked.attempt.record, asked.body, asked.now, process) {
                 Ok((found, freed)) => {
                     *bytes = bytes.saturating_sub(freed);
                     (Told::Begun(asked, found), None)
@@ -237,19 +237,19 @@ fn apply(
             }
         }
         Job::End {
-            record,
+            attempt,
             answer,
             reply,
-        } => match tables::end(tx, &record, answer.as_deref()) {
+        } => match tables::end(tx, &attempt.record, answer.as_deref()) {
             Ok(added) => {
                 *bytes += added;
                 (Told::Done(reply), None)
             }
             Err(error) => (Told::Done(reply), Some(error)),
         },
-        Job::Forget { record, reply } => {
+        Job::Forget { attempt, reply } => {
             let told = reply.map_or(Told::Nobody, Told::Done);
-            match tables::give_up(tx, &record) {
+            match tables::give_up(tx, &attempt.record) {
                 Ok(()) => (told, None),
                 Err(error) => (told, Some(error)),
             }

@@ -36,7 +36,7 @@ pub use self::{
     hold::Hold,
     local::LocalLedger,
     redis::{
-        Keep, LEASE, RedisHold, RedisLedger, RedisSettings, Servers, Shared, SharedBase,
+        Claimed, Keep, LEASE, RedisHold, RedisLedger, RedisSettings, Servers, Shared, SharedBase,
         SumsOfEvents, look_at_servers,
     },
     reopen::Granted,

@@ -58,7 +58,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 pub use self::{
-    answers::{Keep, Shared},
+    answers::{Claimed, Keep, Shared},
     examine::{Servers, look_at_servers},
     holds::RedisHold,
 };
@@ -168,6 +168,8 @@ pub struct RedisLedger {
     apart: Apart,
     /// Holds that ended while their bucket was away.
     unreleased: Unreleased,
+    /// Claims of keyed requests whose end Redis has not heard of.
+    owed: Mutex<answers::Owed>,
     /// The last event that a drain has told of.
     told: AtomicU64,
     /// Held by whoever tells of events after a look into the store, and alone by whoever forgets some: one that was
@@ -220,6 +222,7 @@ impl RedisLedger {
             loads: Loads::default(),
             apart: Apart::new(),
             unreleased,
+            owed: Mutex::default(),
             told: AtomicU64::new(0),
             telling: tokio::sync::RwLock::default(),
             dark: Mutex::default(),

@@ -1,10 +1,10 @@
-//! Claims of keyed requests that nobody heard of.
+//! Claims of keyed requests whose end Redis did not hear of, and those that it took while nobody heard of them.
 
 use std::{pin::pin, sync::Arc};
 
 use super::{tests::Nodes, *};
 use crate::{
-    answers::{Answers, AskedBy, Begun},
+    answers::{Answer, Answers, AskedBy, Begun, Claim},
     ledger::testing::{at, tenant},
 };
 
@@ -13,6 +13,14 @@ fn asked(key: &str) -> AskedBy<'_> {
         tenant: tenant(1),
         route: "/v1/chat/completions",
         key,
+    }
+}
+
+fn answer(length: usize) -> Answer {
+    Answer {
+        status: 200,
+        headers: Vec::new(),
+        body: vec![b'x'; length],
     }
 }
 
@@ -27,6 +35,13 @@ async fn begun(answers: &Answers, key: &str) -> Begun {
     begun.unwrap_or_else(|error| panic!("{key}: {error}"))
 }
 
+async fn claimed(answers: &Answers, key: &str) -> Claim {
+    match begun(answers, key).await {
+        Begun::Run(claim) => claim,
+        other => panic!("{key}: {other:?}"),
+    }
+}
+
 /// What becomes of a request that is in flight for no longer than it takes to tell.
 async fn no_longer_in_flight(answers: &Answers, key: &str) -> Begun {
     for _ in 0..300 {
@@ -36,6 +51,71 @@ async fn no_longer_in_flight(answers: &Answers, key: &str) -> Begun {
         }
     }
     panic!("{key} is in flight for ever");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_redis_missed_are_kept_once_it_is_back() {
+    const COUNT: usize = 40;
+    let nodes = Nodes::start(2).await;
+    let [first, second] = &answers_of(&nodes)[..] else {
+        unreachable!()
+    };
+    let keys: Vec<String> = (0..COUNT).map(|number| format!("k{number}")).collect();
+    let mut claims = Vec::new();
+    for key in &keys {
+        claims.push(claimed(first, key).await);
+    }
+    let large = claimed(first, "large").await;
+    nodes.server.freeze();
+    for claim in claims {
+        assert!(claim.keep(&answer(100_000)).await.is_err());
+    }
+    assert!(large.keep(&answer((1 << 20) + 1)).await.is_err());
+    nodes.server.thaw();
+    nodes.ready().await;
+    for key in &keys {
+        match no_longer_in_flight(second, key).await {
+            Begun::Answered(found) => assert_eq!(found, answer(100_000)),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+    let large = no_longer_in_flight(second, "large").await;
+    assert!(matches!(large, Begun::NotKept), "{large:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_that_could_not_be_given_back_are_once_redis_is_back() {
+    let nodes = Nodes::start(2).await;
+    let [first, second] = &answers_of(&nodes)[..] else {
+        unreachable!()
+    };
+    let (forgotten, dropped) = (
+        claimed(first, "forgotten").await,
+        claimed(first, "dropped").await,
+    );
+    let running = claimed(first, "running").await;
+    nodes.server.freeze();
+    forgotten.forget().await;
+    drop(dropped);
+    // Of those that are asked for Redis may take some all the same, later.
+    let asks = ["unheard", "running"].map(|key| first.begin(asked(key), b"body", at(0)));
+    for begun in futures_util::future::join_all(asks).await {
+        assert!(begun.is_err(), "{begun:?}");
+    }
+    nodes.server.thaw();
+    nodes.ready().await;
+    for key in ["forgotten", "dropped", "unheard"] {
+        let begun = no_longer_in_flight(second, key).await;
+        assert!(matches!(begun, Begun::Run(_)), "{key}: {begun:?}");
+    }
+    for _ in 0..20 {
+        for answers in [first, second] {
+            let begun = begun(answers, "running").await;
+            assert!(matches!(begun, Begun::InFlight), "{begun:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    running.keep(&answer(1)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

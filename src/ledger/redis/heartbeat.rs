@@ -125,10 +125,13 @@ impl RedisLedger {
         if is_news && reply.is_live {
             self.apart.end();
         }
-        if reply.is_live {
+        if !reply.is_live {
+            return REBUILD_BEAT;
+        }
+        if self.tell_ends(index).await {
             BEAT_EVERY
         } else {
-            REBUILD_BEAT
+            Duration::ZERO
         }
     }
 

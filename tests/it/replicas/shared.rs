@@ -136,6 +136,38 @@ async fn a_repeat_at_another_replica_gets_the_first_answer_or_is_told_that_it_ru
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_comes_while_redis_is_away_is_replayed_once_that_is_back() {
+    let replicas = Replicas::start(2, "closed").await;
+    let acme = replicas.gates[0].tenant("acme").create().await;
+    let [first, second] = [0, 1].map(|at| acme.at(&replicas.gates[at]));
+    let body = json!({ "model": "gpt-5.1", "messages": [{ "role": "user", "content": "hi" }] });
+    replicas.upstream.hold();
+    let running = {
+        let (first, body) = (first.clone(), body.clone());
+        tokio::spawn(async move { keyed(&first, "k", &body).await })
+    };
+    eventually("the model is asked", || async {
+        (replicas.upstream.calls() == 1).then_some(())
+    })
+    .await;
+    replicas.redis.freeze();
+    replicas.ledger_is("down").await;
+    replicas.upstream.release();
+    let answer = running.await.unwrap().expect_ok();
+    replicas.redis.thaw();
+    replicas.ledger_is("ok").await;
+    let again = eventually("it is kept", || async {
+        let again = keyed(&second, "k", &body).await;
+        (again.status == 200).then_some(again)
+    })
+    .await;
+    assert_eq!(again.header("idempotent-replayed"), Some("true"));
+    assert_eq!(again.text, answer.text);
+    assert_eq!(replicas.upstream.calls(), 1);
+    replicas.finish(1, &acme).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_doctor_looks_at_redis() {
     let mut replicas = Replicas::start(1, "open").await;
     let finding = async |replicas: &Replicas| {

@@ -1,11 +1,11 @@
 -- Answers to requests with an Idempotency-Key, shared by the nodes: who may run a request, and what it was answered.
 -- The Rust side is ../answers.rs.
--- ask: op 'begin', 'end' or 'forget'; node; body (hash of the request's); at (µs); kept (ms); answer (base64, '' for
---      none); room: bytes that the answers of a bucket may take together; silent: a node that gave no sign of life for
---      so long (µs) runs nothing any more
+-- ask: op 'begin', 'end' or 'forget'; node; claim (an id of the attempt to run it); body (hash of the request's);
+--      at (µs); kept (ms); answer (base64, '' for none); room: bytes that the answers of a bucket may take together;
+--      silent: a node that gave no sign of life for so long (µs) runs nothing any more
 --
--- `a` holds the record: body, begun at, state ('running', 'answered', 'not kept'), node. `b` holds the answer. Of the
--- bucket, `answers` orders the answers by their age, and `sizes` says what each takes; '' there is the sum.
+-- `a` holds the record: body, begun at, state ('running', 'answered', 'not kept'), node, claim. `b` holds the answer.
+-- Of the bucket, `answers` orders the answers by their age, and `sizes` says what each takes; '' there is the sum.
 
 local ask = cmsgpack.unpack(ARGV[4])
 
@@ -55,12 +55,13 @@ if ask.op == 'begin' then
     end
   end
   local at = is_rerun and record.at or ask.at
-  record = { body = ask.body, at = at, state = 'running', node = ask.node }
+  record = { body = ask.body, at = at, state = 'running', node = ask.node, claim = ask.claim }
   keep(ask.kept)
   return answer({ found = is_rerun and 'again' or 'run', at = at })
 end
 
-local is_own = record and record.state == 'running' and record.node == ask.node
+-- Told again of an end, or of a claim of which it heard nothing more, a node must not end another's, nor its own next.
+local is_own = record and record.state == 'running' and record.node == ask.node and record.claim == ask.claim
 if ask.op == 'forget' then
   if is_own then call('DEL', ROOT .. 'a') end
 elseif is_own then
