@@ -18,6 +18,7 @@ pub mod journal;
 pub mod json;
 pub mod ledger;
 pub mod provider;
+mod redb_file;
 pub mod services;
 pub mod store;
 pub mod telemetry;

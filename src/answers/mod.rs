@@ -13,7 +13,7 @@ mod writer;
 mod tests;
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, OnceLock, mpsc},
     time::Duration,
 };
@@ -28,13 +28,14 @@ use self::{
     writer::{Job, Writer},
 };
 use crate::{
-    clock,
+    clock::{self, Clock},
     domain::{
         ids::{EventId, TenantId},
         time::Timestamp,
         usage::{Source, event_id_of},
     },
     ledger::RedisLedger,
+    redb_file::{self, RedbFile},
 };
 
 /// How long an answer can be repeated, from its request on.
@@ -43,6 +44,8 @@ pub const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
 pub const LONGEST_BODY: usize = 1 << 20;
 /// What all answers may take together.
 const ALL_BYTES: u64 = 1 << 30;
+/// Answers are written once and rarely read: redb's default of 1 GiB would only hold memory.
+const CACHE_BYTES: usize = 8 << 20;
 
 /// An answer that can be sent again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +129,8 @@ struct Shared {
 /// Where answers are kept.
 enum Place {
     File {
-        path: PathBuf,
+        file: RedbFile,
+        clock: Clock,
         /// Of this process: a request that another one claimed was cut off.
         process: Uuid,
         all_bytes: u64,
@@ -154,13 +158,15 @@ impl Jobs {
 impl Answers {
     /// Opens nothing yet.
     #[must_use]
-    pub fn new(path: &Path) -> Self {
-        Self::with_room(path, ALL_BYTES)
+    pub fn new(path: &Path, clock: Clock) -> Self {
+        let file = RedbFile::new(path, CACHE_BYTES, redb_file::on_disk());
+        Self::in_file(file, clock, ALL_BYTES)
     }
 
-    fn with_room(path: &Path, all_bytes: u64) -> Self {
+    fn in_file(file: RedbFile, clock: Clock, all_bytes: u64) -> Self {
         Self::at(Place::File {
-            path: path.to_owned(),
+            file,
+            clock,
             process: clock::new_id(),
             all_bytes,
         })
@@ -185,10 +191,14 @@ impl Answers {
         let Shared { place, jobs } = &*self.shared;
         jobs.get_or_init(|| match place {
             Place::File {
-                path,
+                file,
+                clock,
                 process,
                 all_bytes,
-            } => Jobs::File(Writer::start(path.clone(), *process, *all_bytes)),
+            } => {
+                let (file, clock) = (file.clone(), clock.clone());
+                Jobs::File(Writer::start(file, clock, *process, *all_bytes))
+            }
             Place::Redis(redis) => Jobs::Redis(shared::start(Arc::clone(redis), ALL_BYTES)),
         })
     }
@@ -225,7 +235,8 @@ impl Answers {
     /// [`AnswersError`]: the next call makes up for it.
     pub async fn expire(&self, now: Timestamp) -> Result<(), AnswersError> {
         match &self.shared.place {
-            Place::File { path, .. } if self.shared.jobs.get().is_some() || path.exists() => {}
+            Place::File { file, .. }
+                if self.shared.jobs.get().is_some() || file.path().exists() => {}
             // Redis forgets by itself.
             Place::File { .. } | Place::Redis(_) => return Ok(()),
         }
@@ -296,8 +307,10 @@ impl Claim {
             attempt: self.attempt,
             reply: Some(reply),
         };
+        // Whoever keeps it makes up for it if that fails: told again, it could end the next claim.
+        self.is_ended = true;
         if self.jobs.send(job).is_ok() {
-            self.is_ended = matches!(ended.await, Ok(Ok(())));
+            drop(ended.await);
         }
     }
 

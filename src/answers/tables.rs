@@ -23,7 +23,7 @@ const KEPT: TableDefinition<(i64, &Hash), u64> = TableDefinition::new("kept");
 const FORGOTTEN_AT_ONCE: usize = 10_000;
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Record {
+pub(super) struct Record {
     body: Hash,
     begun_at: i64,
     state: State,
@@ -41,6 +41,16 @@ enum State {
 }
 
 impl Record {
+    pub(super) fn running(body: Hash, begun_at: Timestamp, process: Uuid) -> Self {
+        Self {
+            body,
+            begun_at: begun_at.micros(),
+            state: State::Running {
+                process: process.into_bytes(),
+            },
+        }
+    }
+
     fn runs_in(&self, process: Uuid) -> bool {
         matches!(self.state, State::Running { process: its } if Uuid::from_bytes(its) == process)
     }
@@ -97,15 +107,7 @@ pub(super) fn begin(
             }
         }
     }
-    let record = Record {
-        body,
-        begun_at: begun_at.micros(),
-        state: State::Running {
-            process: process.into_bytes(),
-        },
-    };
-    put(tx, id, &record)?;
-    tx.open_table(BY_TIME)?.insert((record.begun_at, id), ())?;
+    add(tx, id, &Record::running(body, begun_at, process))?;
     Ok((Found::Run { begun_at, is_rerun }, freed))
 }
 
@@ -127,8 +129,21 @@ pub(super) fn end(tx: &WriteTransaction, id: &Hash, answer: Option<&[u8]>) -> Ta
     Ok(bytes)
 }
 
+/// Puts a claimed request into a file that does not know it: one in the place of a damaged one.
+pub(super) fn restore(tx: &WriteTransaction, id: &Hash, claimed: &Record) -> TableResult<()> {
+    match find(tx, id)? {
+        Some(_) => Ok(()),
+        None => add(tx, id, claimed),
+    }
+}
+
 /// Notes of a claimed request that it had an answer, which could not be kept.
-pub(super) fn give_up_keeping(tx: &WriteTransaction, id: &Hash) -> TableResult<()> {
+pub(super) fn give_up_keeping(
+    tx: &WriteTransaction,
+    id: &Hash,
+    claimed: &Record,
+) -> TableResult<()> {
+    restore(tx, id, claimed)?;
     match find(tx, id)? {
         Some(mut record) if matches!(record.state, State::Running { .. }) => {
             record.state = State::NotKept;
@@ -197,6 +212,12 @@ fn find(tx: &WriteTransaction, id: &Hash) -> TableResult<Option<Record>> {
     let found = records.get(id)?;
     // A record that can't be read is as good as none: a file of another version, or damage.
     Ok(found.and_then(|found| postcard::from_bytes(found.value()).ok()))
+}
+
+fn add(tx: &WriteTransaction, id: &Hash, record: &Record) -> TableResult<()> {
+    put(tx, id, record)?;
+    tx.open_table(BY_TIME)?.insert((record.begun_at, id), ())?;
+    Ok(())
 }
 
 fn put(tx: &WriteTransaction, id: &Hash, record: &Record) -> TableResult<()> {

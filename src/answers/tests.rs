@@ -1,8 +1,15 @@
-use std::pin::pin;
+use std::{fs, os::unix::fs::FileExt as _, pin::pin};
 
 use tempfile::TempDir;
 
 use super::*;
+use crate::{
+    clock::ManualClock,
+    journal::{
+        Durability, Opener,
+        tests::disk::{Call, Disk, Fault, How},
+    },
+};
 
 const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
 
@@ -23,7 +30,14 @@ fn answer(body: &[u8]) -> Answer {
 }
 
 fn opened(directory: &TempDir, room: u64) -> Answers {
-    Answers::with_room(&directory.path().join("answers.redb"), room)
+    opened_with(directory, redb_file::on_disk(), room)
+}
+
+fn opened_with(directory: &TempDir, opener: Opener, room: u64) -> Answers {
+    let path = directory.path().join("answers.redb");
+    let clock = ManualClock::at("2026-11-24T14:40:09Z".parse().unwrap());
+    let file = RedbFile::new(&path, CACHE_BYTES, opener);
+    Answers::in_file(file, Clock::Manual(clock), room)
 }
 
 async fn claimed(answers: &Answers, key: &str) -> Claim {
@@ -222,5 +236,117 @@ async fn a_claim_that_nobody_waits_for_is_given_back() {
             tokio::time::sleep(Duration::from_micros(waits)).await;
         }
         claimed_soon(&answers, &key).await;
+    }
+}
+
+fn moved_aside(directory: &TempDir) -> usize {
+    let files = fs::read_dir(directory.path()).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    names
+        .filter(|name| name.starts_with("answers.redb.damaged-20261124T144009Z"))
+        .count()
+}
+
+#[tokio::test]
+async fn damaged_answers_are_moved_aside_and_new_ones_are_kept() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("answers.redb");
+    let answers = opened(&directory, ALL_BYTES);
+    for number in 0..40 {
+        let claim = claimed(&answers, &number.to_string()).await;
+        claim.keep(&answer(&[b'x'; 2_000])).await.unwrap();
+    }
+    answers.close().await;
+    let whole = fs::read(&path).unwrap();
+
+    let mut found = 0;
+    for from in (0..whole.len()).step_by(whole.len() / 40) {
+        let mut bytes = whole.clone();
+        let upto = bytes.len().min(from + 2_048);
+        bytes[from..upto].fill(0xA5);
+        fs::write(&path, &bytes).unwrap();
+        let answers = opened(&directory, ALL_BYTES);
+        let claim = claimed(&answers, "new").await;
+        claim.keep(&answer(b"hello")).await.unwrap();
+        let again = answers.begin(asked("new"), b"body", NOW).await.unwrap();
+        assert!(matches!(again, Begun::Answered(_)), "{from}: {again:?}");
+        let first = answers.begin(asked("0"), b"body", NOW).await.unwrap();
+        let is_new = moved_aside(&directory) > found;
+        assert_eq!(matches!(first, Begun::Run(_)), is_new, "{from}: {first:?}");
+        found = moved_aside(&directory);
+        answers.close().await;
+    }
+    assert!(found > 20, "only {found} were found to be damaged");
+}
+
+#[tokio::test]
+async fn what_runs_while_its_file_is_damaged_does_not_run_twice() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("answers.redb");
+    let answers = opened(&directory, ALL_BYTES);
+    let running = claimed(&answers, "running").await;
+    // More than is held in memory.
+    for number in 0..24 {
+        let claim = claimed(&answers, &number.to_string()).await;
+        claim
+            .keep(&answer(&vec![b'x'; LONGEST_BODY / 2]))
+            .await
+            .unwrap();
+    }
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    file.write_all_at(&vec![0xA5; length], 0).unwrap();
+    for number in 0..24 {
+        drop(
+            answers
+                .begin(asked(&number.to_string()), b"body", NOW)
+                .await,
+        );
+    }
+    assert_eq!(moved_aside(&directory), 1);
+    let again = answers.begin(asked("running"), b"body", NOW).await.unwrap();
+    assert!(matches!(again, Begun::InFlight), "{again:?}");
+    running.keep(&answer(b"hello")).await.unwrap();
+    let again = answers.begin(asked("running"), b"body", NOW).await.unwrap();
+    assert!(matches!(again, Begun::Answered(_)), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_failing_disk_did_not_take_of_a_claims_end_is_made_up_for() {
+    let faults = [Call::Change, Call::Write, Call::Sync].into_iter();
+    let faults = faults.flat_map(|call| [How::Broken, How::Full].map(|how| (call, how)));
+    for (call, how) in faults {
+        let directory = TempDir::new().unwrap();
+        let disk = Disk::default();
+        let answers = opened_with(&directory, disk.opener(Durability::Full), ALL_BYTES);
+        let given_back = [
+            claimed(&answers, "forgotten").await,
+            claimed(&answers, "dropped").await,
+        ];
+        let kept = claimed(&answers, "kept").await;
+        let running = claimed(&answers, "running").await;
+        disk.fail([Fault {
+            call,
+            how,
+            good: 0,
+            bad: u64::MAX,
+        }]);
+        let [forgotten, dropped] = given_back;
+        forgotten.forget().await;
+        drop(dropped);
+        assert!(kept.keep(&answer(b"hello")).await.is_err());
+        for key in ["unheard", "running"] {
+            let begun = answers.begin(asked(key), b"body", NOW).await;
+            assert!(begun.is_err(), "{key}: {begun:?}");
+        }
+        disk.heal();
+        for key in ["forgotten", "dropped", "unheard"] {
+            claimed_soon(&answers, key).await.forget().await;
+        }
+        let kept = answers.begin(asked("kept"), b"body", NOW).await.unwrap();
+        assert!(matches!(kept, Begun::NotKept), "{kept:?}");
+        let again = answers.begin(asked("running"), b"body", NOW).await.unwrap();
+        assert!(matches!(again, Begun::InFlight), "{again:?}");
+        running.keep(&answer(b"hello")).await.unwrap();
     }
 }

@@ -2,27 +2,30 @@
 //! transaction.
 
 use std::{
-    fs::{self, OpenOptions},
-    os::unix::fs::OpenOptionsExt as _,
-    path::PathBuf,
+    collections::HashMap,
+    panic::{self, AssertUnwindSafe},
     sync::mpsc::{self, Receiver, Sender},
     thread,
 };
 
-use redb::{Builder, Database, DatabaseError, StorageError, backends::FileBackend};
+use redb::Database;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
     AnswersError, Attempt, Hash, Question,
-    tables::{self, Found},
+    tables::{self, Found, Record},
 };
-use crate::domain::time::Timestamp;
+use crate::{
+    clock::Clock,
+    domain::time::Timestamp,
+    redb_file::{OpenFault, RedbFile},
+};
 
-/// Answers are written once and rarely read: redb's default of 1 GiB would only hold memory.
-const CACHE_BYTES: usize = 8 << 20;
 /// The most jobs of one transaction.
 const BATCH: usize = 256;
+/// How many requests that may have been claimed in vain are remembered.
+const MOST_UNHEARD: usize = 10_000;
 
 type Reply<T> = oneshot::Sender<Result<T, AnswersError>>;
 
@@ -53,22 +56,33 @@ impl std::fmt::Debug for Found {
     }
 }
 
-/// What to tell whom, once the transaction is on disk.
-enum Told {
-    Begun(Question, Found),
-    Done(Reply<()>),
-    Nobody,
+/// Why a transaction failed.
+enum Fault {
+    Failed(String),
+    /// The file is not what was written to it.
+    Damaged(String),
+}
+
+/// How a claim ended, as it is to be noted once the file can be written.
+enum Owed {
+    /// With an answer, which could not be kept.
+    NotKept(Record),
+    /// Without one, or nobody heard of it.
+    Forgotten,
 }
 
 pub(super) struct Writer {
-    path: PathBuf,
+    file: RedbFile,
+    clock: Clock,
     process: Uuid,
     /// What all answers may take.
     room: u64,
     queue: Receiver<Job>,
     open: Option<Open>,
-    /// Requests that had an answer which could not be kept.
-    unkept: Vec<Hash>,
+    /// What this process runs: a file that takes a damaged one's place has to know it.
+    running: HashMap<Hash, Record>,
+    /// What could not be written of claims that are none any more, to be made up for.
+    owed: HashMap<Hash, Owed>,
 }
 
 struct Open {
@@ -79,15 +93,17 @@ struct Open {
 
 impl Writer {
     /// Starts the thread; it ends when the last sender is dropped.
-    pub(super) fn start(path: PathBuf, process: Uuid, room: u64) -> Sender<Job> {
+    pub(super) fn start(file: RedbFile, clock: Clock, process: Uuid, room: u64) -> Sender<Job> {
         let (jobs, queue) = mpsc::channel();
         let writer = Self {
-            path,
+            file,
+            clock,
             process,
             room,
             queue,
             open: None,
-            unkept: Vec::new(),
+            running: HashMap::new(),
+            owed: HashMap::new(),
         };
         let thread = thread::Builder::new().name("answers".to_owned());
         if let Err(error) = thread.spawn(move || writer.run()) {
@@ -111,7 +127,7 @@ impl Writer {
             };
             self.work_off(batch);
             if let Some(Job::Close(reply)) = close {
-                self.open = None;
+                self.close_file();
                 let _ = reply.send(()); // who asked may have gone
                 return;
             }
@@ -122,182 +138,216 @@ impl Writer {
         if batch.is_empty() {
             return;
         }
-        let ends = batch.iter().filter_map(|job| match job {
-            Job::End { attempt, .. } => Some(attempt.record),
-            Job::Begin(_) | Job::Forget { .. } | Job::Expire { .. } | Job::Close(_) => None,
-        });
-        let ends: Vec<Hash> = ends.collect();
-        let mut told = Vec::with_capacity(batch.len());
-        let mut unheard = batch.into_iter();
-        let result = self.transact(&mut unheard, &mut told);
-        match result {
-            Ok(()) => {
-                self.unkept.clear();
-                told.into_iter().for_each(Told::tell);
+        match self.write(&batch) {
+            Ok(found) => {
+                self.owed.clear();
+                for (job, found) in batch.into_iter().zip(found) {
+                    self.note_written(&job, found.as_ref());
+                    job.tell(found);
+                }
             }
             Err(error) => {
-                self.unkept.extend(ends);
                 tracing::warn!(%error, "answers can't be kept");
-                // After an I/O error redb refuses all work until the file is opened again.
-                self.open = None;
                 let error = AnswersError(error);
-                told.into_iter().for_each(|told| told.fail(&error));
-                unheard.for_each(|job| job.fail(&error));
+                for job in batch {
+                    self.note_failed(&job);
+                    job.fail(&error);
+                }
             }
         }
     }
 
-    fn transact(
-        &mut self,
-        batch: &mut impl Iterator<Item = Job>,
-        told: &mut Vec<Told>,
-    ) -> Result<(), String> {
-        let (process, room) = (self.process, self.room);
-        let unkept = self.unkept.clone();
-        let open = self.opened()?;
-        let tx = open.database.begin_write().map_err(say)?;
-        for record in &unkept {
-            tables::give_up_keeping(&tx, record).map_err(say)?;
+    /// Writes a batch; what was found for each that begins. Once more into a new file, if this one turns out damaged.
+    fn write(&mut self, batch: &[Job]) -> Result<Vec<Option<Found>>, String> {
+        let mut detail = String::new();
+        for _attempt in 0..2 {
+            // As for the journal: the check when the file is opened does not find all that redb panics on.
+            let written = panic::catch_unwind(AssertUnwindSafe(|| self.transact(batch)));
+            detail = match written {
+                Ok(Ok(found)) => return Ok(found),
+                Ok(Err(Fault::Failed(error))) => {
+                    // After an I/O error redb refuses all work until the file is opened again.
+                    self.close_file();
+                    return Err(error);
+                }
+                Ok(Err(Fault::Damaged(detail))) => detail,
+                Err(_) => "working on it panicked".to_owned(),
+            };
+            self.close_file();
+            self.move_aside(&detail)?;
         }
-        let mut bytes = open.bytes;
-        for job in batch {
-            let (done, failed) = apply(&tx, job, process, &mut bytes);
-            told.push(done);
-            if let Some(error) = failed {
-                return Err(say(error));
+        Err(detail)
+    }
+
+    fn transact(&mut self, batch: &[Job]) -> Result<Vec<Option<Found>>, Fault> {
+        let (process, room) = (self.process, self.room);
+        let open = match self.open.take() {
+            Some(open) => open,
+            None => self.opened()?,
+        };
+        let open = self.open.insert(open);
+        let tx = open.database.begin_write()?;
+        for (record, owed) in &self.owed {
+            match owed {
+                Owed::NotKept(begun) => tables::give_up_keeping(&tx, record, begun)?,
+                Owed::Forgotten => tables::give_up(&tx, record)?,
             }
         }
-        if bytes > room {
-            bytes = bytes.saturating_sub(tables::make_room(&tx, bytes - room).map_err(say)?);
+        let mut bytes = open.bytes;
+        let mut found = Vec::with_capacity(batch.len());
+        for job in batch {
+            found.push(apply(&tx, job, process, &mut bytes)?);
         }
-        tx.commit().map_err(say)?;
+        if bytes > room {
+            bytes = bytes.saturating_sub(tables::make_room(&tx, bytes - room)?);
+        }
+        tx.commit()?;
         open.bytes = bytes;
+        Ok(found)
+    }
+
+    fn opened(&self) -> Result<Open, Fault> {
+        let database = self.file.open()?;
+        let tx = database.begin_write()?;
+        let bytes = tables::prepare(&tx)?;
+        for (id, record) in &self.running {
+            tables::restore(&tx, id, record)?;
+        }
+        tx.commit()?;
+        Ok(Open { database, bytes })
+    }
+
+    fn close_file(&mut self) {
+        let open = self.open.take();
+        // Closing reads and writes too.
+        let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(open)));
+    }
+
+    fn move_aside(&self, detail: &str) -> Result<(), String> {
+        let moved_to = self.file.move_aside(self.clock.now());
+        let moved_to = moved_to.map_err(|error| format!("{detail}; moving it aside: {error}"))?;
+        tracing::error!(
+            code = "answers_damaged",
+            detail,
+            moved_to = %moved_to.display(),
+            "the kept answers are damaged and were moved aside; repeats of what they held run again"
+        );
         Ok(())
     }
 
-    fn opened(&mut self) -> Result<&mut Open, String> {
-        if self.open.is_none() {
-            let database = self.open_file()?;
-            let tx = database.begin_write().map_err(say)?;
-            let bytes = tables::prepare(&tx).map_err(say)?;
-            tx.commit().map_err(say)?;
-            self.open = Some(Open { database, bytes });
-        }
-        self.open.as_mut().ok_or_else(|| "it is closed".to_owned())
-    }
-
-    /// Opens the file, or makes it, readable by its owner only; a damaged one is moved aside.
-    fn open_file(&self) -> Result<Database, String> {
-        match self.try_open() {
-            Err(DatabaseError::Storage(StorageError::Corrupted(detail))) => {
-                let aside = self.path.with_extension("redb.damaged");
-                fs::rename(&self.path, &aside).map_err(say)?;
-                tracing::error!(
-                    code = "answers_damaged",
-                    detail,
-                    moved_to = %aside.display(),
-                    "the kept answers are damaged; repeats of them run again"
-                );
-                self.try_open().map_err(say)
+    /// Follows what is in the file.
+    fn note_written(&mut self, job: &Job, found: Option<&Found>) {
+        match job {
+            Job::Begin(question) => {
+                if let Some(Found::Run { begun_at, .. }) = found {
+                    let record = Record::running(question.body, *begun_at, self.process);
+                    self.running.insert(question.attempt.record, record);
+                }
             }
-            opened => opened.map_err(say),
+            Job::End { attempt, .. } | Job::Forget { attempt, .. } => {
+                self.running.remove(&attempt.record);
+            }
+            Job::Expire { .. } | Job::Close(_) => {}
         }
     }
 
-    fn try_open(&self) -> Result<Database, DatabaseError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&self.path)
-            .map_err(|error| DatabaseError::Storage(StorageError::Io(error)))?;
-        Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(FileBackend::new(file)?)
+    /// Notes what is to be made up for: whether any of a batch that failed is in the file nobody knows.
+    fn note_failed(&mut self, job: &Job) {
+        let (record, owed) = match job {
+            Job::Begin(question) => {
+                let record = question.attempt.record;
+                let is_known =
+                    self.running.contains_key(&record) || self.owed.contains_key(&record);
+                if is_known || self.owed.len() >= MOST_UNHEARD {
+                    return;
+                }
+                (record, Owed::Forgotten)
+            }
+            Job::End { attempt, .. } => match self.running.remove(&attempt.record) {
+                Some(begun) => (attempt.record, Owed::NotKept(begun)),
+                None => return,
+            },
+            Job::Forget { attempt, .. } => {
+                self.running.remove(&attempt.record);
+                (attempt.record, Owed::Forgotten)
+            }
+            Job::Expire { .. } | Job::Close(_) => return,
+        };
+        self.owed.insert(record, owed);
     }
 }
 
-/// Does one job in the transaction. In any case it gives back who waits.
+/// Does one job in the transaction; what was found for one that begins.
 fn apply(
     tx: &redb::WriteTransaction,
-    job: Job,
+    job: &Job,
     process: Uuid,
     bytes: &mut u64,
-) -> (Told, Option<redb::Error>) {
+) -> tables::TableResult<Option<Found>> {
     match job {
-        Job::Begin(asked) => {
-            match tables::begin(tx, &asked.attempt.record, asked.body, asked.now, process) {
-                Ok((found, freed)) => {
-                    *bytes = bytes.saturating_sub(freed);
-                    (Told::Begun(asked, found), None)
-                }
-                Err(error) => (Told::Begun(asked, Found::InFlight), Some(error)),
-            }
+        Job::Begin(question) => {
+            let record = &question.attempt.record;
+            let (found, freed) = tables::begin(tx, record, question.body, question.now, process)?;
+            *bytes = bytes.saturating_sub(freed);
+            return Ok(Some(found));
         }
         Job::End {
-            attempt,
-            answer,
-            reply,
-        } => match tables::end(tx, &attempt.record, answer.as_deref()) {
-            Ok(added) => {
-                *bytes += added;
-                (Told::Done(reply), None)
-            }
-            Err(error) => (Told::Done(reply), Some(error)),
-        },
-        Job::Forget { attempt, reply } => {
-            let told = reply.map_or(Told::Nobody, Told::Done);
-            match tables::give_up(tx, &attempt.record) {
-                Ok(()) => (told, None),
-                Err(error) => (told, Some(error)),
-            }
+            attempt, answer, ..
+        } => *bytes += tables::end(tx, &attempt.record, answer.as_deref())?,
+        Job::Forget { attempt, .. } => tables::give_up(tx, &attempt.record)?,
+        Job::Expire { before, .. } => {
+            *bytes = bytes.saturating_sub(tables::expire(tx, *before, process)?);
         }
-        Job::Expire { before, reply } => match tables::expire(tx, before, process) {
-            Ok(freed) => {
-                *bytes = bytes.saturating_sub(freed);
-                (Told::Done(reply), None)
-            }
-            Err(error) => (Told::Done(reply), Some(error)),
-        },
-        Job::Close(_) => (Told::Nobody, None), // taken out of the batch before
+        Job::Close(_) => {} // taken out of the batch before
     }
-}
-
-impl Told {
-    fn tell(self) {
-        match self {
-            Self::Begun(question, found) => question.answer(Ok(found)),
-            Self::Done(reply) => drop(reply.send(Ok(()))),
-            Self::Nobody => {}
-        }
-    }
-
-    fn fail(self, error: &AnswersError) {
-        match self {
-            Self::Begun(question, _) => question.answer(Err(error.clone())),
-            Self::Done(reply) => drop(reply.send(Err(error.clone()))),
-            Self::Nobody => {}
-        }
-    }
+    Ok(None)
 }
 
 impl Job {
+    /// Tells who waits, once it is on disk.
+    fn tell(self, found: Option<Found>) {
+        match (self, found) {
+            (Self::Begin(question), Some(found)) => question.answer(Ok(found)),
+            (Self::Begin(question), None) => question.answer(Err(super::closed())), // each has found something
+            (job, _) => job.end(Ok(())),
+        }
+    }
+
     fn fail(self, error: &AnswersError) {
         match self {
             Self::Begin(question) => question.answer(Err(error.clone())),
-            Self::End { reply, .. } | Self::Expire { reply, .. } => {
-                drop(reply.send(Err(error.clone())));
-            }
-            Self::Forget {
+            job => job.end(Err(error.clone())),
+        }
+    }
+
+    fn end(self, ended: Result<(), AnswersError>) {
+        match self {
+            Self::End { reply, .. }
+            | Self::Expire { reply, .. }
+            | Self::Forget {
                 reply: Some(reply), ..
-            } => drop(reply.send(Err(error.clone()))),
-            Self::Forget { reply: None, .. } | Self::Close(_) => {}
+            } => drop(reply.send(ended)),
+            Self::Begin(_) | Self::Forget { reply: None, .. } | Self::Close(_) => {}
         }
     }
 }
 
-fn say(error: impl std::fmt::Display) -> String {
-    error.to_string()
+impl<E: Into<redb::Error>> From<E> for Fault {
+    fn from(error: E) -> Self {
+        match error.into() {
+            redb::Error::Corrupted(detail) => Self::Damaged(detail),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+impl From<OpenFault> for Fault {
+    fn from(fault: OpenFault) -> Self {
+        match fault {
+            OpenFault::Damaged(detail) => Self::Damaged(detail),
+            fault @ (OpenFault::Locked | OpenFault::Newer(_) | OpenFault::Failed(_)) => {
+                Self::Failed(fault.to_string())
+            }
+        }
+    }
 }

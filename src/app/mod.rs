@@ -246,7 +246,7 @@ impl App {
             clock.clone(),
         ));
         let answers = match recorder.ledger() {
-            Ledger::Local(_) => Answers::new(&config.data_dir.join(ANSWERS_FILE)),
+            Ledger::Local(_) => Answers::new(&config.data_dir.join(ANSWERS_FILE), clock.clone()),
             Ledger::Redis(redis) => Answers::in_redis(Arc::clone(redis)),
         };
         Ok(Self(Arc::new(Parts {

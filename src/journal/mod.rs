@@ -18,7 +18,7 @@ mod tables;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     borrow::Borrow,
@@ -32,21 +32,21 @@ use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
 pub use self::{
-    file::Opener,
     frozen::{Frozen, read_row},
     relay::relay_answers,
 };
 use self::{
-    file::{JournalFile, OpenFault},
     relay::Waiter,
     state::Shared,
     tables::TableFault,
     writer::{Append, Job, MarkDrained, Writer},
 };
+pub use crate::redb_file::Opener;
 use crate::{
     clock::Clock,
     domain::{ids::TenantId, quantity::Quantity, usage::UsageEvent},
     ledger::CounterKey,
+    redb_file::OpenFault,
     store::usage::Seq,
 };
 
@@ -136,7 +136,7 @@ impl Journal {
         if !path.exists() {
             return Ok(None);
         }
-        let file = JournalFile::new(path, file::opener(Durability::Full));
+        let file = file::journal_file(path, file::opener(Durability::Full));
         match Shared::open(&file) {
             Ok((shared, _)) => Ok(Some(shared.progress().pending())),
             Err(fault) => Err(fault.to_string()),
@@ -148,7 +148,7 @@ impl Journal {
     /// # Errors
     /// As of [`Journal::open`].
     pub fn open_with(path: &Path, opener: Opener, clock: &Clock) -> Result<Self, JournalError> {
-        let file = JournalFile::new(path, opener);
+        let file = file::journal_file(path, opener);
         let mut damaged_moved_to = None;
         let (shared, id) = match Shared::open(&file) {
             Err(OpenFault::Damaged(_)) => {

@@ -12,10 +12,13 @@ use uuid::Uuid;
 use super::{
     JournalError, JournalStatus,
     company::Company,
-    file::{JournalFile, OpenFault},
     tables::{self, Position, TableFault},
 };
-use crate::{domain::ids::TenantId, store::usage::Seq};
+use crate::{
+    domain::ids::TenantId,
+    redb_file::{OpenFault, RedbFile},
+    store::usage::Seq,
+};
 
 pub(super) struct Shared {
     /// `None` while it is being reopened, and after it was closed.
@@ -72,7 +75,7 @@ impl Progress {
 
 impl Shared {
     /// Opens the file and reads where it stands.
-    pub(super) fn open(file: &JournalFile) -> Result<(Self, Uuid), OpenFault> {
+    pub(super) fn open(file: &RedbFile) -> Result<(Self, Uuid), OpenFault> {
         let database = file.open()?;
         tables::prepare(&database)?;
         let read = database.begin_read().map_err(TableFault::from)?;

@@ -1,6 +1,6 @@
 //! What the journal promises, on real files.
 
-mod disk;
+pub(crate) mod disk;
 mod model;
 mod torture;
 
@@ -270,7 +270,7 @@ async fn a_file_in_use_is_named() {
 async fn a_hundred_thousand_undrained_events_are_opened_in_seconds() {
     let (_directory, path) = directory();
     open(&path).close().await;
-    let file = JournalFile::new(&path, file::opener(Durability::Process));
+    let file = file::journal_file(&path, file::opener(Durability::Process));
     let database = file.open().unwrap();
     for first in (1..100_000).step_by(500) {
         let events: Vec<_> = (first..first + 500)

@@ -16,14 +16,13 @@ use uuid::Uuid;
 
 use super::{
     JournalError, Snapshot,
-    file::JournalFile,
     pace::Pace,
     relay::{Answers, Waiter},
     row,
     state::Shared,
     tables::{self, Mark, TableFault},
 };
-use crate::{domain::ids::TenantId, store::usage::Seq};
+use crate::{domain::ids::TenantId, redb_file::RedbFile, store::usage::Seq};
 
 /// A row stays well below a large allocation in redb, which takes pages by powers of two.
 const MAX_ROW_BYTES: usize = 1 << 20;
@@ -75,7 +74,7 @@ enum Next {
 
 pub(super) struct Writer {
     journal: Uuid,
-    file: JournalFile,
+    file: RedbFile,
     queue: Receiver<Job>,
     shared: Arc<Shared>,
     pace: Pace,
@@ -84,7 +83,7 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(
         journal: Uuid,
-        file: JournalFile,
+        file: RedbFile,
         queue: Receiver<Job>,
         shared: Arc<Shared>,
     ) -> Self {

@@ -8,10 +8,8 @@ use std::{
 
 use redb::{DatabaseError, StorageBackend, backends::FileBackend};
 
-use super::super::{
-    Durability,
-    file::{Opener, Unsynced},
-};
+use super::super::{Durability, file::Unsynced};
+use crate::redb_file::Opener;
 
 /// One change of the disk.
 #[derive(Clone, Debug)]
@@ -39,7 +37,7 @@ impl Change {
 
 /// Which call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Call {
+pub(crate) enum Call {
     /// A write, a sync or a change of the length.
     Change,
     Write,
@@ -50,7 +48,7 @@ pub(super) enum Call {
 
 /// How it fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum How {
+pub(crate) enum How {
     /// EIO. A failed sync loses what it should have written, as Linux does: the pages are dropped, and the next sync
     /// knows nothing of them.
     Broken,
@@ -62,11 +60,11 @@ pub(super) enum How {
 
 /// After the next `good` calls, `bad` of them fail; the next fault waits until this one is over.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fault {
-    pub(super) call: Call,
-    pub(super) how: How,
-    pub(super) good: u64,
-    pub(super) bad: u64,
+pub(crate) struct Fault {
+    pub(crate) call: Call,
+    pub(crate) how: How,
+    pub(crate) good: u64,
+    pub(crate) bad: u64,
 }
 
 impl Fault {
@@ -82,7 +80,7 @@ impl Fault {
 
 /// A handle of the disk; clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Disk(Arc<Mutex<State>>);
+pub(crate) struct Disk(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -110,7 +108,7 @@ impl Disk {
     }
 
     /// It takes no locks: tests open what a crash would leave beside the journal that is still open.
-    pub(super) fn opener(&self, durability: Durability) -> Opener {
+    pub(crate) fn opener(&self, durability: Durability) -> Opener {
         let disk = self.clone();
         Arc::new(move |builder, file| {
             let opened = disk.lock().open(&file);
@@ -122,11 +120,11 @@ impl Disk {
         })
     }
 
-    pub(super) fn fail(&self, faults: impl IntoIterator<Item = Fault>) {
+    pub(crate) fn fail(&self, faults: impl IntoIterator<Item = Fault>) {
         self.lock().faults = faults.into_iter().collect();
     }
 
-    pub(super) fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.fail([]);
     }
 

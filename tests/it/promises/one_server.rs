@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::{
-    repeats::{is_replayed, keyed, stream_body},
+    repeats::{chat_body, is_replayed, keyed, stream_body},
     serve,
 };
 use crate::support::{FakeOpenAi, Frames, Reply, eventually, hard};
@@ -138,6 +138,51 @@ async fn a_damaged_journal_is_moved_aside_and_totals_come_from_the_store() {
             .to_string_lossy()
             .starts_with("cache.redb.damaged-")
     }));
+    gate.finish().await;
+}
+
+#[tokio::test]
+async fn damaged_answers_are_moved_aside_and_keyed_requests_go_on() {
+    let mut gate = serve().start().await;
+    let acme = gate.tenant("acme").create().await;
+    for number in 0..20 {
+        let key = format!("k{number}");
+        keyed(&acme, "/v1/chat/completions", &key, &chat_body())
+            .await
+            .expect_ok();
+    }
+    assert_eq!(gate.terminate().await, 0);
+    let directory = gate.settings().data_dir();
+    let path = directory.join("answers.redb");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // All but the first page, which says where the others are.
+    for chunk in bytes[4096..].chunks_mut(16 << 10) {
+        let length = chunk.len().min(2048);
+        chunk[..length].fill(0xA5);
+    }
+    std::fs::write(&path, &bytes).unwrap();
+
+    let gate = gate.restart().await;
+    let acme = acme.at(&gate);
+    for is_repeat in [false, true] {
+        let answer = keyed(&acme, "/v1/chat/completions", "new", &chat_body())
+            .await
+            .expect_ok();
+        assert_eq!(is_replayed(&answer), is_repeat);
+    }
+    gate.logged("\"code\":\"answers_damaged\"").await;
+    let files = std::fs::read_dir(directory).unwrap().filter_map(Result::ok);
+    let moved = files.filter(|file| {
+        let name = file.file_name();
+        name.to_string_lossy().starts_with("answers.redb.damaged-")
+    });
+    assert_eq!(moved.count(), 1);
+    let doctor = gate.cli(&["doctor"]).await;
+    assert!(
+        doctor.stdout.contains("repeats of what it held run again"),
+        "{}",
+        doctor.stdout
+    );
     gate.finish().await;
 }
 

@@ -21,7 +21,7 @@ pub(super) async fn keyed(acme: &Tenant, path: &str, key: &str, body: &Value) ->
     Answer::read(response).await
 }
 
-fn chat_body() -> Value {
+pub(super) fn chat_body() -> Value {
     json!({ "model": "gpt-5.1", "messages": [{ "role": "user", "content": "hi" }] })
 }
 
