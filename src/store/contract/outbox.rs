@@ -19,6 +19,7 @@ macro_rules! cases {
             what_is_leased_is_nobody_elses_until_its_lease_ends,
             a_kind_waits_for_no_other,
             of_a_lane_only_the_oldest_is_handed_out,
+            what_is_due_longest_goes_first_in_a_lane_or_in_none,
             what_is_replayed_waits_for_what_of_its_lane_is_being_sent,
             an_attempt_ends_as_it_is_told_and_a_lost_one_changes_nothing,
             what_is_dead_or_uncertain_is_replayed_and_audited,
@@ -187,6 +188,26 @@ pub(crate) async fn of_a_lane_only_the_oldest_is_handed_out(store: &SharedStore)
     )
     .await;
     assert_eq!(names(&lease(store, now, 10).await), ["x2"]);
+}
+
+pub(crate) async fn what_is_due_longest_goes_first_in_a_lane_or_in_none(store: &SharedStore) {
+    let entries = [
+        ("a", None, 3),
+        ("b", None, 1),
+        ("x1", Some("x"), 0),
+        ("x2", Some("x"), 0),
+        ("y1", Some("y"), 2),
+        ("z1", Some("z"), 9),
+    ];
+    let entries = entries.map(|(name, lane, later)| NewEntry {
+        lane: lane.map(str::to_owned),
+        ..entry(name, noon().plus(later * SECOND))
+    });
+    store.enqueue(&entries).await.unwrap();
+    let now = noon().plus(5 * SECOND);
+    for expected in [&["x1", "b"][..], &["y1", "a"], &[]] {
+        assert_eq!(names(&lease(store, now, 2).await), expected);
+    }
 }
 
 /// Two calls of one lane are never made at once, not even where a person has the older one sent again.

@@ -194,10 +194,33 @@ pub(super) async fn enqueue(tx: &Tx, entries: &[NewEntry]) -> Result<u64, Failed
     .await
 }
 
+/// The oldest entry of each lane, which goes from lane to lane: while the other side takes nothing, there are a few
+/// hundred lanes and hundreds of thousands of entries behind, all of them due.
+pub(super) const HEADS: &str = "
+    WITH RECURSIVE heads (lane, identifier, next_attempt_at) AS (
+        (
+            SELECT lane, identifier, next_attempt_at FROM outbox
+            WHERE kind = $1 AND lane IS NOT NULL AND status = 'pending'
+            ORDER BY lane, created_at, identifier LIMIT 1
+        )
+        UNION ALL
+        SELECT next.lane, next.identifier, next.next_attempt_at FROM heads CROSS JOIN LATERAL (
+            SELECT lane, identifier, next_attempt_at FROM outbox
+            WHERE kind = $1 AND lane > heads.lane AND status = 'pending'
+            ORDER BY lane, created_at, identifier LIMIT 1
+        ) AS next
+    )";
+
+/// Whether anything can be leased.
+pub(super) const LOOK: &str = "
+    SELECT 1 FROM outbox WHERE kind = $1 AND lane IS NULL AND next_attempt_at <= $2
+    UNION ALL
+    SELECT 1 FROM heads WHERE next_attempt_at <= $2";
+
 async fn is_due(tx: &Tx, asked: Lease) -> Result<bool, Failed> {
     rows::exists(
         tx,
-        "SELECT 1 FROM outbox WHERE kind = $1 AND next_attempt_at <= $2",
+        &format!("{HEADS} {LOOK}"),
         params![asked.kind.as_str(), asked.now.micros()],
     )
     .await
@@ -209,22 +232,28 @@ async fn lease(tx: &Tx, asked: Lease) -> Result<Vec<Leased>, Failed> {
     let mut leased = rows::list(
         tx,
         TABLE,
-        "WITH due AS (
-             SELECT identifier, doubt_since FROM outbox AS due
-             WHERE kind = $1 AND next_attempt_at <= $2 AND (lane IS NULL OR NOT EXISTS (
-                 SELECT 1 FROM outbox AS ahead
-                 WHERE ahead.kind = due.kind AND ahead.lane = due.lane AND ahead.status = 'pending'
-                   AND (ahead.created_at, ahead.identifier) < (due.created_at, due.identifier)
-             ))
-             ORDER BY next_attempt_at, identifier LIMIT $3
-             FOR UPDATE SKIP LOCKED
-         )
-         UPDATE outbox SET attempts = attempts + 1, next_attempt_at = $4,
-             doubt_since = coalesce(outbox.doubt_since, $2)
-         FROM due JOIN outbox_payloads USING (identifier)
-         WHERE outbox.identifier = due.identifier
-         RETURNING outbox.identifier, topic, tenant_id, feature_key, value, lane, about_at, attempts, due.doubt_since,
-                   created_at, payload",
+        &format!(
+            "{HEADS}, first AS (
+                 SELECT outbox.identifier, outbox.doubt_since, outbox.next_attempt_at
+                 FROM outbox JOIN heads ON heads.identifier = outbox.identifier AND heads.next_attempt_at <= $2
+                 WHERE outbox.next_attempt_at <= $2
+                 ORDER BY outbox.next_attempt_at, outbox.identifier LIMIT $3
+                 FOR UPDATE OF outbox SKIP LOCKED
+             ), alone AS (
+                 SELECT identifier, doubt_since, next_attempt_at FROM outbox
+                 WHERE kind = $1 AND lane IS NULL AND next_attempt_at <= $2
+                 ORDER BY next_attempt_at, identifier LIMIT $3
+                 FOR UPDATE SKIP LOCKED
+             ), due AS (
+                 SELECT * FROM first UNION ALL SELECT * FROM alone ORDER BY next_attempt_at, identifier LIMIT $3
+             )
+             UPDATE outbox SET attempts = attempts + 1, next_attempt_at = $4,
+                 doubt_since = coalesce(outbox.doubt_since, $2)
+             FROM due JOIN outbox_payloads USING (identifier)
+             WHERE outbox.identifier = due.identifier
+             RETURNING outbox.identifier, topic, tenant_id, feature_key, value, lane, about_at, attempts, due.doubt_since,
+                       created_at, payload"
+        ),
         params![
             asked.kind.as_str(),
             asked.now.micros(),

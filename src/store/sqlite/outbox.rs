@@ -34,13 +34,12 @@ impl OutboxStore for SqliteStore {
     fn lease(&self, asked: Lease) -> BoxFuture<'_, StoreResult<Vec<Leased>>> {
         Box::pin(async move {
             // Most looks find nothing, and a look must not keep the one writer from its work.
-            let is_due = self
-                .read("outbox.look", move |tx| is_due(tx, asked))
-                .await?;
-            if !is_due {
+            let found = self.read("outbox.look", move |tx| look(tx, asked)).await?;
+            if found.is_empty() {
                 return Ok(Vec::new());
             }
-            self.write("outbox.lease", move |tx| lease(tx, asked)).await
+            self.write("outbox.lease", move |tx| lease(tx, asked, &found))
+                .await
         })
     }
 
@@ -164,48 +163,52 @@ pub(super) fn enqueue(tx: &Transaction<'_>, entries: &[NewEntry]) -> Result<u64,
     Ok(added)
 }
 
-fn is_due(tx: &Transaction<'_>, asked: Lease) -> Result<bool, Failed> {
-    rows::exists(
-        tx,
-        "SELECT 1 FROM outbox WHERE kind = ?1 AND next_attempt_at <= ?2",
-        params![asked.kind.as_str(), asked.now.micros()],
+/// What can be leased. It goes from lane to lane by each one's oldest entry: while the other side takes nothing, there
+/// are a few hundred lanes and hundreds of thousands of entries behind, all of them due.
+pub(super) const LOOK: &str = "
+    WITH RECURSIVE heads (lane, identifier, next_attempt_at) AS (
+        SELECT * FROM (
+            SELECT lane, identifier, next_attempt_at FROM outbox
+            WHERE kind = ?1 AND lane IS NOT NULL AND status = 'pending'
+            ORDER BY lane, created_at, identifier LIMIT 1
+        )
+        UNION ALL
+        SELECT next.lane, next.identifier, next.next_attempt_at
+        FROM heads CROSS JOIN outbox AS next ON next.identifier = (
+            SELECT identifier FROM outbox
+            WHERE kind = ?1 AND lane > heads.lane AND lane IS NOT NULL AND status = 'pending'
+            ORDER BY lane, created_at, identifier LIMIT 1
+        )
     )
-}
+    SELECT identifier, next_attempt_at FROM heads WHERE next_attempt_at <= ?2
+    UNION ALL
+    SELECT * FROM (
+        SELECT identifier, next_attempt_at FROM outbox
+        WHERE kind = ?1 AND lane IS NULL AND next_attempt_at <= ?2
+        ORDER BY next_attempt_at, identifier LIMIT ?3
+    )
+    ORDER BY next_attempt_at, identifier LIMIT ?3";
 
-fn lease(tx: &Transaction<'_>, asked: Lease) -> Result<Vec<Leased>, Failed> {
-    let mut leased = rows::list(
+fn look(tx: &Transaction<'_>, asked: Lease) -> Result<Vec<String>, Failed> {
+    rows::list(
         tx,
         TABLE,
-        "SELECT identifier, topic, tenant_id, feature_key, value, lane, about_at, attempts + 1 AS attempts, doubt_since,
-                created_at, payload
-         FROM outbox AS due JOIN outbox_payloads USING (identifier)
-         WHERE kind = ?1 AND next_attempt_at <= ?2 AND (lane IS NULL OR NOT EXISTS (
-             SELECT 1 FROM outbox AS ahead
-             WHERE ahead.kind = due.kind AND ahead.lane = due.lane AND ahead.status = 'pending'
-               AND (ahead.created_at, ahead.identifier) < (due.created_at, due.identifier)
-         ))
-         ORDER BY next_attempt_at, identifier LIMIT ?3",
+        LOOK,
         params![
             asked.kind.as_str(),
             asked.now.micros(),
             rows::limit(asked.limit)
         ],
-        |cells| {
-            Ok(Leased {
-                identifier: cells.get("identifier")?,
-                topic: cells.get("topic")?,
-                tenant: cells.optional_uuid("tenant_id")?.map(TenantId::new),
-                feature: feature(cells)?,
-                value: cells.optional_quantity("value")?,
-                lane: cells.get("lane")?,
-                about_at: cells.optional_time("about_at")?,
-                attempts: cells.get("attempts")?,
-                doubt_since: cells.optional_time("doubt_since")?,
-                created_at: cells.time("created_at")?,
-                payload: cells.get("payload")?,
-            })
-        },
-    )?;
+        |cells| cells.get("identifier"),
+    )
+}
+
+/// Of what was found a moment ago: another may have been faster, and a replay may have put an older one in its lane.
+fn lease(tx: &Transaction<'_>, asked: Lease, found: &[String]) -> Result<Vec<Leased>, Failed> {
+    let mut leased = Vec::with_capacity(found.len());
+    for identifier in found {
+        leased.extend(find_due(tx, identifier, asked.now)?);
+    }
     for it in &leased {
         rows::run(
             tx,
@@ -221,6 +224,41 @@ fn lease(tx: &Transaction<'_>, asked: Lease) -> Result<Vec<Leased>, Failed> {
     }
     leased.sort_by(|a, b| (a.created_at, &a.identifier).cmp(&(b.created_at, &b.identifier)));
     Ok(leased)
+}
+
+fn find_due(
+    tx: &Transaction<'_>,
+    identifier: &str,
+    now: Timestamp,
+) -> Result<Option<Leased>, Failed> {
+    rows::find(
+        tx,
+        TABLE,
+        "SELECT identifier, topic, tenant_id, feature_key, value, lane, about_at, attempts + 1 AS attempts, doubt_since,
+                created_at, payload
+         FROM outbox AS due JOIN outbox_payloads USING (identifier)
+         WHERE identifier = ?1 AND next_attempt_at <= ?2 AND (lane IS NULL OR NOT EXISTS (
+             SELECT 1 FROM outbox AS ahead
+             WHERE ahead.kind = due.kind AND ahead.lane = due.lane AND ahead.status = 'pending'
+               AND (ahead.created_at, ahead.identifier) < (due.created_at, due.identifier)
+         ))",
+        params![identifier, now.micros()],
+        |cells| {
+            Ok(Leased {
+                identifier: cells.get("identifier")?,
+                topic: cells.get("topic")?,
+                tenant: cells.optional_uuid("tenant_id")?.map(TenantId::new),
+                feature: feature(cells)?,
+                value: cells.optional_quantity("value")?,
+                lane: cells.get("lane")?,
+                about_at: cells.optional_time("about_at")?,
+                attempts: cells.get("attempts")?,
+                doubt_since: cells.optional_time("doubt_since")?,
+                created_at: cells.time("created_at")?,
+                payload: cells.get("payload")?,
+            })
+        },
+    )
 }
 
 fn finish(tx: &Transaction<'_>, finished: &Finished, now: Timestamp) -> Result<(), Failed> {

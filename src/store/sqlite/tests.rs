@@ -7,10 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, StatementStatus, params};
 use tempfile::TempDir;
 
-use super::{Failed, SqliteStore, pool::READERS};
+use super::{Failed, SqliteStore, outbox, pool::READERS};
 use crate::{
     clock::{Clock, new_id},
     domain::{
@@ -27,6 +27,7 @@ use crate::{
     store::{
         SharedStore, StoreError,
         catalogue::{CatalogueStore as _, Changed},
+        outbox::{Kind, Lease, NewEntry, OutboxStore as _},
         usage::{JournalPosition, Seq, Tell, UsageStore as _},
     },
 };
@@ -114,6 +115,35 @@ fn position(seq: u64) -> JournalPosition {
     JournalPosition {
         journal: uuid::Uuid::from_u128(1),
         seq: Seq(seq),
+    }
+}
+
+const LANES: usize = 20;
+
+/// `LANES` lanes of entries, all due at `now`; the first of each is leased.
+async fn lanes_of(entries: usize, store: &SqliteStore, now: Timestamp) {
+    let all = (0..LANES * entries).map(|it| NewEntry {
+        identifier: format!("{it:06}"),
+        kind: Kind::StripeMeterEvent,
+        topic: None,
+        tenant: None,
+        feature: None,
+        value: None,
+        lane: Some(format!("cus_{}/messages", it % LANES)),
+        about: None,
+        payload: String::new(),
+        created_at: now,
+    });
+    store.enqueue(&all.collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(store.lease(lease_at(now)).await.unwrap().len(), LANES);
+}
+
+fn lease_at(now: Timestamp) -> Lease {
+    Lease {
+        kind: Kind::StripeMeterEvent,
+        now,
+        until: now.plus(std::time::Duration::from_secs(30)),
+        limit: 64,
     }
 }
 
@@ -656,4 +686,35 @@ async fn the_reporting_views_take_the_time_from_the_system() {
         .await
         .unwrap();
     assert!((earliest.micros()..=Clock::System.now().micros()).contains(&now));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn where_all_that_is_due_waits_in_lanes_no_write_begins() {
+    let scratch = Scratch::new();
+    let (store, now) = (scratch.open(), ada().at);
+    lanes_of(3, &store, now).await;
+    let other = scratch.by_hand();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert_eq!(
+        store.lease(lease_at(now)).await,
+        Ok(Vec::new()),
+        "a write would wait for the other and fail"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_look_takes_as_many_steps_whatever_waits_in_lanes() {
+    let now = ada().at;
+    let mut steps = Vec::new();
+    for entries in [2, 200] {
+        let scratch = Scratch::new();
+        let store = scratch.open();
+        lanes_of(entries, &store, now).await;
+        let by_hand = scratch.by_hand();
+        let mut look = by_hand.prepare(outbox::LOOK).unwrap();
+        let asked = params![Kind::StripeMeterEvent.as_str(), now.micros(), 64];
+        assert!(look.query(asked).unwrap().next().unwrap().is_none());
+        steps.push(look.get_status(StatementStatus::VmStep));
+    }
+    assert_eq!(steps[0], steps[1]);
 }

@@ -1,5 +1,7 @@
 //! What is waited for, and what is not; what is done again.
 
+use tokio_postgres::SimpleQueryMessage;
+
 use super::*;
 use crate::store::{
     outbox::Replaying,
@@ -279,4 +281,42 @@ async fn waits_for(other: &Client, key: i64, work: impl Future<Output = ()>) {
         .await
         .unwrap();
     work.await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_look_goes_from_lane_to_lane_whatever_waits_in_them() {
+    const LANES: u64 = 20;
+    let database = Database::migrated();
+    database.run_sql(&format!(
+        "INSERT INTO outbox (identifier, kind, lane, status, next_attempt_at, created_at)
+         SELECT n, 'notice', n % {LANES}, 'pending', CASE WHEN n < {LANES} THEN 2 ELSE 0 END, n
+         FROM generate_series(0, {LANES} * 500 - 1) AS n"
+    ));
+    database.run_sql("ANALYZE outbox");
+    let look = format!("{} {}", outbox::HEADS, outbox::LOOK);
+    let look = look.replace("$1", "'notice'").replace("$2", "1");
+    let client = by_hand(&database.url()).await;
+    let explain = format!("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {look}");
+    let told = client.simple_query(&explain).await.unwrap();
+    let lines = told.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    let explained: serde_json::Value = serde_json::from_str(&lines.collect::<String>()).unwrap();
+    let visited = rows_visited(&explained[0]["Plan"]);
+    assert!(visited < 10 * LANES, "{visited} rows: {explained:#}");
+}
+
+/// How many rows the parts of a plan gave or looked at in vain.
+fn rows_visited(plan: &serde_json::Value) -> u64 {
+    let of = |name: &str| plan[name].as_f64().unwrap_or_default();
+    let each = of("Actual Rows") + of("Rows Removed by Filter") + of("Rows Removed by Join Filter");
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a count, which newer servers give with a fraction"
+    )]
+    let own = (each * of("Actual Loops")).ceil() as u64;
+    let parts = plan["Plans"].as_array().into_iter().flatten();
+    own + parts.map(rows_visited).sum::<u64>()
 }
