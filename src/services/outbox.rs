@@ -20,8 +20,11 @@ use crate::{
     web::Posted,
 };
 
-/// Longer than any attempt takes: an entry whose sender died is due again after this.
-const LEASE: Duration = Duration::from_secs(30);
+/// An entry whose sender died is due again after this. Longer than an attempt takes in a lane; elsewhere the lease is
+/// renewed meanwhile.
+pub const LEASE: Duration = Duration::from_secs(30);
+/// In parts of a lease: one that could not be renewed once is still held.
+const RENEWALS: u32 = 3;
 /// The first pause is drawn from up to this; each further one from up to twice as much.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
@@ -87,7 +90,8 @@ pub trait Sender: Send + Sync {
         Box::pin(async move { Vec::new() })
     }
 
-    /// Tries to send these, the oldest first, within the lease; one outcome an entry, in the order given.
+    /// Tries to send these, the oldest first; one outcome an entry, in the order given. Within the lease, if they are
+    /// in lanes.
     fn send<'a>(&'a self, entries: &'a [Leased], now: Timestamp) -> BoxFuture<'a, Vec<Outcome>>;
 }
 
@@ -156,6 +160,8 @@ pub struct Outbox {
     pub store: SharedStore,
     pub clock: Clock,
     pub metrics: Arc<Metrics>,
+    /// [`LEASE`].
+    pub lease: Duration,
     /// Draws a pause from up to this: [`jittered`].
     pub jitter: fn(Duration) -> Duration,
 }
@@ -172,14 +178,14 @@ impl Outbox {
         let lease = Lease {
             kind: sender.kind(),
             now,
-            until: now.plus(LEASE),
+            until: now.plus(self.lease),
             limit,
         };
         let leased = self.store.lease(lease).await?;
         if leased.is_empty() {
             return Ok(Progress::Idle);
         }
-        let outcomes = sender.send(&leased, now).await;
+        let outcomes = self.send(sender, &leased, now).await;
         let is_failing = outcomes.iter().all(|it| {
             matches!(
                 it,
@@ -222,6 +228,29 @@ impl Outbox {
                 is_more: leased.len() >= limit,
             }
         })
+    }
+
+    /// Has them sent, and nobody else take them meanwhile.
+    async fn send(&self, sender: &dyn Sender, leased: &[Leased], now: Timestamp) -> Vec<Outcome> {
+        let mut sending = sender.send(leased, now);
+        loop {
+            let part = tokio::time::timeout(self.lease / RENEWALS, &mut sending);
+            if let Ok(outcomes) = part.await {
+                return outcomes;
+            }
+            self.renew(sender, leased).await;
+        }
+    }
+
+    async fn renew(&self, sender: &dyn Sender, leased: &[Leased]) {
+        if leased.iter().all(|it| it.lane.is_some()) {
+            return;
+        }
+        let until = self.clock.now().plus(self.lease);
+        if let Err(error) = self.store.renew(leased, until).await {
+            let kind = sender.kind().as_str();
+            tracing::debug!(%error, kind, "leases can't be renewed; others may take what is being sent");
+        }
     }
 
     /// Has a dead or uncertain entry sent again; audited.
@@ -305,7 +334,13 @@ pub fn jittered(longest: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Notify;
+
     use super::*;
+    use crate::{
+        clock::ManualClock,
+        store::{outbox::OutboxFilter, sqlite::SqliteStore},
+    };
 
     fn leased(attempts: u32) -> Leased {
         Leased {
@@ -374,5 +409,81 @@ mod tests {
                 error: "given up after 3 attempts: no".to_owned()
             }
         );
+    }
+
+    /// Looks at something until it is told to end.
+    #[derive(Default)]
+    struct Slow(Notify);
+
+    impl Sender for Slow {
+        fn kind(&self) -> Kind {
+            Kind::NoticeCheck
+        }
+
+        fn most_attempts(&self) -> u32 {
+            1
+        }
+
+        fn batch(&self) -> usize {
+            16
+        }
+
+        fn pause(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn send<'a>(&'a self, entries: &'a [Leased], _: Timestamp) -> BoxFuture<'a, Vec<Outcome>> {
+            Box::pin(async move {
+                self.0.notified().await;
+                vec![Outcome::Forget; entries.len()]
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn what_takes_longer_than_a_lease_is_taken_by_nobody_else_meanwhile() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("tollgate.db")).unwrap();
+        let clock = ManualClock::at(Timestamp::from_seconds(1000));
+        let outbox = Outbox {
+            store: Arc::new(store),
+            clock: Clock::Manual(Arc::clone(&clock)),
+            metrics: Arc::new(Metrics::new("redb")),
+            lease: Duration::from_millis(300),
+            jitter: |longest| longest,
+        };
+        let entry = NewEntry {
+            identifier: "chk_1".to_owned(),
+            kind: Kind::NoticeCheck,
+            topic: None,
+            tenant: None,
+            feature: None,
+            value: None,
+            lane: None,
+            about: None,
+            payload: String::new(),
+            created_at: clock.now(),
+        };
+        outbox.store.enqueue(&[entry]).await.unwrap();
+        let filter = OutboxFilter::default();
+        let listed = async || outbox.store.list_outbox(&filter, None, 9).await.unwrap();
+        let sender = Slow::default();
+        let others = async {
+            for _ in 0..4 {
+                let until = clock.now().plus(outbox.lease);
+                while listed().await[0].next_attempt_at != Some(until) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                assert_eq!(outbox.step(&Slow::default()).await, Ok(Progress::Idle));
+                clock.advance(outbox.lease * 2 / 3);
+            }
+            sender.0.notify_one();
+        };
+        let both = async { tokio::join!(outbox.step(&sender), others) };
+        let (step, ()) = tokio::time::timeout(Duration::from_secs(20), both)
+            .await
+            .expect("the lease is renewed");
+        assert_eq!(step, Ok(Progress::Moved { is_more: false }));
+        assert_eq!(listed().await, []);
     }
 }

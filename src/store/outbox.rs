@@ -212,6 +212,14 @@ pub trait OutboxStore: Send + Sync {
     /// ends. Given oldest first. Of a lane only its oldest pending entry is ever due.
     fn lease(&self, lease: Lease) -> BoxFuture<'_, StoreResult<Vec<Leased>>>;
 
+    /// Has the leases of these end at `until`, in one transaction, unless they were lost to another. Those of entries in
+    /// lanes stay as they are: what is replayed waits for them ([`replay`](Self::replay)).
+    fn renew<'a>(
+        &'a self,
+        leased: &'a [Leased],
+        until: Timestamp,
+    ) -> BoxFuture<'a, StoreResult<()>>;
+
     /// Writes down how attempts ended, in one transaction.
     fn finish<'a>(
         &'a self,

@@ -17,6 +17,7 @@ macro_rules! cases {
             outbox,
             an_identifier_seen_before_adds_nothing,
             what_is_leased_is_nobody_elses_until_its_lease_ends,
+            a_lease_is_renewed_unless_it_was_lost_or_holds_up_a_lane,
             a_kind_waits_for_no_other,
             of_a_lane_only_the_oldest_is_handed_out,
             what_is_due_longest_goes_first_in_a_lane_or_in_none,
@@ -122,6 +123,31 @@ pub(crate) async fn what_is_leased_is_nobody_elses_until_its_lease_ends(store: &
     let again = lease(store, now.plus(60 * SECOND), 10).await;
     assert_eq!(names(&again), ["c", "b", "a"]);
     assert!(again.iter().all(|it| it.attempts == 2));
+}
+
+pub(crate) async fn a_lease_is_renewed_unless_it_was_lost_or_holds_up_a_lane(store: &SharedStore) {
+    let in_lane = NewEntry {
+        lane: Some("x".to_owned()),
+        ..entry("in-lane", noon())
+    };
+    store.enqueue(&[entry("a", noon()), in_lane]).await.unwrap();
+    let first = lease(store, noon(), 10).await;
+    let later = noon().plus(60 * SECOND);
+    store.renew(&first, later.plus(SECOND)).await.unwrap();
+    assert_eq!(names(&lease(store, later, 10).await), ["in-lane"]);
+    let later = later.plus(SECOND);
+    let second = lease(store, later, 10).await;
+    assert_eq!(names(&second), ["a"]);
+    let far = later.plus(3600 * SECOND);
+    store.renew(&first, far).await.unwrap();
+    let later = later.plus(60 * SECOND);
+    let third = lease(store, later, 10).await;
+    assert_eq!(names(&third), ["a", "in-lane"], "the first lease was lost");
+    end(store, &third[0], Ending::Sent, later).await;
+    store.renew(&third, far).await.unwrap();
+    let left = store.list_outbox(&OutboxFilter::default(), None, 9).await;
+    let sent = left.unwrap().into_iter().find(|it| it.identifier == "a");
+    assert_eq!(sent.unwrap().next_attempt_at, None);
 }
 
 pub(crate) async fn a_kind_waits_for_no_other(store: &SharedStore) {

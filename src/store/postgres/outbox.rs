@@ -52,6 +52,16 @@ impl OutboxStore for PostgresStore {
         })
     }
 
+    fn renew<'a>(
+        &'a self,
+        leased: &'a [Leased],
+        until: Timestamp,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.write_at_leisure("outbox.renew", move |tx| async move {
+            renew(&tx, leased, until).await
+        }))
+    }
+
     fn finish<'a>(
         &'a self,
         finished: &'a [Finished],
@@ -279,6 +289,21 @@ async fn lease(tx: &Tx, asked: Lease) -> Result<Vec<Leased>, Failed> {
     .await?;
     leased.sort_by(|a, b| (a.created_at, &a.identifier).cmp(&(b.created_at, &b.identifier)));
     Ok(leased)
+}
+
+async fn renew(tx: &Tx, leased: &[Leased], until: Timestamp) -> Result<(), Failed> {
+    let identifiers: Vec<&str> = leased.iter().map(|it| it.identifier.as_str()).collect();
+    let attempts: Vec<i64> = leased.iter().map(|it| i64::from(it.attempts)).collect();
+    rows::run(
+        tx,
+        "UPDATE outbox SET next_attempt_at = $3
+         FROM unnest($1::text[], $2::bigint[]) AS held (identifier, attempts)
+         WHERE outbox.identifier = held.identifier AND outbox.attempts = held.attempts AND status = 'pending'
+           AND lane IS NULL",
+        params![identifiers, attempts, until.micros()],
+    )
+    .await?;
+    Ok(())
 }
 
 async fn finish(tx: &Tx, finished: &[Finished], now: Timestamp) -> Result<(), Failed> {

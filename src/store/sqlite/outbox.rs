@@ -43,6 +43,19 @@ impl OutboxStore for SqliteStore {
         })
     }
 
+    fn renew<'a>(
+        &'a self,
+        leased: &'a [Leased],
+        until: Timestamp,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        let held = leased.iter().map(|it| (it.identifier.clone(), it.attempts));
+        let held: Vec<(String, u32)> = held.collect();
+        Box::pin(self.write("outbox.renew", move |tx| {
+            held.iter()
+                .try_for_each(|(identifier, attempts)| renew(tx, identifier, *attempts, until))
+        }))
+    }
+
     fn finish<'a>(
         &'a self,
         finished: &'a [Finished],
@@ -259,6 +272,21 @@ fn find_due(
             })
         },
     )
+}
+
+fn renew(
+    tx: &Transaction<'_>,
+    identifier: &str,
+    attempts: u32,
+    until: Timestamp,
+) -> Result<(), Failed> {
+    rows::run(
+        tx,
+        "UPDATE outbox SET next_attempt_at = ?3
+         WHERE identifier = ?1 AND attempts = ?2 AND status = 'pending' AND lane IS NULL",
+        params![identifier, attempts, until.micros()],
+    )?;
+    Ok(())
 }
 
 fn finish(tx: &Transaction<'_>, finished: &Finished, now: Timestamp) -> Result<(), Failed> {
