@@ -171,6 +171,7 @@ impl App {
             store: Arc::clone(&store),
             clock: clock.clone(),
             metrics: Arc::clone(&metrics),
+            lease: crate::services::outbox::LEASE,
             jitter: crate::services::outbox::jittered,
         };
         let Outgoing {

@@ -339,8 +339,22 @@ impl Catalogue {
     /// The store may be away.
     pub async fn former_policy_of(&self, name: &TenantRef) -> StoreResult<Option<Arc<Policy>>> {
         let former = self.store.find_former(name).await?;
-        let policy = |it: TenantPolicy| Policy::new(it.tenant, None, it.grants, it.resets);
+        let policy = |it: TenantPolicy| {
+            let plan = it.plan.map(Arc::new);
+            Policy::new(it.tenant, plan, it.grants, it.resets)
+        };
         Ok(former.map(|it| Arc::new(policy(it))))
+    }
+
+    /// Of a tenant that may be deleted by now: its last requests may end after it.
+    ///
+    /// # Errors
+    /// As [`policy`](Self::policy).
+    pub async fn policy_ever(&self, tenant: TenantId) -> StoreResult<Option<Arc<Policy>>> {
+        match self.policy(tenant).await? {
+            Some(policy) => Ok(Some(policy)),
+            None => self.former_policy_of(&TenantRef::Id(tenant)).await,
+        }
     }
 
     /// The limits of `policy` in force at `now`.

@@ -10,10 +10,8 @@ use serde_json::{Value, json};
 use crate::{
     domain::{
         feature::FeatureKey,
-        ids::TenantId,
         limit::{ActiveLimit, Scope, Subject},
         quantity::Quantity,
-        tenant::TenantRef,
         time::Timestamp,
         usage::{Source, UsageEvent},
         window::Window,
@@ -62,23 +60,12 @@ impl Explanations {
         }
     }
 
-    /// Of a tenant that may be deleted by now.
-    async fn policy_ever(&self, tenant: TenantId) -> Result<Option<Arc<Policy>>, AdminError> {
-        match self.catalogue.policy(tenant).await? {
-            Some(policy) => Ok(Some(policy)),
-            None => {
-                let name = TenantRef::Id(tenant);
-                Ok(self.catalogue.former_policy_of(&name).await?)
-            }
-        }
-    }
-
     async fn settled(
         &self,
         event: &UsageEvent,
         events: &[UsageEvent],
     ) -> Result<Value, AdminError> {
-        let policy = self.policy_ever(event.tenant_id).await?;
+        let policy = self.catalogue.policy_ever(event.tenant_id).await?;
         let limits = match &policy {
             Some(policy) => self.limits_of(policy, event).await?,
             None => Vec::new(),
@@ -169,7 +156,7 @@ impl Explanations {
 
     async fn refused(&self, refused: &Refused) -> Result<Value, AdminError> {
         let refusal = &refused.refusal;
-        let policy = self.policy_ever(refusal.tenant_id).await?;
+        let policy = self.catalogue.policy_ever(refusal.tenant_id).await?;
         let limits = refusal.states.iter().map(|state| {
             let broken = refusal
                 .violations

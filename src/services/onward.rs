@@ -120,7 +120,7 @@ impl Onward {
         let mut policies = Policies::new();
         for (_, event) in events {
             if let Entry::Vacant(unknown) = policies.entry(event.tenant_id) {
-                unknown.insert(catalogue.policy(event.tenant_id).await?);
+                unknown.insert(catalogue.policy_ever(event.tenant_id).await?);
             }
         }
         Ok(policies)

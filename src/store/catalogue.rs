@@ -99,7 +99,7 @@ pub trait CatalogueStore: Send + Sync {
     ) -> BoxFuture<'a, StoreResult<Option<Tenant>>>;
     /// What decides on the tenant's requests.
     fn find_policy(&self, tenant: TenantId) -> BoxFuture<'_, StoreResult<Option<TenantPolicy>>>;
-    /// A tenant that was deleted, without its subscription, which is gone: its usage, grants and resets are kept.
+    /// A tenant that was deleted, with what it was subscribed to last, its grants and its resets.
     fn find_former<'a>(
         &'a self,
         tenant: &'a TenantRef,
@@ -110,7 +110,13 @@ pub trait CatalogueStore: Send + Sync {
         after: Option<&'a Slug>,
         limit: usize,
     ) -> BoxFuture<'a, StoreResult<Vec<Tenant>>>;
-    /// The same of those that `search` lets through.
+    /// Tenants that were deleted, and when, in the same way; without their overrides.
+    fn list_former<'a>(
+        &'a self,
+        after: Option<&'a Slug>,
+        limit: usize,
+    ) -> BoxFuture<'a, StoreResult<Vec<(Tenant, Timestamp)>>>;
+    /// Tenants by slug, after the slug `after`, at most `limit`, that `search` lets through.
     fn search_tenants<'a>(
         &'a self,
         search: &'a TenantSearch,
@@ -138,7 +144,7 @@ pub trait CatalogueStore: Send + Sync {
         by: &'a Actor,
     ) -> BoxFuture<'a, StoreResult<()>>;
     /// Hides the tenant from everything but its history: keys are revoked, its subscription ends, its slug stays
-    /// taken.
+    /// taken. What it was subscribed to is kept for what is known of its usage only later.
     ///
     /// # Errors
     /// `NotFound`, also for one that is deleted already; `VersionConflict`.

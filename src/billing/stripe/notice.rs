@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Stripe {
-    /// One entry an address; none if nobody wants notices or the tenant is gone.
+    /// One entry an address; none if nobody wants notices.
     pub(super) async fn dead_notices(
         &self,
         entry: &Leased,
@@ -24,7 +24,7 @@ impl Stripe {
             return Vec::new();
         };
         let payload: Option<MeterPayload> = serde_json::from_str(&entry.payload).ok();
-        let policy = match self.parts.catalogue.policy(tenant).await {
+        let policy = match self.parts.catalogue.policy_ever(tenant).await {
             Ok(Some(policy)) => policy,
             Ok(None) => return Vec::new(),
             Err(error) => {

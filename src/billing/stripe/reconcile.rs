@@ -142,7 +142,13 @@ impl Stripe {
         flushed.map_err(|error| AdminError::Unavailable(error.to_string()))?;
         let mut all = Vec::new();
         if let Some(asked) = &ask.tenant {
-            let tenant = self.parts.store.find_tenant(asked).await?;
+            let tenant = match self.parts.store.find_tenant(asked).await? {
+                Some(tenant) => Some(tenant),
+                None => {
+                    let former = self.parts.store.find_former(asked).await?;
+                    former.map(|it| it.tenant)
+                }
+            };
             let tenant = tenant.ok_or_else(|| AdminError::not_found("tenant", asked))?;
             self.reconcile_tenant(&tenant, ask, &mut all).await?;
             return Ok(all);
@@ -155,7 +161,33 @@ impl Stripe {
             }
             match page.last() {
                 Some(last) if page.len() >= PAGE => after = Some(last.slug.clone()),
-                Some(_) | None => return Ok(all),
+                Some(_) | None => break,
+            }
+        }
+        self.reconcile_former(ask, &mut all).await?;
+        Ok(all)
+    }
+
+    /// Compares tenants that were deleted, but for those that were gone before what is compared began.
+    async fn reconcile_former(
+        &self,
+        ask: &ReconcileAsk,
+        all: &mut Vec<Reconciled>,
+    ) -> Result<(), ReconcileError> {
+        let now = self.now();
+        let mut after: Option<Slug> = None;
+        loop {
+            let page = self.parts.store.list_former(after.as_ref(), PAGE).await?;
+            for (tenant, deleted_at) in &page {
+                let period = tenant.subscription.as_ref().map(|it| it.period);
+                let window = ask.window.or(period.map(|it| it.window_at(now)));
+                if window.is_some_and(|window| window.start() <= *deleted_at) {
+                    self.reconcile_tenant(tenant, ask, all).await?;
+                }
+            }
+            match page.last() {
+                Some((last, _)) if page.len() >= PAGE => after = Some(last.slug.clone()),
+                Some(_) | None => return Ok(()),
             }
         }
     }

@@ -305,12 +305,9 @@ pub(crate) async fn of_a_deleted_tenant_is_found_what_is_kept(store: &SharedStor
     }
     let deleted = store.delete_tenant(acme.tenant_id, None, &ada()).await;
     deleted.unwrap();
-    let kept = TenantPolicy {
-        tenant: Tenant {
-            subscription: None,
-            ..acme
-        },
-        plan: None,
+    let mut kept = TenantPolicy {
+        tenant: acme,
+        plan: Some(starter),
         grants: vec![gift],
         resets: vec![],
     };
@@ -322,6 +319,20 @@ pub(crate) async fn of_a_deleted_tenant_is_found_what_is_kept(store: &SharedStor
             "{name}"
         );
     }
+    let never = stored_tenant(store, "beta").await;
+    let at = by("2026-01-02T00:00:00Z");
+    let deleted = store.delete_tenant(never.tenant_id, None, &at).await;
+    deleted.unwrap();
+    let all = [(kept.tenant.clone(), ada().at), (never, at.at)];
+    assert_eq!(store.list_former(None, 9).await, Ok(all.to_vec()));
+    let first = store.list_former(None, 1).await.unwrap();
+    assert_eq!(first, all[..1]);
+    let rest = store.list_former(Some(&first[0].0.slug), 9).await;
+    assert_eq!(rest.unwrap(), all[1..]);
+
+    let code = kept.plan.take().unwrap().code;
+    store.delete_plan(&code, None, &ada()).await.unwrap();
+    assert_eq!(store.find_former(&names[0]).await, Ok(Some(kept)));
 }
 
 pub(crate) async fn what_decides_on_a_tenant_is_found_at_once(store: &SharedStore) {

@@ -119,6 +119,16 @@ impl CatalogueStore for PostgresStore {
         }))
     }
 
+    fn list_former<'a>(
+        &'a self,
+        after: Option<&'a Slug>,
+        limit: usize,
+    ) -> BoxFuture<'a, StoreResult<Vec<(Tenant, Timestamp)>>> {
+        Box::pin(self.read("catalogue.list_former", move |tx| async move {
+            tenants::list_former(&tx, after, limit).await
+        }))
+    }
+
     fn search_tenants<'a>(
         &'a self,
         search: &'a TenantSearch,

@@ -31,18 +31,25 @@ const SELECT: &str = "
            processor_customer_id
     FROM tenants LEFT JOIN subscriptions ON subscriptions.tenant_id = tenants.tenant_id";
 
+/// One that was deleted, beside what it was subscribed to last.
+const SELECT_FORMER: &str = "
+    SELECT tenants.tenant_id, slug, name, created_at, plan_code, status, status_since, period_start, period_end,
+           processor_customer_id, deleted_at
+    FROM tenants LEFT JOIN former_subscriptions ON former_subscriptions.tenant_id = tenants.tenant_id";
+
 pub(super) async fn find(tx: &Tx, tenant: &TenantRef) -> Result<Option<Tenant>, Failed> {
-    find_where(tx, tenant, "tenants.deleted_at IS NULL").await
+    find_where(tx, tenant, SELECT, "tenants.deleted_at IS NULL").await
 }
 
-/// One that was deleted: its subscription is gone.
+/// One that was deleted, with its last subscription.
 pub(super) async fn find_former(tx: &Tx, tenant: &TenantRef) -> Result<Option<Tenant>, Failed> {
-    find_where(tx, tenant, "tenants.deleted_at IS NOT NULL").await
+    find_where(tx, tenant, SELECT_FORMER, "tenants.deleted_at IS NOT NULL").await
 }
 
 async fn find_where(
     tx: &Tx,
     tenant: &TenantRef,
+    select: &str,
     condition: &str,
 ) -> Result<Option<Tenant>, Failed> {
     let found = match tenant {
@@ -50,7 +57,7 @@ async fn find_where(
             rows::find(
                 tx,
                 "tenants",
-                &format!("{SELECT} WHERE {condition} AND tenants.tenant_id = $1"),
+                &format!("{select} WHERE {condition} AND tenants.tenant_id = $1"),
                 params![id.uuid()],
                 read_tenant,
             )
@@ -60,7 +67,7 @@ async fn find_where(
             rows::find(
                 tx,
                 "tenants",
-                &format!("{SELECT} WHERE {condition} AND tenants.slug = $1"),
+                &format!("{select} WHERE {condition} AND tenants.slug = $1"),
                 params![slug.as_str()],
                 read_tenant,
             )
@@ -104,6 +111,23 @@ pub(super) async fn list(
 }
 
 /// Looks at every tenant after `after` until enough are found: text in the middle of names has no index.
+pub(super) async fn list_former(
+    tx: &Tx,
+    after: Option<&Slug>,
+    limit: usize,
+) -> Result<Vec<(Tenant, Timestamp)>, Failed> {
+    rows::list(
+        tx,
+        "tenants",
+        &format!(
+            "{SELECT_FORMER} WHERE tenants.deleted_at IS NOT NULL AND slug > $1 ORDER BY slug LIMIT $2"
+        ),
+        params![after.map_or("", Slug::as_str), rows::limit(limit)],
+        |cells| Ok((read_tenant(cells)?, cells.time("deleted_at")?)),
+    )
+    .await
+}
+
 pub(super) async fn search(
     tx: &Tx,
     search: &TenantSearch,
@@ -202,7 +226,8 @@ pub(super) async fn rename(
     Ok(())
 }
 
-/// Its row stays: usage refers to it, and its slug is not given again. Its subscription goes, so that its plan can.
+/// Its row stays: usage refers to it, and its slug is not given again. Its subscription goes, so that its plan can; what it
+/// was is kept.
 pub(super) async fn delete(
     tx: &Tx,
     tenant: TenantId,
@@ -223,6 +248,15 @@ pub(super) async fn delete(
         tx,
         "UPDATE keys SET revoked_at = $2 WHERE tenant_id = $1 AND revoked_at IS NULL",
         params![id, by.at.micros()],
+    )
+    .await?;
+    rows::run(
+        tx,
+        "INSERT INTO former_subscriptions (tenant_id, plan_code, status, status_since, period_start, period_end,
+                                           processor_customer_id)
+         SELECT tenant_id, plan_code, status, status_since, period_start, period_end, processor_customer_id
+         FROM subscriptions WHERE tenant_id = $1",
+        params![id],
     )
     .await?;
     rows::run(

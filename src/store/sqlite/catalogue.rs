@@ -115,6 +115,17 @@ impl CatalogueStore for SqliteStore {
         }))
     }
 
+    fn list_former<'a>(
+        &'a self,
+        after: Option<&'a Slug>,
+        limit: usize,
+    ) -> BoxFuture<'a, StoreResult<Vec<(Tenant, Timestamp)>>> {
+        let after = after.cloned();
+        Box::pin(self.read("catalogue.list_former", move |tx| {
+            tenants::list_former(tx, after.as_ref(), limit)
+        }))
+    }
+
     fn search_tenants<'a>(
         &'a self,
         search: &'a TenantSearch,

@@ -28,35 +28,42 @@ const SELECT: &str = "
            processor_customer_id
     FROM tenants LEFT JOIN subscriptions ON subscriptions.tenant_id = tenants.tenant_id";
 
+/// One that was deleted, beside what it was subscribed to last.
+const SELECT_FORMER: &str = "
+    SELECT tenants.tenant_id, slug, name, created_at, plan_code, status, status_since, period_start, period_end,
+           processor_customer_id, deleted_at
+    FROM tenants LEFT JOIN former_subscriptions ON former_subscriptions.tenant_id = tenants.tenant_id";
+
 pub(super) fn find(tx: &Transaction<'_>, tenant: &TenantRef) -> Result<Option<Tenant>, Failed> {
-    find_where(tx, tenant, "tenants.deleted_at IS NULL")
+    find_where(tx, tenant, SELECT, "tenants.deleted_at IS NULL")
 }
 
-/// One that was deleted: its subscription is gone.
+/// One that was deleted, with its last subscription.
 pub(super) fn find_former(
     tx: &Transaction<'_>,
     tenant: &TenantRef,
 ) -> Result<Option<Tenant>, Failed> {
-    find_where(tx, tenant, "tenants.deleted_at IS NOT NULL")
+    find_where(tx, tenant, SELECT_FORMER, "tenants.deleted_at IS NOT NULL")
 }
 
 fn find_where(
     tx: &Transaction<'_>,
     tenant: &TenantRef,
+    select: &str,
     condition: &str,
 ) -> Result<Option<Tenant>, Failed> {
     let found = match tenant {
         TenantRef::Id(id) => rows::find(
             tx,
             "tenants",
-            &format!("{SELECT} WHERE {condition} AND tenants.tenant_id = ?1"),
+            &format!("{select} WHERE {condition} AND tenants.tenant_id = ?1"),
             [blob(id.uuid())],
             read_tenant,
         ),
         TenantRef::Slug(slug) => rows::find(
             tx,
             "tenants",
-            &format!("{SELECT} WHERE {condition} AND tenants.slug = ?1"),
+            &format!("{select} WHERE {condition} AND tenants.slug = ?1"),
             [slug.as_str()],
             read_tenant,
         ),
@@ -104,6 +111,22 @@ pub(super) fn list(
 }
 
 /// Looks at every tenant after `after` until enough are found: text in the middle of names has no index.
+pub(super) fn list_former(
+    tx: &Transaction<'_>,
+    after: Option<&Slug>,
+    limit: usize,
+) -> Result<Vec<(Tenant, Timestamp)>, Failed> {
+    rows::list(
+        tx,
+        "tenants",
+        &format!(
+            "{SELECT_FORMER} WHERE tenants.deleted_at IS NOT NULL AND slug > ?1 ORDER BY slug LIMIT ?2"
+        ),
+        params![after.map_or("", Slug::as_str), rows::limit(limit)],
+        |cells| Ok((read_tenant(cells)?, cells.time("deleted_at")?)),
+    )
+}
+
 pub(super) fn search(
     tx: &Transaction<'_>,
     search: &TenantSearch,
@@ -200,7 +223,8 @@ pub(super) fn rename(
     Ok(())
 }
 
-/// Its row stays: usage refers to it, and its slug is not given again. Its subscription goes, so that its plan can.
+/// Its row stays: usage refers to it, and its slug is not given again. Its subscription goes, so that its plan can; what it
+/// was is kept.
 pub(super) fn delete(
     tx: &Transaction<'_>,
     tenant: TenantId,
@@ -220,6 +244,14 @@ pub(super) fn delete(
         tx,
         "UPDATE keys SET revoked_at = ?2 WHERE tenant_id = ?1 AND revoked_at IS NULL",
         params![id, by.at.micros()],
+    )?;
+    rows::run(
+        tx,
+        "INSERT INTO former_subscriptions (tenant_id, plan_code, status, status_since, period_start, period_end,
+                                           processor_customer_id)
+         SELECT tenant_id, plan_code, status, status_since, period_start, period_end, processor_customer_id
+         FROM subscriptions WHERE tenant_id = ?1",
+        [id],
     )?;
     rows::run(tx, "DELETE FROM subscriptions WHERE tenant_id = ?1", [id])?;
     rows::run(

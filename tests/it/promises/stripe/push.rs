@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tollgate::domain::{feature::FeatureKey, quantity::Quantity};
+use tollgate::{
+    billing::stripe::ReconcileAsk,
+    domain::{feature::FeatureKey, quantity::Quantity},
+};
 
 use super::world::{DAY, HOUR, MINUTE, NOON, SECOND, World, at};
 use crate::support::{
@@ -394,6 +397,31 @@ async fn usage_waits_for_its_customer() {
     world.clock.advance(11 * MINUTE);
     world.work().await;
     assert_eq!(world.stripe.sum("cus_late", "msgs"), 4);
+}
+
+/// Requests that were in flight when their tenant was deleted end later.
+#[tokio::test]
+async fn usage_that_comes_after_its_tenant_was_deleted_is_told_and_compared() {
+    let world = World::start().await;
+    world.use_messages(5).await;
+    world.use_messages_later(4).await;
+    world.delete("acme").await;
+    world.app.recorder.flush().await.unwrap();
+    world.clock.advance(5 * MINUTE);
+    world.work().await;
+    assert_eq!(world.stripe.sum("cus_acme", "msgs"), 9);
+    let found = world.reconcile().await;
+    let acme = &found[0];
+    assert_eq!((found.len(), acme.tenant_slug.as_str()), (1, "acme"));
+    assert_eq!((acme.used.get(), acme.at_stripe.get()), (9, 9));
+    let named = ReconcileAsk {
+        tenant: Some("acme".parse().unwrap()),
+        window: None,
+    };
+    assert_eq!(world.inner().reconcile(&named).await.unwrap(), found);
+
+    world.clock.advance(62 * DAY);
+    assert_eq!(world.reconcile().await, [], "nothing was used since");
 }
 
 #[tokio::test]

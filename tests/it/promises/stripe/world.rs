@@ -248,6 +248,15 @@ impl World {
         self.app.refresh().await;
     }
 
+    pub(super) async fn delete(&self, slug: &str) {
+        let tenants = Tenants::new(self.app.store.clone());
+        tenants
+            .delete(&slug.parse().unwrap(), &self.actor())
+            .await
+            .unwrap();
+        self.app.refresh().await;
+    }
+
     pub(super) async fn subscription(&self, slug: &str) -> Option<Subscription> {
         let tenant: TenantRef = slug.parse().unwrap();
         let tenant = self.app.store.find_tenant(&tenant).await.unwrap();
@@ -260,7 +269,25 @@ impl World {
             .await
     }
 
+    /// The same, which is only in the journal yet.
+    pub(super) async fn use_messages_later(&self, quantity: i64) -> EventId {
+        self.append("acme", FeatureKey::Messages, quantity, None)
+            .await
+    }
+
     pub(super) async fn record(
+        &self,
+        slug: &str,
+        feature: FeatureKey,
+        quantity: i64,
+        used_at: Option<Timestamp>,
+    ) -> EventId {
+        let event = self.append(slug, feature, quantity, used_at).await;
+        self.app.recorder.flush().await.unwrap();
+        event
+    }
+
+    async fn append(
         &self,
         slug: &str,
         feature: FeatureKey,
@@ -276,7 +303,6 @@ impl World {
             at: used_at,
         };
         let answer = self.app.record(&record, &self.actor()).await.unwrap();
-        self.app.recorder.flush().await.unwrap();
         serde_json::from_value(answer["event_id"].clone()).unwrap()
     }
 
