@@ -93,6 +93,15 @@ pub fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
     serde_json::from_str::<Fields>(text).map(|fields| fields.0)
 }
 
+/// The key, in quotes, that is there more than once, if that is what `error` of [`members`] says.
+#[must_use]
+pub fn repeated_key(error: &serde_json::Error) -> Option<String> {
+    let message = error.to_string();
+    let found = message.strip_prefix(REPEATED)?;
+    let (key, _) = found.rsplit_once(" at line").unwrap_or((found, ""));
+    Some(key.to_owned())
+}
+
 /// A value as a message shows it: itself if short, else its kind, and never a long text of the client's.
 #[must_use]
 pub fn shown(value: &RawValue) -> String {
@@ -108,9 +117,7 @@ pub fn shown(value: &RawValue) -> String {
 
 /// The words of `serde_json`, but without the parts that quote the body.
 fn unreadable(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    if let Some(key) = message.strip_prefix(REPEATED) {
-        let key = key.split(" at line").next().unwrap_or_default();
+    if let Some(key) = repeated_key(error) {
         return format!("the body has the key {key} more than once; write it once");
     }
     match error.classify() {

@@ -166,7 +166,7 @@ impl RequestLook {
                 "tools" => look.read_tools(value),
                 "stream_options" if endpoint == Endpoint::ChatCompletions => {
                     has_stream_options = true;
-                    look.read_stream_options(text, value);
+                    look.read_stream_options(text, value)?;
                 }
                 _ => {}
             }
@@ -360,17 +360,30 @@ impl RequestLook {
         }
     }
 
-    fn read_stream_options(&mut self, text: &str, value: &RawValue) {
+    fn read_stream_options(&mut self, text: &str, value: &RawValue) -> Result<(), BadRequest> {
         let span = span_of(text, value.get());
-        let Ok(options) = json::members(value.get()) else {
-            // `null`, or something that the upstream will refuse by itself.
-            let asks = Splice {
+        if value.get() == "null" {
+            self.usage_splice = Some(Splice {
                 span,
                 text: r#"{"include_usage":true}"#.to_owned(),
+            });
+            return Ok(());
+        }
+        let options = json::members(value.get()).map_err(|error| {
+            // Whatever can't be read here may be read upstream, and switch the count of usage off.
+            let (found, accepted) = match json::repeated_key(&error) {
+                Some(key) => (
+                    format!("an object that has the key {key} more than once"),
+                    "it once",
+                ),
+                None => (json::shown(value), "an object, or null"),
             };
-            self.usage_splice = (value.get() == "null").then_some(asks);
-            return;
-        };
+            BadRequest::Field {
+                param: "stream_options",
+                found,
+                accepted,
+            }
+        })?;
         match options.iter().find(|(key, _)| key == "include_usage") {
             Some((_, flag)) if flag.get() == "true" => self.wants_usage_chunk = true,
             Some((_, flag)) => {
@@ -387,6 +400,7 @@ impl RequestLook {
                 });
             }
         }
+        Ok(())
     }
 }
 

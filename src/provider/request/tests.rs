@@ -74,6 +74,34 @@ fn a_wrong_field_is_named_with_what_was_found_and_what_is_accepted() {
 }
 
 #[test]
+fn options_of_a_stream_that_could_be_read_two_ways_are_refused() {
+    let twice = "'stream_options' is an object that has the key \"include_usage\" more than once; \
+                 write it once";
+    for (options, says) in [
+        (r#"{"include_usage":true,"include_usage":false}"#, twice),
+        (r#"{"include_usage":false,"include_usage":false}"#, twice),
+        (
+            r#"{"include_usage":true,"include_us\u0061ge":false}"#,
+            twice,
+        ),
+        (
+            r#"{"a":1,"include_usage":true,"a":2}"#,
+            "'stream_options' is an object that has the key \"a\" more than once",
+        ),
+        (
+            "[]",
+            "'stream_options' is []; write an object, or null",
+        ),
+        ("true", "'stream_options' is true"),
+        (r#""no""#, "'stream_options' is \"no\""),
+    ] {
+        let body = format!(r#"{{"stream":true,"stream_options":{options}}}"#);
+        let message = refused(Endpoint::ChatCompletions, &body);
+        assert!(message.contains(says), "{body}: {message}");
+    }
+}
+
+#[test]
 fn a_maximum_is_lowered_in_the_field_that_is_there() {
     let lowered = |body: &str| {
         String::from_utf8(
@@ -161,6 +189,11 @@ fn a_stream_is_asked_for_its_usage_by_a_splice() {
         (
             r#"{"stream":true,"stream_options":{"include_usage":false}}"#,
             r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+            false,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{"include_us\u0061ge":0}}"#,
+            r#"{"stream":true,"stream_options":{"include_us\u0061ge":true}}"#,
             false,
         ),
         (
