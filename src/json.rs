@@ -2,11 +2,11 @@
 
 mod write;
 
-use std::{borrow::Cow, fmt, marker::PhantomData};
+use std::{borrow::Cow, collections::HashSet, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
+    de::{MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -93,6 +93,12 @@ pub fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
     serde_json::from_str::<Fields>(text).map(|fields| fields.0)
 }
 
+/// Whether `text` is JSON in which no object, however deep, has a key twice.
+#[must_use]
+pub fn has_unique_keys(text: &[u8]) -> bool {
+    serde_json::from_slice::<UniqueKeys>(text).is_ok()
+}
+
 /// The key, in quotes, that is there more than once, if that is what `error` of [`members`] says.
 #[must_use]
 pub fn repeated_key(error: &serde_json::Error) -> Option<String> {
@@ -166,6 +172,63 @@ impl<'de: 'a, 'a, V: ReadValue<'de>> Deserialize<'de> for Fields<'a, V> {
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Any value in which no object has a key twice.
+struct UniqueKeys;
+
+impl<'de> Deserialize<'de> for UniqueKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct UniqueKeysVisitor;
+        impl<'de> Visitor<'de> for UniqueKeysVisitor {
+            type Value = UniqueKeys;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a value without a repeated key")
+            }
+
+            fn visit_unit<E>(self) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<UniqueKeys, A::Error> {
+                while items.next_element::<UniqueKeys>()?.is_some() {}
+                Ok(UniqueKeys)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueKeys, A::Error> {
+                let mut known = HashSet::new();
+                while let Some(Key(key)) = map.next_key()? {
+                    if !known.insert(key) {
+                        return Err(serde::de::Error::custom(REPEATED));
+                    }
+                    map.next_value::<UniqueKeys>()?;
+                }
+                Ok(UniqueKeys)
+            }
+        }
+        deserializer.deserialize_any(UniqueKeysVisitor)
+    }
+}
 
 /// Refuses a body that is nested deeper than the contract allows: the raw look itself has no limit.
 fn check_depth(body: &[u8]) -> Result<(), Unreadable> {
@@ -266,6 +329,18 @@ mod tests {
                 .to_string()
                 .contains("not UTF-8: byte 6")
         );
+    }
+
+    #[test]
+    fn a_repeated_key_is_found_however_deep() {
+        for (text, expected) in [
+            (r#"{"a":[1,-1,1.5,"x",true,null,{"b":{}}],"b":{"b":1}}"#, true),
+            (r#"{"a":[{"b":{"c":1,"c":2}}]}"#, false),
+            (r#"{"a":{"c":1,"\u0063":2}}"#, false),
+            ("{", false),
+        ] {
+            assert_eq!(has_unique_keys(text.as_bytes()), expected, "{text}");
+        }
     }
 
     #[test]

@@ -238,6 +238,10 @@ impl RequestLook {
     }
 
     fn text_tokens(&self, count: impl Fn(&str) -> Quantity) -> Quantity {
+        // Of a key that is there twice, the value left out here may be the one that goes to the model.
+        if !json::has_unique_keys(&self.body) {
+            return self.input_bound();
+        }
         let Ok(serde_json::Value::Object(fields)) = serde_json::from_slice(&self.body) else {
             return self.input_bound();
         };

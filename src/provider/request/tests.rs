@@ -332,3 +332,16 @@ fn the_tokenized_bound_counts_texts_and_is_never_above_the_bytes() {
     assert!((1_000..1_050).contains(&tokens), "{tokens}");
     assert_eq!(look.tokenized_input(|_| Quantity::MAX), look.input_bound());
 }
+
+#[test]
+fn a_text_that_is_there_twice_is_counted_by_its_bytes() {
+    let words = |text: &str| Quantity::from_count(text.split_whitespace().count());
+    let long = "word ".repeat(1_000);
+    for members in [
+        format!(r#""tools":[{{"type":"function","function":{{"description":"{long}","description":"x"}}}}]"#),
+        format!(r#""response_format":{{"type":"{long}","type":"text"}}"#),
+    ] {
+        let look = chat(&format!(r#"{{"messages":[],{members}}}"#));
+        assert_eq!(look.tokenized_input(words), look.input_bound(), "{members}");
+    }
+}
