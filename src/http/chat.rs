@@ -42,6 +42,9 @@ use crate::{
 /// After this long without a frame, a comment keeps the connection alive.
 const SILENCE: Duration = Duration::from_secs(15);
 
+/// What `max_output_tokens` may be.
+const MAXIMUM: &str = "a whole number from 1 to 9007199254740991, or null";
+
 /// The body of a chat request; fields unknown here are ignored.
 #[derive(Default)]
 struct ChatRequest {
@@ -147,11 +150,7 @@ impl ChatRequest {
                     request.instructions = field("instructions", value, "a text, or null")?;
                 }
                 "max_output_tokens" => {
-                    request.max_output_tokens = field(
-                        "max_output_tokens",
-                        value,
-                        "a whole number of at least 1, or null",
-                    )?;
+                    request.max_output_tokens = field("max_output_tokens", value, MAXIMUM)?;
                 }
                 "user" => {
                     request.user = field("user", value, "a text of at most 128 bytes, or null")?;
@@ -252,11 +251,7 @@ fn maximum(most: i64) -> ApiResult<Quantity> {
     if (1..=Quantity::MAX.get()).contains(&most) {
         return Ok(Quantity::new(most));
     }
-    Err(ApiError::bad_field(
-        "max_output_tokens",
-        most,
-        "a whole number of at least 1, or null",
-    ))
+    Err(ApiError::bad_field("max_output_tokens", most, MAXIMUM))
 }
 
 #[derive(Serialize)]

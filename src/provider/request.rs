@@ -501,7 +501,7 @@ fn read_maximum(param: &'static str, value: &RawValue) -> Result<Option<i64>, Ba
         _ => Err(BadRequest::Field {
             param,
             found: json::shown(value),
-            accepted: "a whole number of at least 1",
+            accepted: "a whole number from 1 to 9007199254740991",
         }),
     }
 }

@@ -40,7 +40,12 @@ fn a_wrong_field_is_named_with_what_was_found_and_what_is_accepted() {
         (
             chat,
             r#"{"max_tokens":0}"#,
-            "'max_tokens' is 0; write a whole number of at least 1",
+            "'max_tokens' is 0; write a whole number from 1 to 9007199254740991",
+        ),
+        (
+            chat,
+            r#"{"max_tokens":9007199254740992}"#,
+            "'max_tokens' is 9007199254740992; write a whole number from 1 to 9007199254740991",
         ),
         (chat, r#"{"max_tokens":-1}"#, "'max_tokens' is -1"),
         (chat, r#"{"max_tokens":"5"}"#, "'max_tokens' is \"5\""),

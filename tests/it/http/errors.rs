@@ -163,6 +163,10 @@ async fn a_bad_field_is_named_with_what_is_accepted() {
             "max_output_tokens",
         ),
         (
+            json!({ "message": "hi", "max_output_tokens": 9_007_199_254_740_992_i64 }),
+            "max_output_tokens",
+        ),
+        (
             json!({ "message": "hi", "model": "m".repeat(129) }),
             "model",
         ),
@@ -173,6 +177,10 @@ async fn a_bad_field_is_named_with_what_is_accepted() {
             .await
             .expect(422, "invalid_request");
         assert_eq!(reply.body["error"]["param"], param, "{reply:#?}");
+        if param == "max_output_tokens" {
+            let accepted = "write a whole number from 1 to 9007199254740991, or null";
+            assert!(reply.text.contains(accepted), "{reply:#?}");
+        }
     }
     for (body, param) in [
         (json!({ "n": 0 }), "n"),
