@@ -125,7 +125,7 @@ impl RequestLook {
             open_input: None,
             wants_usage_chunk: false,
             maxima: Vec::new(),
-            messages: 1,
+            messages: 0,
             images: 0,
             image_bytes: 0,
             usage_splice: None,
@@ -190,6 +190,7 @@ impl RequestLook {
         }
         let user = look.user.take().filter(|user| !user.is_empty());
         look.user = user.or(safety_identifier);
+        look.messages = look.messages.max(1);
         look.body = body;
         Ok(look)
     }
@@ -341,10 +342,11 @@ impl RequestLook {
         }
     }
 
+    /// Adds up: of `messages` and `input`, whichever an upstream reads, or both.
     fn note_content(&mut self, content: &ContentLook) {
-        self.messages = content.messages.max(1);
-        self.images = content.images;
-        self.image_bytes = content.image_bytes;
+        self.messages += content.messages;
+        self.images += content.images;
+        self.image_bytes += content.image_bytes;
         self.open_input = self.open_input.or(content.open);
     }
 

@@ -233,6 +233,27 @@ fn an_image_counts_as_ten_thousand_tokens_and_its_bytes_do_not() {
 }
 
 #[test]
+fn a_second_field_of_content_hides_nothing_of_the_first() {
+    let image = r#"{"type":"image_url","image_url":{"url":"https://x/i.png"}}"#;
+    let images = [image; 10].join(",");
+    let messages = format!(r#""messages":[{{"role":"user","content":[{images}]}}]"#);
+    let input = r#""input":"x""#;
+    let alone = chat(&format!("{{{messages}}}")).input_bound().get();
+    assert!(alone > 100_000, "{alone}");
+    for endpoint in [Endpoint::ChatCompletions, Endpoint::Responses] {
+        for body in [
+            format!("{{{messages},{input}}}"),
+            format!("{{{input},{messages}}}"),
+        ] {
+            let look = RequestLook::read(endpoint, body.clone().into()).unwrap();
+            let bound = look.input_bound().get();
+            assert!(bound > alone, "{body}: {bound}");
+            assert!(look.tokenized_input(|_| Quantity::ONE).get() > 100_000);
+        }
+    }
+}
+
+#[test]
 fn content_that_is_not_in_the_body_opens_the_prompt() {
     let responses = Endpoint::Responses;
     let chat = Endpoint::ChatCompletions;
