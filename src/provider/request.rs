@@ -50,6 +50,16 @@ pub enum BadRequest {
 struct Maximum {
     value: Option<i64>,
     span: Range<usize>,
+    heeded: Heeded,
+}
+
+/// Who takes a field for the maximum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heeded {
+    /// It is the API's own.
+    ByAll,
+    /// Others ignore it; but where it is heeded, it goes before the API's own (llama.cpp's server).
+    BySome,
 }
 
 /// What a request asks for.
@@ -153,7 +163,9 @@ impl RequestLook {
                         reason: "it answers before its usage is known; leave it out or write false",
                     });
                 }
-                "n" if endpoint == Endpoint::ChatCompletions => look.answers = read_answers(value)?,
+                // llama.cpp's server goes by the second, if it is there, and on both routes.
+                "n" if endpoint != Endpoint::Embeddings => look.note_answers("n", value)?,
+                "n_cmpl" if endpoint != Endpoint::Embeddings => look.note_answers("n_cmpl", value)?,
                 "previous_response_id"
                 | "conversation"
                 | "prompt"
@@ -170,14 +182,14 @@ impl RequestLook {
                 }
                 _ => {}
             }
-            if let Some(param) = maximum_fields(endpoint)
+            if let Some((param, heeded)) = maximum_fields(endpoint)
                 .iter()
-                .find(|field| **field == key.as_ref())
+                .find(|(field, _)| *field == key.as_ref())
             {
-                let value_read = read_maximum(param, value)?;
                 look.maxima.push(Maximum {
-                    value: value_read,
+                    value: read_maximum(param, value)?,
                     span: span_of(text, value.get()),
+                    heeded: *heeded,
                 });
             }
         }
@@ -281,34 +293,50 @@ impl RequestLook {
         if self.is_stream && usage_chunk == UsageChunk::Ask {
             splices.extend(self.usage_splice.clone());
         }
-        if let Some(most) = lowered_to {
-            let text = most.to_string();
-            // A null beside a maximum says nothing, and stays; where nothing else is there, the first is taken.
-            let named = self.maxima.iter().filter(|maximum| maximum.value.is_some());
-            let nulls = self.maxima.iter().take(1);
-            let to_lower = named.chain(nulls.filter(|_| self.named_maximum().is_none()));
-            for maximum in to_lower {
-                if maximum.value.is_none_or(|value| value > most.get()) {
-                    splices.push(Splice {
-                        span: maximum.span.clone(),
-                        text: text.clone(),
-                    });
-                }
-            }
-            if self.maxima.is_empty() {
-                let at = self
-                    .body
-                    .iter()
-                    .position(|&byte| byte == b'{')
-                    .map_or(0, |brace| brace + 1);
-                let field = default_field();
+        self.lower_maxima(lowered_to, default_field, &mut splices);
+        self.spliced(splices)
+    }
+
+    /// Lowers all maxima that are named, and says the largest where all upstreams heed it, if that is not done yet.
+    fn lower_maxima(
+        &self,
+        lowered_to: Option<Quantity>,
+        default_field: impl FnOnce() -> &'static str,
+        splices: &mut Vec<Splice>,
+    ) {
+        let Some(most) = lowered_to.or(self.named_maximum()) else {
+            return;
+        };
+        let is_heeded = |maximum: &&Maximum| maximum.heeded == Heeded::ByAll;
+        let mut is_said = false;
+        for maximum in &self.maxima {
+            // A null beside a maximum says nothing, and stays.
+            let Some(value) = maximum.value else { continue };
+            is_said |= is_heeded(&maximum);
+            if value > most.get() {
                 splices.push(Splice {
-                    span: at..at,
-                    text: format!("\"{field}\":{text},"),
+                    span: maximum.span.clone(),
+                    text: most.to_string(),
                 });
             }
         }
-        self.spliced(splices)
+        if is_said {
+            return;
+        }
+        splices.push(match self.maxima.iter().find(is_heeded) {
+            Some(null) => Splice {
+                span: null.span.clone(),
+                text: most.to_string(),
+            },
+            None => {
+                let brace = self.body.iter().position(|&byte| byte == b'{');
+                let at = brace.map_or(0, |brace| brace + 1);
+                Splice {
+                    span: at..at,
+                    text: format!("\"{}\":{most},", default_field()),
+                }
+            }
+        });
     }
 
     fn spliced(&self, mut splices: Vec<Splice>) -> Bytes {
@@ -333,6 +361,12 @@ impl RequestLook {
         }
         body.extend_from_slice(rest);
         body.into()
+    }
+
+    /// Of several numbers, which one rules is the upstream's choice: the largest is the bound.
+    fn note_answers(&mut self, param: &'static str, value: &RawValue) -> Result<(), BadRequest> {
+        self.answers = self.answers.max(read_answers(param, value)?);
+        Ok(())
     }
 
     fn read_content(&mut self, value: &RawValue) {
@@ -418,10 +452,21 @@ pub enum UsageChunk {
 }
 
 /// The fields that limit the output of an endpoint.
-fn maximum_fields(endpoint: Endpoint) -> &'static [&'static str] {
+fn maximum_fields(endpoint: Endpoint) -> &'static [(&'static str, Heeded)] {
+    use Heeded::{ByAll, BySome};
     match endpoint {
-        Endpoint::ChatCompletions => &["max_completion_tokens", "max_tokens"],
-        Endpoint::Responses => &["max_output_tokens"],
+        Endpoint::ChatCompletions => &[
+            ("max_completion_tokens", ByAll),
+            ("max_tokens", ByAll),
+            ("n_predict", BySome),
+        ],
+        // llama.cpp's server makes a chat of it, and takes over what else is there.
+        Endpoint::Responses => &[
+            ("max_output_tokens", ByAll),
+            ("max_completion_tokens", BySome),
+            ("max_tokens", BySome),
+            ("n_predict", BySome),
+        ],
         Endpoint::Embeddings | Endpoint::Models => &[],
     }
 }
@@ -484,12 +529,12 @@ fn read_flag(param: &'static str, value: &RawValue) -> Result<bool, BadRequest> 
     }
 }
 
-fn read_answers(value: &RawValue) -> Result<i64, BadRequest> {
+fn read_answers(param: &'static str, value: &RawValue) -> Result<i64, BadRequest> {
     match serde_json::from_str::<Option<i64>>(value.get()) {
         Ok(None) => Ok(1),
         Ok(Some(answers @ 1..=128)) => Ok(answers),
         _ => Err(BadRequest::Field {
-            param: "n",
+            param,
             found: json::shown(value),
             accepted: "a whole number from 1 to 128",
         }),

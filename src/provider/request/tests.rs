@@ -150,6 +150,109 @@ fn a_maximum_is_lowered_in_the_field_that_is_there() {
 }
 
 #[test]
+fn a_maximum_that_some_upstreams_put_first_is_lowered_too_and_said_where_all_heed_it() {
+    let lowered = |endpoint, body: &str, to: Option<i64>| {
+        let look = RequestLook::read(endpoint, Bytes::copy_from_slice(body.as_bytes())).unwrap();
+        let field = if endpoint == Endpoint::Responses {
+            "max_output_tokens"
+        } else {
+            "max_tokens"
+        };
+        let to = to.map(Quantity::new);
+        let lowered = look.body(to, || field, UsageChunk::LeaveAsIs);
+        let named = look.named_maximum().map(Quantity::get);
+        (named, String::from_utf8(lowered.to_vec()).unwrap())
+    };
+    let (chat, responses) = (Endpoint::ChatCompletions, Endpoint::Responses);
+    for (endpoint, body, named, lowered_to, expected) in [
+        (
+            chat,
+            r#"{"n_predict":100000,"max_tokens":50}"#,
+            100_000,
+            Some(7),
+            r#"{"n_predict":7,"max_tokens":7}"#,
+        ),
+        (
+            chat,
+            r#"{"max_tokens":50,"n_predict":3}"#,
+            50,
+            Some(7),
+            r#"{"max_tokens":7,"n_predict":3}"#,
+        ),
+        (
+            chat,
+            r#"{"max_tokens":50,"n_predict":100}"#,
+            100,
+            None,
+            r#"{"max_tokens":50,"n_predict":100}"#,
+        ),
+        (
+            chat,
+            r#"{"n_predict":100}"#,
+            100,
+            Some(7),
+            r#"{"max_tokens":7,"n_predict":7}"#,
+        ),
+        // Where it is ignored, nothing else would hold the answer to what was reserved for it.
+        (
+            chat,
+            r#"{"n_predict":100}"#,
+            100,
+            None,
+            r#"{"max_tokens":100,"n_predict":100}"#,
+        ),
+        (
+            chat,
+            r#"{"n_predict":100,"max_completion_tokens":null}"#,
+            100,
+            None,
+            r#"{"n_predict":100,"max_completion_tokens":100}"#,
+        ),
+        (
+            responses,
+            r#"{"max_output_tokens":50,"n_predict":100,"max_tokens":90}"#,
+            100,
+            Some(16),
+            r#"{"max_output_tokens":16,"n_predict":16,"max_tokens":16}"#,
+        ),
+        (
+            responses,
+            r#"{"max_tokens":90}"#,
+            90,
+            None,
+            r#"{"max_output_tokens":90,"max_tokens":90}"#,
+        ),
+    ] {
+        let found = lowered(endpoint, body, lowered_to);
+        assert_eq!(found, (Some(named), expected.to_owned()), "{body}");
+    }
+    assert_eq!(
+        lowered(chat, r#"{"n_predict":null}"#, Some(7)),
+        (None, r#"{"max_tokens":7,"n_predict":null}"#.to_owned())
+    );
+    let message = refused(chat, r#"{"n_predict":-1}"#);
+    assert!(message.contains("'n_predict' is -1"), "{message}");
+}
+
+#[test]
+fn of_two_numbers_of_answers_the_larger_is_the_bound() {
+    for endpoint in [Endpoint::ChatCompletions, Endpoint::Responses] {
+        for (body, answers) in [
+            (r#"{"n":2}"#, 2),
+            (r#"{"n":1,"n_cmpl":50}"#, 50),
+            (r#"{"n_cmpl":3,"n":4}"#, 4),
+            (r#"{"n_cmpl":null}"#, 1),
+        ] {
+            let body = Bytes::copy_from_slice(body.as_bytes());
+            let look = RequestLook::read(endpoint, body.clone()).unwrap();
+            assert_eq!(look.answers, answers, "{body:?}");
+        }
+        let message = refused(endpoint, r#"{"n":1,"n_cmpl":129}"#);
+        assert!(message.contains("'n_cmpl' is 129"), "{message}");
+    }
+}
+
+#[test]
 fn a_user_that_is_empty_names_nobody() {
     for (body, user) in [
         (r#"{"user":"ann","safety_identifier":"bob"}"#, Some("ann")),
