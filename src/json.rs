@@ -168,10 +168,10 @@ impl<'de: 'a, 'a, V: ReadValue<'de>> Deserialize<'de> for Fields<'a, V> {
     }
 }
 
-/// A key, borrowed where it has no escapes (a bare `Cow` would always copy).
+/// A key, or another text, borrowed where it has no escapes (a bare `Cow` would always copy).
 #[derive(Deserialize)]
 #[serde(transparent)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+pub struct Key<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 /// Any value in which no object has a key twice.
 struct UniqueKeys;
@@ -334,7 +334,10 @@ mod tests {
     #[test]
     fn a_repeated_key_is_found_however_deep() {
         for (text, expected) in [
-            (r#"{"a":[1,-1,1.5,"x",true,null,{"b":{}}],"b":{"b":1}}"#, true),
+            (
+                r#"{"a":[1,-1,1.5,"x",true,null,{"b":{}}],"b":{"b":1}}"#,
+                true,
+            ),
             (r#"{"a":[{"b":{"c":1,"c":2}}]}"#, false),
             (r#"{"a":{"c":1,"\u0063":2}}"#, false),
             ("{", false),

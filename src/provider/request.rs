@@ -3,14 +3,18 @@
 //! The body is never rebuilt: fields unknown to tollgate go upstream byte for byte, and a change is a splice.
 
 mod content;
+mod named;
 
 use std::{borrow::Cow, ops::Range};
 
 use bytes::Bytes;
-use serde::{Deserialize, de::MapAccess};
+use serde::de::MapAccess;
 use serde_json::value::RawValue;
 
-use self::content::{ContentLook, KnownContent, UNREADABLE, for_each_text};
+use self::{
+    content::{ContentLook, KnownContent, UNREADABLE, for_each_text},
+    named::{Named, Names, kind_of},
+};
 use super::Endpoint;
 use crate::{domain::quantity::Quantity, json};
 
@@ -115,6 +119,15 @@ fn read_members(body: &[u8]) -> Result<json::Object<'_, MemberLook<'_>>, json::U
     })
 }
 
+/// A tool that the model may call.
+type Tool<'a> = Named<'a, ToolNames, 1>;
+
+struct ToolNames;
+
+impl Names<1> for ToolNames {
+    const NAMES: [&'static str; 1] = ["type"];
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Splice {
     span: Range<usize>,
@@ -165,7 +178,9 @@ impl RequestLook {
                 }
                 // llama.cpp's server goes by the second, if it is there, and on both routes.
                 "n" if endpoint != Endpoint::Embeddings => look.note_answers("n", value)?,
-                "n_cmpl" if endpoint != Endpoint::Embeddings => look.note_answers("n_cmpl", value)?,
+                "n_cmpl" if endpoint != Endpoint::Embeddings => {
+                    look.note_answers("n_cmpl", value)?
+                }
                 "previous_response_id"
                 | "conversation"
                 | "prompt"
@@ -385,16 +400,14 @@ impl RequestLook {
     }
 
     fn read_tools(&mut self, value: &RawValue) {
-        #[derive(Deserialize)]
-        struct Tool<'a> {
-            #[serde(borrow, rename = "type")]
-            kind: Option<Cow<'a, str>>,
-        }
         let Ok(tools) = serde_json::from_str::<Option<Vec<Tool>>>(value.get()) else {
             self.open_input = self.open_input.or(UNREADABLE);
             return;
         };
-        let hosted = |tool: &Tool| !matches!(tool.kind.as_deref(), Some("function" | "custom"));
+        let hosted = |tool: &Tool| {
+            let [kind] = tool.values;
+            !matches!(kind_of(kind).as_deref(), Some("function" | "custom"))
+        };
         if tools.iter().flatten().any(hosted) {
             self.open_input = self.open_input.or(Some("a hosted tool"));
         }

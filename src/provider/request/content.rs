@@ -1,12 +1,14 @@
 //! What of `messages` or `input` decides a bound: how many messages and images, and whether all of it is there.
 
-use std::{borrow::Cow, fmt};
+use std::fmt;
 
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, SeqAccess, Visitor},
+    de::{SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
+
+use super::named::{Named, Names, kind_of};
 
 /// Content of a shape unknown here may name anything, so its prompt is open (another parser may read it).
 pub(super) const UNREADABLE: Option<&str> = Some("content of an unknown shape");
@@ -43,7 +45,7 @@ impl<'de> Deserialize<'de> for ContentLook {
                     look.messages += 1;
                     match serde_json::from_str::<Item>(item.get()) {
                         Ok(item) => look.read_item(&item),
-                        Err(_) => look.open = look.open.or(UNREADABLE),
+                        Err(_) => look.note_open(UNREADABLE),
                     }
                 }
                 Ok(look)
@@ -81,30 +83,51 @@ impl<'de> Deserialize<'de> for KnownContent {
 }
 
 /// A message, or an item of a response's input.
-#[derive(Deserialize)]
-struct Item<'a> {
-    #[serde(borrow, rename = "type")]
-    kind: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    content: Option<&'a RawValue>,
-    #[serde(borrow)]
-    output: Option<&'a RawValue>,
-    audio: Option<IgnoredAny>,
+type Item<'a> = Named<'a, ItemNames, 6>;
+
+struct ItemNames;
+
+impl Names<6> for ItemNames {
+    const NAMES: [&'static str; 6] = ["type", "role", "content", "output", "audio", "id"];
 }
 
 /// A part of a message's content.
-#[derive(Deserialize)]
-struct Part<'a> {
-    #[serde(borrow, rename = "type")]
-    kind: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    image_url: Option<&'a RawValue>,
-    file_id: Option<IgnoredAny>,
+type Part<'a> = Named<'a, PartNames, 13>;
+
+struct PartNames;
+
+impl Names<13> for PartNames {
+    const NAMES: [&'static str; 13] = [
+        "type",
+        "image_url",
+        "uuid",
+        "input_audio",
+        "audio_url",
+        "audio_embeds",
+        "file_id",
+        "file_url",
+        "file_data",
+        "file",
+        "video_url",
+        "video",
+        "image_embeds",
+    ];
+    const PLAIN: &'static [&'static str] =
+        &["text", "refusal", "detail", "annotations", "cache_control"];
 }
+
+const REFERENCE: Option<&str> = Some("an item by reference or of a hosted tool");
+const AUDIO: Option<&str> = Some("audio");
+const FILE: Option<&str> = Some("a file");
 
 impl ContentLook {
     fn read_item(&mut self, item: &Item) {
-        match item.kind.as_deref() {
+        let [kind, role, content, output, audio, id] = item.values;
+        let is_message = role.is_some() && content.is_some();
+        let open = match kind_of(kind).as_deref() {
+            // OpenAI knows a reference by its id: its type may be left out.
+            None if id.is_some() && !is_message => REFERENCE,
+            None if [role, content, output].iter().all(Option::is_none) => UNREADABLE,
             None
             | Some(
                 "message"
@@ -113,41 +136,68 @@ impl ContentLook {
                 | "custom_tool_call"
                 | "custom_tool_call_output"
                 | "reasoning",
-            ) => {}
-            Some(_) => {
-                self.open = self
-                    .open
-                    .or(Some("an item by reference or of a hosted tool"));
-            }
+            ) => None,
+            Some(_) => REFERENCE,
+        };
+        self.note_open(open);
+        if audio.is_some() {
+            self.note_open(AUDIO);
         }
-        if item.audio.is_some() {
-            self.open = self.open.or(Some("audio"));
-        }
-        for content in [item.content, item.output].into_iter().flatten() {
-            if !content.get().starts_with('[') {
-                continue; // a text: its bytes count
-            }
-            match serde_json::from_str::<Vec<Part>>(content.get()) {
-                Ok(parts) => parts.iter().for_each(|part| self.read_part(part)),
-                Err(_) => self.open = self.open.or(UNREADABLE),
-            }
+        for content in [content, output].into_iter().flatten() {
+            self.read_content(content.get());
         }
     }
 
+    fn read_content(&mut self, content: &str) {
+        match content.as_bytes().first() {
+            Some(b'"') => {} // a text: its bytes count
+            Some(b'[') => match serde_json::from_str::<Vec<Part>>(content) {
+                Ok(parts) => parts.iter().for_each(|part| self.read_part(part)),
+                Err(_) => self.note_open(UNREADABLE),
+            },
+            _ => match serde_json::from_str::<Part>(content) {
+                Ok(part) => self.read_part(&part),
+                Err(_) => self.note_open(UNREADABLE),
+            },
+        }
+    }
+
+    /// A part is what its members make it, whatever its type says: vLLM goes by them where there is no type, and where
+    /// there is a `uuid`, which by itself names what was sent before.
     fn read_part(&mut self, part: &Part) {
-        match part.kind.as_deref() {
+        let [
+            kind,
+            image_url,
+            uuid,
+            input_audio,
+            audio_url,
+            audio_embeds,
+            files @ ..,
+        ] = part.values;
+        let kind = kind_of(kind);
+        let open = match kind.as_deref() {
+            _ if files.iter().any(Option::is_some) => FILE,
+            _ if input_audio.or(audio_url).or(audio_embeds).is_some() => AUDIO,
+            _ if uuid.is_some() && image_url.is_none() => FILE,
+            None if part.has_others => UNREADABLE,
             None
             | Some(
                 "text" | "input_text" | "output_text" | "refusal" | "summary_text"
-                | "reasoning_text",
-            ) => {}
-            Some("image_url" | "input_image") if part.file_id.is_none() => {
-                self.images += 1;
-                self.image_bytes += part.image_url.map_or(0, |url| url.get().len());
-            }
-            Some("input_audio") => self.open = self.open.or(Some("audio")),
-            Some(_) => self.open = self.open.or(Some("a file")),
+                | "reasoning_text" | "image_url" | "input_image",
+            ) => None,
+            Some("input_audio") => AUDIO,
+            Some(_) => FILE,
+        };
+        self.note_open(open);
+        let is_called_image = matches!(kind.as_deref(), Some("image_url" | "input_image"));
+        if image_url.is_some() || (is_called_image && open.is_none()) {
+            self.images += 1;
+            self.image_bytes += image_url.map_or(0, |url| url.get().len());
         }
+    }
+
+    fn note_open(&mut self, open: Option<&'static str>) {
+        self.open = self.open.or(open);
     }
 }
 

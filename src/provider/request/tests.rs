@@ -93,10 +93,7 @@ fn options_of_a_stream_that_could_be_read_two_ways_are_refused() {
             r#"{"a":1,"include_usage":true,"a":2}"#,
             "'stream_options' is an object that has the key \"a\" more than once",
         ),
-        (
-            "[]",
-            "'stream_options' is []; write an object, or null",
-        ),
+        ("[]", "'stream_options' is []; write an object, or null"),
         ("true", "'stream_options' is true"),
         (r#""no""#, "'stream_options' is \"no\""),
     ] {
@@ -336,6 +333,29 @@ fn an_image_counts_as_ten_thousand_tokens_and_its_bytes_do_not() {
 }
 
 #[test]
+fn an_image_is_one_whatever_it_is_called_and_wherever_it_stands() {
+    let url = r#""image_url":{"url":"https://x/i.png"}"#;
+    for content in [
+        format!(r#"[{{"type":"image_url",{url}}}]"#),
+        format!("[{{{url}}}]"),
+        format!(r#"[{{"type":null,{url}}}]"#),
+        format!(r#"[{{"type":"text","text":"hi",{url}}}]"#),
+        format!(r#"[{{"type":"text","text":"hi","uuid":"u",{url}}}]"#),
+        format!(r#"{{"type":"image_url",{url}}}"#),
+        format!("{{{url}}}"),
+        r#"[{"type":"input_image","image_url":"https://x/i.png"}]"#.to_owned(),
+    ] {
+        let look = chat(&format!(
+            r#"{{"messages":[{{"role":"user","content":{content}}}]}}"#
+        ));
+        let bound = look.input_bound().get();
+        assert!((10_000..10_500).contains(&bound), "{content}: {bound}");
+        let tokens = look.tokenized_input(|_| Quantity::ONE).get();
+        assert!((10_000..10_500).contains(&tokens), "{content}: {tokens}");
+    }
+}
+
+#[test]
 fn a_second_field_of_content_hides_nothing_of_the_first() {
     let image = r#"{"type":"image_url","image_url":{"url":"https://x/i.png"}}"#;
     let images = [image; 10].join(",");
@@ -424,6 +444,107 @@ fn content_that_is_not_in_the_body_opens_the_prompt() {
             r#"{"messages":[{"role":"user","content":[{"type":"file","file":{}}]}]}"#,
             true,
         ),
+        (responses, r#"{"input":[{"id":"msg_1"}]}"#, true),
+        (responses, r#"{"input":[{"type":null,"id":"msg_1"}]}"#, true),
+        (
+            responses,
+            r#"{"input":[{"role":"user","id":"msg_1"}]}"#,
+            true,
+        ),
+        (
+            responses,
+            r#"{"input":[{"content":"hi","id":"msg_1"}]}"#,
+            true,
+        ),
+        (
+            responses,
+            r#"{"input":[{"role":"user","content":"hi","id":"msg_1"}]}"#,
+            false,
+        ),
+        (responses, r#"{"input":[{"role":"user","id":null}]}"#, false),
+        (responses, r#"{"input":[{"type":7,"content":"hi"}]}"#, true),
+        (responses, r#"{"input":[{}]}"#, true),
+        (
+            responses,
+            r#"{"input":[{"type":"function_call","call_id":"c","name":"f","arguments":"{}"}]}"#,
+            false,
+        ),
+        (
+            responses,
+            r#"{"input":[{"type":"function_call_output","call_id":"c","output":[{"type":"input_file","file_id":"f"}]}]}"#,
+            true,
+        ),
+        (
+            responses,
+            r#"{"input":[{"role":"user","content":{"type":"input_file","file_id":"f"}}]}"#,
+            true,
+        ),
+        (
+            responses,
+            r#"{"input":[{"role":"user","content":{"type":"input_text","text":"hi"}}]}"#,
+            false,
+        ),
+        (chat, r#"{"messages":[{"role":"user","content":7}]}"#, true),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":{"file":{}}}]}"#,
+            true,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"text":"hi"}]}]}"#,
+            false,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"type":null,"text":"hi","image_url":null,"cache_control":{}}]}]}"#,
+            false,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"video_url":{"url":"http://x/v.mp4"}}]}]}"#,
+            true,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"input_audio":{"data":"AA=="}}]}]}"#,
+            true,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"image_url":{"url":"http://x/i.png"}}]}]}"#,
+            false,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"text":"hi","document":"d"}]}]}"#,
+            true,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi","document":"d"}]}]}"#,
+            false,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi","uuid":"u","video_url":null}]}]}"#,
+            true,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi","video_url":{}}]}]}"#,
+            true,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","content":[{"type":"image_url","uuid":"u","image_url":{"url":"http://x"}}]}]}"#,
+            false,
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"assistant","content":null,"tool_calls":[]}]}"#,
+            false,
+        ),
         (chat, r#"{"web_search_options":{}}"#, true),
         (chat, r#"{"messages":[7]}"#, true),
         (chat, r#"{"messages":null}"#, true),
@@ -467,7 +588,9 @@ fn a_text_that_is_there_twice_is_counted_by_its_bytes() {
     let words = |text: &str| Quantity::from_count(text.split_whitespace().count());
     let long = "word ".repeat(1_000);
     for members in [
-        format!(r#""tools":[{{"type":"function","function":{{"description":"{long}","description":"x"}}}}]"#),
+        format!(
+            r#""tools":[{{"type":"function","function":{{"description":"{long}","description":"x"}}}}]"#
+        ),
         format!(r#""response_format":{{"type":"{long}","type":"text"}}"#),
     ] {
         let look = chat(&format!(r#"{{"messages":[],{members}}}"#));

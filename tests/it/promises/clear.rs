@@ -1,6 +1,6 @@
 //! What is refused says why; what is counted is shown the same everywhere.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{FakeOpenAi, Reply, Tollgate, hard};
 
@@ -135,9 +135,29 @@ async fn an_open_prompt_reserves_the_context_window_or_is_refused() {
         .start()
         .await;
     let acme = refusing.tenant("acme").create().await;
-    acme.post("/v1/responses", &open)
-        .await
-        .expect(422, "open_input_not_allowed");
+    let chat = "/v1/chat/completions";
+    let user = |content: Value| json!({ "messages": [{ "role": "user", "content": content }] });
+    for (path, body) in [
+        ("/v1/responses", open),
+        ("/v1/responses", json!({ "input": [{ "id": "msg_1" }] })),
+        (
+            "/v1/responses",
+            json!({ "input": [{ "type": null, "id": "msg_1" }] }),
+        ),
+        (
+            chat,
+            user(json!({ "type": "file", "file": { "file_id": "f" } })),
+        ),
+        (
+            chat,
+            user(json!([{ "video_url": { "url": "http://x/v.mp4" } }])),
+        ),
+        (chat, user(json!([{ "input_audio": { "data": "AA==" } }]))),
+    ] {
+        acme.post(path, &body)
+            .await
+            .expect(422, "open_input_not_allowed");
+    }
     refusing.finish().await;
     gate.finish().await;
 }
