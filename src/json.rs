@@ -99,6 +99,21 @@ pub fn has_unique_keys(text: &[u8]) -> bool {
     serde_json::from_slice::<UniqueKeys>(text).is_ok()
 }
 
+/// Whether `key` is `name`, which is in small letters of ASCII, to a parser that does not heed case, as Go's does not.
+#[must_use]
+pub fn is_but_for_case(key: &str, name: &str) -> bool {
+    if key.len() <= name.len() {
+        return key.eq_ignore_ascii_case(name);
+    }
+    // Two letters outside ASCII have a small letter in it (Unicode, CaseFolding.txt), and are longer than that.
+    let folded = |letter: char| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        _ => letter.to_ascii_lowercase(),
+    };
+    !key.is_ascii() && key.chars().map(folded).eq(name.chars())
+}
+
 /// The key, in quotes, that is there more than once, if that is what `error` of [`members`] says.
 #[must_use]
 pub fn repeated_key(error: &serde_json::Error) -> Option<String> {
@@ -329,6 +344,28 @@ mod tests {
                 .to_string()
                 .contains("not UTF-8: byte 6")
         );
+    }
+
+    #[test]
+    fn a_name_is_known_whatever_the_case_of_its_letters() {
+        for key in [
+            "max_tokens",
+            "MAX_Tokens",
+            "max_to\u{212a}ens",
+            "max_token\u{17f}",
+            "MAX_TO\u{212a}EN\u{17f}",
+        ] {
+            assert!(is_but_for_case(key, "max_tokens"), "{key}");
+        }
+        for key in [
+            "max_token",
+            "max_tokens_",
+            "max-tokens",
+            "max_to\u{3ba}ens",
+            "",
+        ] {
+            assert!(!is_but_for_case(key, "max_tokens"), "{key}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use self::{
     content::{ContentLook, KnownContent, UNREADABLE, for_each_text},
-    named::{Named, Names, kind_of},
+    named::{Misread, Named, Names, kind_of},
 };
 use super::Endpoint;
 use crate::{domain::quantity::Quantity, json};
@@ -159,13 +159,14 @@ impl RequestLook {
         for (key, value) in members {
             let value = match value {
                 MemberLook::Messages(messages) => {
-                    look.note_content(&messages);
+                    look.note_content("messages", messages)?;
                     continue;
                 }
                 MemberLook::Raw(value) => value,
             };
             match key.as_ref() {
-                "messages" | "input" => look.read_content(value),
+                "messages" => look.read_content("messages", value)?,
+                "input" => look.read_content("input", value)?,
                 "model" => look.model = read_model(value)?,
                 "user" => look.user = read_user("user", value)?,
                 "safety_identifier" => safety_identifier = read_user("safety_identifier", value)?,
@@ -190,22 +191,22 @@ impl RequestLook {
                 {
                     look.open_input = look.open_input.or(Some(open_field(&key)));
                 }
-                "tools" => look.read_tools(value),
+                "tools" => look.read_tools(value)?,
                 "stream_options" if endpoint == Endpoint::ChatCompletions => {
                     has_stream_options = true;
                     look.read_stream_options(text, value)?;
                 }
-                _ => {}
-            }
-            if let Some((param, heeded)) = maximum_fields(endpoint)
-                .iter()
-                .find(|(field, _)| *field == key.as_ref())
-            {
-                look.maxima.push(Maximum {
-                    value: read_maximum(param, value)?,
-                    span: span_of(text, value.get()),
-                    heeded: *heeded,
-                });
+                key => match maximum_fields(endpoint)
+                    .iter()
+                    .find(|(field, _)| *field == key)
+                {
+                    Some((param, heeded)) => look.maxima.push(Maximum {
+                        value: read_maximum(param, value)?,
+                        span: span_of(text, value.get()),
+                        heeded: *heeded,
+                    }),
+                    None => check_case(key)?,
+                },
             }
         }
         if endpoint == Endpoint::ChatCompletions && !has_stream_options {
@@ -384,33 +385,41 @@ impl RequestLook {
         Ok(())
     }
 
-    fn read_content(&mut self, value: &RawValue) {
+    fn read_content(&mut self, field: &'static str, value: &RawValue) -> Result<(), BadRequest> {
         match serde_json::from_str::<ContentLook>(value.get()) {
-            Ok(content) => self.note_content(&content),
+            Ok(content) => self.note_content(field, content)?,
             Err(_) => self.open_input = self.open_input.or(UNREADABLE),
         }
+        Ok(())
     }
 
     /// Adds up: of `messages` and `input`, whichever an upstream reads, or both.
-    fn note_content(&mut self, content: &ContentLook) {
+    fn note_content(
+        &mut self,
+        field: &'static str,
+        content: ContentLook,
+    ) -> Result<(), BadRequest> {
+        check_misread(field, content.misread)?;
         self.messages += content.messages;
         self.images += content.images;
         self.image_bytes += content.image_bytes;
         self.open_input = self.open_input.or(content.open);
+        Ok(())
     }
 
-    fn read_tools(&mut self, value: &RawValue) {
+    fn read_tools(&mut self, value: &RawValue) -> Result<(), BadRequest> {
         let Ok(tools) = serde_json::from_str::<Option<Vec<Tool>>>(value.get()) else {
             self.open_input = self.open_input.or(UNREADABLE);
-            return;
+            return Ok(());
         };
-        let hosted = |tool: &Tool| {
+        for tool in tools.into_iter().flatten() {
+            check_misread("tools", tool.misread)?;
             let [kind] = tool.values;
-            !matches!(kind_of(kind).as_deref(), Some("function" | "custom"))
-        };
-        if tools.iter().flatten().any(hosted) {
-            self.open_input = self.open_input.or(Some("a hosted tool"));
+            if !matches!(kind_of(kind).as_deref(), Some("function" | "custom")) {
+                self.open_input = self.open_input.or(Some("a hosted tool"));
+            }
         }
+        Ok(())
     }
 
     fn read_stream_options(&mut self, text: &str, value: &RawValue) -> Result<(), BadRequest> {
@@ -437,6 +446,9 @@ impl RequestLook {
                 accepted,
             }
         })?;
+        for (key, _) in &options {
+            check_misread("stream_options", Misread::of(key, &["include_usage"]))?;
+        }
         match options.iter().find(|(key, _)| key == "include_usage") {
             Some((_, flag)) if flag.get() == "true" => self.wants_usage_chunk = true,
             Some((_, flag)) => {
@@ -482,6 +494,46 @@ fn maximum_fields(endpoint: Endpoint) -> &'static [(&'static str, Heeded)] {
         ],
         Endpoint::Embeddings | Endpoint::Models => &[],
     }
+}
+
+/// All that is read of a body, or written into it.
+const READ: [&str; 24] = [
+    "model",
+    "messages",
+    "input",
+    "instructions",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "n_predict",
+    "n",
+    "n_cmpl",
+    "tools",
+    "functions",
+    "response_format",
+    "text",
+    "user",
+    "safety_identifier",
+    "background",
+    "previous_response_id",
+    "conversation",
+    "prompt",
+    "web_search_options",
+    "context_management",
+];
+
+/// Refuses a member that a parser which does not heed case takes for another one.
+fn check_case(key: &str) -> Result<(), BadRequest> {
+    Misread::of(key, &READ).map_or(Ok(()), |misread| Err(misread.refused("")))
+}
+
+/// Refuses what is misread within the member `field`.
+fn check_misread(field: &'static str, misread: Option<Misread>) -> Result<(), BadRequest> {
+    misread.map_or(Ok(()), |misread| {
+        Err(misread.refused(&format!(" within '{field}'")))
+    })
 }
 
 fn open_field(key: &str) -> &'static str {

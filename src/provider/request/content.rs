@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::named::{Named, Names, kind_of};
+use super::named::{Misread, Named, Names, kind_of};
 
 /// Content of a shape unknown here may name anything, so its prompt is open (another parser may read it).
 pub(super) const UNREADABLE: Option<&str> = Some("content of an unknown shape");
@@ -20,6 +20,7 @@ pub(super) struct ContentLook {
     pub(super) images: i64,
     pub(super) image_bytes: usize,
     pub(super) open: Option<&'static str>,
+    pub(super) misread: Option<Misread>,
 }
 
 impl<'de> Deserialize<'de> for ContentLook {
@@ -44,7 +45,7 @@ impl<'de> Deserialize<'de> for ContentLook {
                 while let Some(item) = items.next_element::<&RawValue>()? {
                     look.messages += 1;
                     match serde_json::from_str::<Item>(item.get()) {
-                        Ok(item) => look.read_item(&item),
+                        Ok(item) => look.read_item(item),
                         Err(_) => look.note_open(UNREADABLE),
                     }
                 }
@@ -73,7 +74,7 @@ impl<'de> Deserialize<'de> for KnownContent {
                 let mut look = ContentLook::default();
                 while let Some(item) = items.next_element::<Item>()? {
                     look.messages += 1;
-                    look.read_item(&item);
+                    look.read_item(item);
                 }
                 Ok(KnownContent(look))
             }
@@ -121,7 +122,8 @@ const AUDIO: Option<&str> = Some("audio");
 const FILE: Option<&str> = Some("a file");
 
 impl ContentLook {
-    fn read_item(&mut self, item: &Item) {
+    fn read_item(&mut self, item: Item) {
+        self.note_misread(item.misread);
         let [kind, role, content, output, audio, id] = item.values;
         let is_message = role.is_some() && content.is_some();
         let open = match kind_of(kind).as_deref() {
@@ -152,19 +154,20 @@ impl ContentLook {
         match content.as_bytes().first() {
             Some(b'"') => {} // a text: its bytes count
             Some(b'[') => match serde_json::from_str::<Vec<Part>>(content) {
-                Ok(parts) => parts.iter().for_each(|part| self.read_part(part)),
+                Ok(parts) => parts.into_iter().for_each(|part| self.read_part(part)),
                 Err(_) => self.note_open(UNREADABLE),
             },
             _ => match serde_json::from_str::<Part>(content) {
-                Ok(part) => self.read_part(&part),
+                Ok(part) => self.read_part(part),
                 Err(_) => self.note_open(UNREADABLE),
             },
         }
     }
 
-    /// A part is what its members make it, whatever its type says: vLLM goes by them where there is no type, and where
-    /// there is a `uuid`, which by itself names what was sent before.
-    fn read_part(&mut self, part: &Part) {
+    /// A part is what its members make it, whatever its type says.
+    fn read_part(&mut self, part: Part) {
+        self.note_misread(part.misread);
+        // vLLM goes by them where there is no type, and where there is a uuid, which by itself names what was sent before.
         let [
             kind,
             image_url,
@@ -193,6 +196,12 @@ impl ContentLook {
         if image_url.is_some() || (is_called_image && open.is_none()) {
             self.images += 1;
             self.image_bytes += image_url.map_or(0, |url| url.get().len());
+        }
+    }
+
+    fn note_misread(&mut self, misread: Option<Misread>) {
+        if self.misread.is_none() {
+            self.misread = misread;
         }
     }
 

@@ -104,6 +104,110 @@ fn options_of_a_stream_that_could_be_read_two_ways_are_refused() {
 }
 
 #[test]
+fn a_name_in_other_letters_is_refused_wherever_it_is_read() {
+    let (chat, responses) = (Endpoint::ChatCompletions, Endpoint::Responses);
+    for (endpoint, body, says) in [
+        (
+            chat,
+            r#"{"model":"ok","Model":"forbidden"}"#,
+            "'model' is written \"Model\"; write its name in small letters",
+        ),
+        (chat, r#"{"Model":null}"#, "'model' is written \"Model\""),
+        (
+            chat,
+            r#"{"MAX_TOKENS":100000,"max_tokens":5}"#,
+            "'max_tokens' is written \"MAX_TOKENS\"",
+        ),
+        (
+            chat,
+            r#"{"max_to\u212aens":100000}"#,
+            "'max_tokens' is written",
+        ),
+        (chat, r#"{"\u017ftream":true}"#, "'stream' is written"),
+        (chat, r#"{"Stream":true}"#, "'stream' is written \"Stream\""),
+        (chat, r#"{"N":50}"#, "'n' is written \"N\""),
+        (chat, r#"{"N_predict":50}"#, "'n_predict' is written"),
+        (
+            chat,
+            r#"{"Messages":[]}"#,
+            "'messages' is written \"Messages\"",
+        ),
+        (
+            responses,
+            r#"{"max_output_Tokens":50}"#,
+            "'max_output_tokens' is written",
+        ),
+        (
+            chat,
+            r#"{"stream_options":{"Include_Usage":false}}"#,
+            "'include_usage' is written \"Include_Usage\" within 'stream_options'; \
+             write its name in small letters",
+        ),
+        (
+            chat,
+            r#"{"messages":[{"role":"user","Content":[]}]}"#,
+            "'content' is written \"Content\" within 'messages'",
+        ),
+        (
+            chat,
+            r#"{"messages":[{"content":[{"type":"text","Image_URL":""}]}]}"#,
+            "'image_url' is written \"Image_URL\" within 'messages'",
+        ),
+        (
+            responses,
+            r#"{"input":[{"ID":"msg_1"}]}"#,
+            "'id' is written \"ID\" within 'input'",
+        ),
+        (
+            responses,
+            r#"{"tools":[{"type":"function","Type":"web_search"}]}"#,
+            "'type' is written \"Type\" within 'tools'",
+        ),
+    ] {
+        let message = refused(endpoint, body);
+        assert!(message.contains(says), "{body}: {message}");
+    }
+    let look = RequestLook::read(
+        chat,
+        r#"{"Temperature":1,"max_token":1,"messages":[{"Name":"x","content":"hi"}]}"#.into(),
+    );
+    assert!(look.is_ok(), "what is not read may be called anything");
+}
+
+#[test]
+fn a_member_that_is_there_twice_is_refused_wherever_it_is_read() {
+    for (body, says) in [
+        (
+            r#"{"messages":[{"role":"user","content":"hi","content":"ho"}]}"#,
+            "'content' is there more than once within 'messages'; write it once",
+        ),
+        (
+            r#"{"messages":[{"content":"hi","c\u006fntent":null}]}"#,
+            "'content' is there more than once within 'messages'",
+        ),
+        (
+            r#"{"messages":[{"content":[{"type":"text","type":"file"}]}]}"#,
+            "'type' is there more than once within 'messages'",
+        ),
+        (
+            r#"{"messages":[{"content":{"type":"text","type":"file"}}]}"#,
+            "'type' is there more than once within 'messages'",
+        ),
+        (
+            r#"{"input":[7,{"id":null,"id":"msg_1"}]}"#,
+            "'id' is there more than once within 'input'",
+        ),
+        (
+            r#"{"tools":[{"type":"function","type":"web_search"}]}"#,
+            "'type' is there more than once within 'tools'",
+        ),
+    ] {
+        let message = refused(Endpoint::Responses, body);
+        assert!(message.contains(says), "{body}: {message}");
+    }
+}
+
+#[test]
 fn a_maximum_is_lowered_in_the_field_that_is_there() {
     let lowered = |body: &str| {
         String::from_utf8(
@@ -549,21 +653,6 @@ fn content_that_is_not_in_the_body_opens_the_prompt() {
         (chat, r#"{"messages":[7]}"#, true),
         (chat, r#"{"messages":null}"#, true),
         (chat, r#"{"messages":"hi"}"#, false),
-        (
-            chat,
-            r#"{"messages":[{"role":"user","content":"hi","content":"ho"}]}"#,
-            true,
-        ),
-        (
-            chat,
-            r#"{"messages":[{"content":[{"type":"text","type":"file"}]}]}"#,
-            true,
-        ),
-        (
-            responses,
-            r#"{"tools":[{"type":"function","type":"web_search"}]}"#,
-            true,
-        ),
     ] {
         let look = RequestLook::read(endpoint, Bytes::copy_from_slice(body.as_bytes())).unwrap();
         assert_eq!(look.open_input.is_some(), open, "{body}");

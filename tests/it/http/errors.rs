@@ -204,6 +204,43 @@ async fn a_bad_field_is_named_with_what_is_accepted() {
 }
 
 #[tokio::test]
+async fn what_two_parsers_would_read_as_two_things_is_refused_by_name() {
+    let it = setting().await;
+    for (members, param) in [
+        (
+            r#""stream_options":{"include_usage":true,"include_usage":false}"#,
+            "stream_options",
+        ),
+        (
+            r#""stream_options":{"include_usage":true,"include_us\u0061ge":false}"#,
+            "stream_options",
+        ),
+        (r#""stream_options":[]"#, "stream_options"),
+        (
+            r#""stream_options":{"Include_usage":false}"#,
+            "include_usage",
+        ),
+        (r#""Model":"forbidden""#, "model"),
+        (r#""max_tokens":5,"MAX_TOKENS":100000"#, "max_tokens"),
+        (r#""Stream":true"#, "stream"),
+        (r#""N":50"#, "n"),
+        (
+            r#""messages":[{"role":"user","content":"hi","Content":"ho"}]"#,
+            "content",
+        ),
+    ] {
+        let body = format!(r#"{{"model":"gpt-5.1","stream":true,{members}}}"#);
+        let request = it.acme.request(Method::POST, "/v1/chat/completions");
+        let reply = it.acme.send(request, body).await;
+        let reply = reply.expect(400, "invalid_request");
+        assert_eq!(reply.body["error"]["param"], param, "{reply:#?}");
+        expect_form(&reply, "/v1/chat/completions");
+    }
+    assert_eq!(it.upstream.calls(), 0);
+    assert_eq!(it.gate.metric("usage_recorded_total", &[]).await, 0.0);
+}
+
+#[tokio::test]
 async fn a_field_that_cannot_be_metered_is_refused() {
     let it = setting().await;
     let body = json!({ "model": "gpt-5.1", "input": "hi", "background": true });
