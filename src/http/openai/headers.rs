@@ -1,6 +1,9 @@
 //! Which headers cross tollgate on the `/v1` routes.
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use memchr::memmem;
+
+use crate::http::auth::bearer;
 
 /// Those of one connection (RFC 9110 §7.6.1), and what frames a body.
 fn is_hop_by_hop(name: &str) -> bool {
@@ -25,19 +28,14 @@ fn is_hop_by_hop(name: &str) -> bool {
 fn is_identity(name: &str) -> bool {
     matches!(
         name,
-        "authorization"
-            | "cookie"
-            | "api-key"
-            | "x-api-key"
-            | "x-goog-api-key"
-            | "openai-organization"
-            | "openai-project"
+        "authorization" | "cookie" | "openai-organization" | "openai-project"
     )
 }
 
 /// A client's headers, without those that are the connection's, tollgate's or the tenant's secrets.
 pub(super) fn for_upstream(headers: &HeaderMap) -> HeaderMap {
     let named = named_by_connection(headers);
+    let key = bearer(headers).unwrap_or_default();
     let mut kept = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
         let text = name.as_str();
@@ -45,11 +43,25 @@ pub(super) fn for_upstream(headers: &HeaderMap) -> HeaderMap {
             text,
             "idempotency-key" | "accept-encoding" | "expect" | "trailer" | "content-type"
         ) || text.starts_with("x-tollgate-");
-        if !is_ours && !is_identity(text) && !is_hop_by_hop(text) && !named.contains(name) {
+        let is_dropped = is_ours
+            || is_identity(text)
+            || is_hop_by_hop(text)
+            || named.contains(name)
+            || holds(value, key);
+        if !is_dropped {
             kept.append(name.clone(), value.clone());
         }
     }
     kept
+}
+
+/// Whether a header says the key that the request came with: clients of several vendors' send theirs under each of
+/// their names (`api-key`, `x-api-key`).
+fn holds(value: &HeaderValue, key: &str) -> bool {
+    // Most values are shorter than a key.
+    !key.is_empty()
+        && key.len() <= value.len()
+        && memmem::find(value.as_bytes(), key.as_bytes()).is_some()
 }
 
 /// What tollgate says of a request itself (interface.md §3, Errors); an upstream that says it too, such as another tollgate,
@@ -113,9 +125,10 @@ mod tests {
     fn secrets_and_the_connections_own_never_go_upstream() {
         let sent = for_upstream(&headers(&[
             ("authorization", "Bearer tg_x"),
-            ("cookie", "a=b"),
             ("api-key", "tg_x"),
-            ("x-api-key", "tg_x"),
+            ("x-api-key", "another"),
+            ("x-foo", "Bearer tg_x;q=1"),
+            ("cookie", "a=b"),
             ("openai-organization", "org-x"),
             ("openai-project", "proj_x"),
             ("idempotency-key", "k"),
@@ -127,7 +140,9 @@ mod tests {
             ("x-stainless-lang", "python"),
         ]));
         let names: Vec<&str> = sent.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["openai-beta", "x-stainless-lang"]);
+        assert_eq!(names, ["x-api-key", "openai-beta", "x-stainless-lang"]);
+        let without_a_key = for_upstream(&headers(&[("x-foo", "bar"), ("x-bar", "")]));
+        assert_eq!(without_a_key.len(), 2);
     }
 
     #[test]

@@ -576,6 +576,8 @@ async fn what_is_private_never_goes_upstream_and_never_reaches_a_log() {
         .header("cookie", "session=secret-cookie")
         .header("idempotency-key", "secret-idempotency")
         .header("x-tollgate-user", "bob")
+        .header("api-key", &it.acme.key)
+        .header("x-foo", format!("Bearer {}", it.acme.key))
         .header("openai-beta", "assistants=v2");
     let body =
         json!({ "model": "gpt-5.1", "messages": [{ "role": "user", "content": "secret-prompt" }] });
@@ -586,6 +588,8 @@ async fn what_is_private_never_goes_upstream_and_never_reaches_a_log() {
     for name in ["cookie", "idempotency-key", "x-tollgate-user", "connection"] {
         assert!(!seen.headers.contains_key(name), "{name}");
     }
+    let sent = format!("{:?}", seen.headers);
+    assert!(!sent.contains(&it.acme.key), "{sent}");
     let log = Value::from(it.gate.logged()).to_string();
     for secret in [
         it.acme.key.as_str(),
