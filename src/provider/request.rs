@@ -404,6 +404,10 @@ impl RequestLook {
         self.images += content.images;
         self.image_bytes += content.image_bytes;
         self.open_input = self.open_input.or(content.open);
+        // Embeddings take tokens by their numbers, as clients do that count them first; all of them are there.
+        if content.has_tokens && self.endpoint != Endpoint::Embeddings {
+            self.open_input = self.open_input.or(UNREADABLE);
+        }
         Ok(())
     }
 

@@ -21,6 +21,8 @@ pub(super) struct ContentLook {
     pub(super) image_bytes: usize,
     pub(super) open: Option<&'static str>,
     pub(super) misread: Option<Misread>,
+    /// Whether there are numbers where messages or texts are usual.
+    pub(super) has_tokens: bool,
 }
 
 impl<'de> Deserialize<'de> for ContentLook {
@@ -43,11 +45,7 @@ impl<'de> Deserialize<'de> for ContentLook {
             fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
                 let mut look = ContentLook::default();
                 while let Some(item) = items.next_element::<&RawValue>()? {
-                    look.messages += 1;
-                    match serde_json::from_str::<Item>(item.get()) {
-                        Ok(item) => look.read_item(item),
-                        Err(_) => look.note_open(UNREADABLE),
-                    }
+                    look.read_entry(item.get());
                 }
                 Ok(look)
             }
@@ -150,6 +148,25 @@ impl ContentLook {
         }
     }
 
+    fn read_entry(&mut self, entry: &str) {
+        if entry.bytes().all(|byte| byte.is_ascii_digit()) {
+            self.has_tokens = true;
+            return;
+        }
+        self.messages += 1;
+        if entry.starts_with('"') {
+            return; // a text: its bytes count
+        }
+        if is_list_of_numbers(entry) {
+            self.has_tokens = true;
+            return;
+        }
+        match serde_json::from_str::<Item>(entry) {
+            Ok(item) => self.read_item(item),
+            Err(_) => self.note_open(UNREADABLE),
+        }
+    }
+
     fn read_content(&mut self, content: &str) {
         match content.as_bytes().first() {
             Some(b'"') => {} // a text: its bytes count
@@ -208,6 +225,11 @@ impl ContentLook {
     fn note_open(&mut self, open: Option<&'static str>) {
         self.open = self.open.or(open);
     }
+}
+
+fn is_list_of_numbers(json: &str) -> bool {
+    let is_in_one = |byte: u8| byte.is_ascii_digit() || b"[], \t\r\n".contains(&byte);
+    json.starts_with('[') && json.bytes().all(is_in_one)
 }
 
 /// Calls `each` with every text of `value`, images left out.

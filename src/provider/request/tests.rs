@@ -484,6 +484,7 @@ fn a_second_field_of_content_hides_nothing_of_the_first() {
 fn content_that_is_not_in_the_body_opens_the_prompt() {
     let responses = Endpoint::Responses;
     let chat = Endpoint::ChatCompletions;
+    let embeddings = Endpoint::Embeddings;
     for (endpoint, body, open) in [
         (
             responses,
@@ -650,12 +651,30 @@ fn content_that_is_not_in_the_body_opens_the_prompt() {
             false,
         ),
         (chat, r#"{"web_search_options":{}}"#, true),
+        (embeddings, r#"{"input":"a"}"#, false),
+        (embeddings, r#"{"input":["a","{b}"]}"#, false),
+        (embeddings, r#"{"input":[1,2,30]}"#, false),
+        (embeddings, r#"{"input":[[1, 2],[30]]}"#, false),
+        (embeddings, r#"{"input":[-1]}"#, true),
+        (embeddings, r#"{"input":[{"image":"https://x"}]}"#, true),
+        (responses, r#"{"input":[[1,2]]}"#, true),
         (chat, r#"{"messages":[7]}"#, true),
         (chat, r#"{"messages":null}"#, true),
         (chat, r#"{"messages":"hi"}"#, false),
     ] {
         let look = RequestLook::read(endpoint, Bytes::copy_from_slice(body.as_bytes())).unwrap();
         assert_eq!(look.open_input.is_some(), open, "{body}");
+    }
+}
+
+#[test]
+fn a_token_that_is_embedded_by_its_number_is_one() {
+    let numbers = vec!["17"; 1_000].join(",");
+    for input in [format!("[{numbers}]"), format!("[[{numbers}]]")] {
+        let body = format!(r#"{{"input":{input}}}"#);
+        let look = RequestLook::read(Endpoint::Embeddings, body.into()).unwrap();
+        let tokens = look.tokenized_input(|_| Quantity::ONE).get();
+        assert!((1_000..1_050).contains(&tokens), "{tokens}");
     }
 }
 
