@@ -3,6 +3,7 @@
 //! The body is never rebuilt: fields unknown to tollgate go upstream byte for byte, and a change is a splice.
 
 mod content;
+mod maxima;
 mod named;
 
 use std::{borrow::Cow, ops::Range};
@@ -13,6 +14,7 @@ use serde_json::value::RawValue;
 
 use self::{
     content::{ContentLook, KnownContent, UNREADABLE, for_each_text},
+    maxima::Maxima,
     named::{Misread, Named, Names, kind_of},
 };
 use super::Endpoint;
@@ -49,23 +51,6 @@ pub enum BadRequest {
     },
 }
 
-/// A field that limits the output, and where its value stands in the body.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Maximum {
-    value: Option<i64>,
-    span: Range<usize>,
-    heeded: Heeded,
-}
-
-/// Who takes a field for the maximum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Heeded {
-    /// It is the API's own.
-    ByAll,
-    /// Others ignore it; but where it is heeded, it goes before the API's own (llama.cpp's server).
-    BySome,
-}
-
 /// What a request asks for.
 #[derive(Clone, Debug)]
 pub struct RequestLook {
@@ -79,7 +64,7 @@ pub struct RequestLook {
     pub open_input: Option<&'static str>,
     /// Whether the client asked for the usage chunk itself.
     pub wants_usage_chunk: bool,
-    maxima: Vec<Maximum>,
+    maxima: Maxima,
     messages: i64,
     images: i64,
     image_bytes: usize,
@@ -147,7 +132,7 @@ impl RequestLook {
             answers: 1,
             open_input: None,
             wants_usage_chunk: false,
-            maxima: Vec::new(),
+            maxima: Maxima::default(),
             messages: 0,
             images: 0,
             image_bytes: 0,
@@ -180,7 +165,7 @@ impl RequestLook {
                 // llama.cpp's server goes by the second, if it is there, and on both routes.
                 "n" if endpoint != Endpoint::Embeddings => look.note_answers("n", value)?,
                 "n_cmpl" if endpoint != Endpoint::Embeddings => {
-                    look.note_answers("n_cmpl", value)?
+                    look.note_answers("n_cmpl", value)?;
                 }
                 "previous_response_id"
                 | "conversation"
@@ -196,17 +181,8 @@ impl RequestLook {
                     has_stream_options = true;
                     look.read_stream_options(text, value)?;
                 }
-                key => match maximum_fields(endpoint)
-                    .iter()
-                    .find(|(field, _)| *field == key)
-                {
-                    Some((param, heeded)) => look.maxima.push(Maximum {
-                        value: read_maximum(param, value)?,
-                        span: span_of(text, value.get()),
-                        heeded: *heeded,
-                    }),
-                    None => check_case(key)?,
-                },
+                key if look.maxima.note(endpoint, key, value, text)? => {}
+                key => check_case(key)?,
             }
         }
         if endpoint == Endpoint::ChatCompletions && !has_stream_options {
@@ -226,12 +202,7 @@ impl RequestLook {
     /// The largest output per answer that the client named; `None` if it named none.
     #[must_use]
     pub fn named_maximum(&self) -> Option<Quantity> {
-        // With several fields, which one rules is the upstream's choice: the largest is the bound.
-        self.maxima
-            .iter()
-            .filter_map(|maximum| maximum.value)
-            .max()
-            .map(Quantity::new)
+        self.maxima.named()
     }
 
     /// An upper bound of the input that costs nothing: a token is at least a byte, and templates add some.
@@ -309,50 +280,9 @@ impl RequestLook {
         if self.is_stream && usage_chunk == UsageChunk::Ask {
             splices.extend(self.usage_splice.clone());
         }
-        self.lower_maxima(lowered_to, default_field, &mut splices);
+        self.maxima
+            .lower(lowered_to, default_field, &self.body, &mut splices);
         self.spliced(splices)
-    }
-
-    /// Lowers all maxima that are named, and says the largest where all upstreams heed it, if that is not done yet.
-    fn lower_maxima(
-        &self,
-        lowered_to: Option<Quantity>,
-        default_field: impl FnOnce() -> &'static str,
-        splices: &mut Vec<Splice>,
-    ) {
-        let Some(most) = lowered_to.or(self.named_maximum()) else {
-            return;
-        };
-        let is_heeded = |maximum: &&Maximum| maximum.heeded == Heeded::ByAll;
-        let mut is_said = false;
-        for maximum in &self.maxima {
-            // A null beside a maximum says nothing, and stays.
-            let Some(value) = maximum.value else { continue };
-            is_said |= is_heeded(&maximum);
-            if value > most.get() {
-                splices.push(Splice {
-                    span: maximum.span.clone(),
-                    text: most.to_string(),
-                });
-            }
-        }
-        if is_said {
-            return;
-        }
-        splices.push(match self.maxima.iter().find(is_heeded) {
-            Some(null) => Splice {
-                span: null.span.clone(),
-                text: most.to_string(),
-            },
-            None => {
-                let brace = self.body.iter().position(|&byte| byte == b'{');
-                let at = brace.map_or(0, |brace| brace + 1);
-                Splice {
-                    span: at..at,
-                    text: format!("\"{}\":{most},", default_field()),
-                }
-            }
-        });
     }
 
     fn spliced(&self, mut splices: Vec<Splice>) -> Bytes {
@@ -480,26 +410,6 @@ pub enum UsageChunk {
     LeaveAsIs,
 }
 
-/// The fields that limit the output of an endpoint.
-fn maximum_fields(endpoint: Endpoint) -> &'static [(&'static str, Heeded)] {
-    use Heeded::{ByAll, BySome};
-    match endpoint {
-        Endpoint::ChatCompletions => &[
-            ("max_completion_tokens", ByAll),
-            ("max_tokens", ByAll),
-            ("n_predict", BySome),
-        ],
-        // llama.cpp's server makes a chat of it, and takes over what else is there.
-        Endpoint::Responses => &[
-            ("max_output_tokens", ByAll),
-            ("max_completion_tokens", BySome),
-            ("max_tokens", BySome),
-            ("n_predict", BySome),
-        ],
-        Endpoint::Embeddings | Endpoint::Models => &[],
-    }
-}
-
 /// All that is read of a body, or written into it.
 const READ: [&str; 24] = [
     "model",
@@ -606,18 +516,6 @@ fn read_answers(param: &'static str, value: &RawValue) -> Result<i64, BadRequest
             param,
             found: json::shown(value),
             accepted: "a whole number from 1 to 128",
-        }),
-    }
-}
-
-fn read_maximum(param: &'static str, value: &RawValue) -> Result<Option<i64>, BadRequest> {
-    match serde_json::from_str::<Option<i64>>(value.get()) {
-        Ok(None) => Ok(None),
-        Ok(Some(most)) if (1..=Quantity::MAX.get()).contains(&most) => Ok(Some(most)),
-        _ => Err(BadRequest::Field {
-            param,
-            found: json::shown(value),
-            accepted: "a whole number from 1 to 9007199254740991",
         }),
     }
 }
