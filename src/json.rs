@@ -14,6 +14,8 @@ pub use self::write::ObjectWriter;
 
 /// How deep a body may be nested (interface.md §3, Limits of the connection).
 const DEEPEST: usize = 128;
+/// Up to so many keys are quickest compared with each other; a body may have millions.
+const FEW_KEYS: usize = 32;
 
 /// Why a body can't be read; names the place, and never quotes a text of the client's.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -168,8 +170,17 @@ impl<'de: 'a, 'a, V: ReadValue<'de>> Deserialize<'de> for Fields<'a, V> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut fields: Vec<Member<'de, V>> = Vec::with_capacity(8);
+                let mut many = HashSet::new();
                 while let Some(Key(key)) = map.next_key()? {
-                    if fields.iter().any(|(known, _)| *known == key) {
+                    let is_repeated = if fields.len() < FEW_KEYS {
+                        fields.iter().any(|(known, _)| *known == key)
+                    } else {
+                        if many.is_empty() {
+                            many.extend(fields.iter().map(|(known, _)| known.clone()));
+                        }
+                        !many.insert(key.clone())
+                    };
+                    if is_repeated {
                         let key: String = key.chars().take(64).collect();
                         return Err(serde::de::Error::custom(format_args!("{REPEATED}{key:?}")));
                     }
@@ -365,6 +376,25 @@ mod tests {
             "",
         ] {
             assert!(!is_but_for_case(key, "max_tokens"), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_repeated_key_is_found_among_many() {
+        // Compared with each other these would take an hour.
+        let body = |last: usize| {
+            let members: Vec<String> = (0..1_000_000).map(|key| format!("\"{key}\":0")).collect();
+            format!("{{{},\"{last}\":0}}", members.join(","))
+        };
+        assert_eq!(
+            read_object(body(1_000_000).as_bytes())
+                .unwrap()
+                .members
+                .len(),
+            1_000_001
+        );
+        for again in [5, 40, 999_999] {
+            assert!(read_object(body(again).as_bytes()).is_err(), "{again}");
         }
     }
 
