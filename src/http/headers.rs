@@ -84,13 +84,13 @@ fn add_rate_limits(headers: &mut HeaderMap, states: &LimitStates, resets: Resets
         // Names are feature keys, scopes and windows: nothing in them needs an escape (RFC 9651 §3.3.3).
         policies.push_str(separator);
         state.limit.push_policy_name(&mut policies);
-        push(&mut policies, "\";q=", hard.get());
+        push(&mut policies, "\";q=", in_field(hard));
         if let Some(length) = state.limit.window.length_seconds() {
             push(&mut policies, ";w=", length);
         }
         limits.push_str(separator);
         state.limit.push_policy_name(&mut limits);
-        push(&mut limits, "\";r=", remaining.get());
+        push(&mut limits, "\";r=", in_field(remaining));
         let reset = seconds_to_reset(state.limit.window, now);
         if let Some(seconds) = reset.filter(|_| resets == Resets::Told) {
             push(&mut limits, ";t=", seconds);
@@ -100,6 +100,11 @@ fn add_rate_limits(headers: &mut HeaderMap, states: &LimitStates, resets: Resets
         append(headers, RATELIMIT_POLICY, policies);
         append(headers, RATELIMIT, limits);
     }
+}
+
+/// An integer of a structured field has 15 digits at most (RFC 9651 §3.3.1); a parser drops the whole field for a longer.
+fn in_field(quantity: Quantity) -> i64 {
+    quantity.get().min(999_999_999_999_999)
 }
 
 /// Every guarded answer has a dozen of them, and a formatter takes several times as long.
@@ -234,6 +239,19 @@ mod tests {
                 "x-usage-warning: output_tokens",
             ]
         );
+    }
+
+    #[test]
+    fn a_limit_past_15_digits_is_told_as_the_largest_number_that_there_is() {
+        let mut large = state(FeatureKey::Messages, Scope::Tenant, WindowKind::Period, 49);
+        large.limit.hard = Some(Quantity::MAX);
+        let lines = written(Dialect::Native, &[large], Resets::LeftOut);
+        for expected in [
+            r#"ratelimit-policy: "messages";q=999999999999999;w=2592000"#,
+            r#"ratelimit: "messages";r=999999999999999"#,
+        ] {
+            assert!(lines.contains(&expected.to_owned()), "{lines:?}");
+        }
     }
 
     #[test]
