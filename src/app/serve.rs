@@ -181,17 +181,7 @@ async fn say_what_is_odd(app: &App) {
     if let Some(moved_to) = app.recorder.journal().damaged_moved_to() {
         events::JournalDamaged { moved_to }.emit(&app.metrics);
     }
-    let journal = app.recorder.journal();
-    if let Ok(stored) = app.store.drained(journal.id()).await
-        && stored < journal.drained()
-    {
-        tracing::error!(
-            code = "store_lacks_usage",
-            stored = stored.0,
-            handed_over = journal.drained().0,
-            "the database lacks usage that the journal has handed over; it is another one, or older"
-        );
-    }
+    app.recorder.note_what_the_store_lacks().await;
     match doctor::untouchable_limits(&app.store, &app.config).await {
         Ok(found) => {
             for (plan, limit) in found {

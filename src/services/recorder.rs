@@ -274,6 +274,10 @@ impl Recorder {
             journal: self.journal.id(),
             seq: upto,
         };
+        if self.store_fault().is_some() {
+            // It may be back as a copy that had not yet got everything; what comes now would hide that.
+            self.note_what_the_store_lacks().await;
+        }
         let new = self.new_of(&batch).await;
         // Until it is told, and after a failure or if nobody waits for it any more, the store may have it or not.
         *self.lock_recorded() = None;
@@ -300,6 +304,21 @@ impl Recorder {
         self.mark(&mut drain).await?;
         self.ledger.forgotten(&batch).await;
         Ok(Progress::Moved(batch.len()))
+    }
+
+    /// Says of a store that lacks usage which the journal has handed over: nobody can bring that back.
+    pub async fn note_what_the_store_lacks(&self) {
+        let handed_over = self.journal.drained();
+        if let Ok(stored) = self.store.drained(self.journal.id()).await
+            && stored < handed_over
+        {
+            tracing::error!(
+                code = "store_lacks_usage",
+                stored = stored.0,
+                handed_over = handed_over.0,
+                "the database lacks usage that the journal has handed over; it is another one, or older"
+            );
+        }
     }
 
     /// Those of a batch that the store has not. Events that a run before recorded without marking them come again: others

@@ -34,6 +34,8 @@ use crate::provider::{
 
 /// Name, TCP, TLS and login of one host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may take in all, over every address there is.
+const OPENED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The first version that notices by itself when nobody waits for an answer any more.
 const OLDEST: u32 = 14;
@@ -109,8 +111,17 @@ impl Connector {
         Err(failures.join("; "))
     }
 
-    /// As [`open`](Self::open), driven by a task of its own, and set up.
+    /// As [`open`](Self::open), driven by a task of its own, and set up. A server that takes the connection and says
+    /// nothing is given up on.
     pub(super) async fn open_driven(&self) -> Result<(Client, JoinHandle<()>), String> {
+        let opened = tokio::time::timeout(OPENED_WITHIN, self.open_and_set_up()).await;
+        opened.unwrap_or_else(|_| {
+            let seconds = OPENED_WITHIN.as_secs();
+            Err(format!("no answer within {seconds} s"))
+        })
+    }
+
+    async fn open_and_set_up(&self) -> Result<(Client, JoinHandle<()>), String> {
         let (client, connection) = self.open().await?;
         let driven = self.0.runtime.spawn(async move {
             // What ends it is what the client's calls answer.
