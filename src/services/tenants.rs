@@ -277,7 +277,7 @@ impl Tenants {
         }
     }
 
-    /// Changes are made only to what still has this version ([`versions`](crate::store::versions)): the tenant, or
+    /// Changes are made only to what still has this version ([`versions`]): the tenant, or
     /// the override where one is changed; else they are a `VersionConflict`.
     #[must_use]
     pub fn expecting(self, expected: Option<i64>) -> Self {
