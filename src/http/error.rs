@@ -146,6 +146,8 @@ pub enum ApiError {
     Overloaded {
         max_in_flight: usize,
     },
+    /// The server stops, and the run was ended with it.
+    Stopping,
     /// What to set.
     ProviderNotConfigured(String),
     /// A fault of the program: a panic.
@@ -205,7 +207,7 @@ impl ApiError {
             }
             Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, "upstream_timeout"),
             Self::StoreUnavailable { .. } => (S::SERVICE_UNAVAILABLE, "usage_store_unavailable"),
-            Self::Overloaded { .. } => (S::SERVICE_UNAVAILABLE, "overloaded"),
+            Self::Overloaded { .. } | Self::Stopping => (S::SERVICE_UNAVAILABLE, "overloaded"),
             Self::ProviderNotConfigured(_) => (S::SERVICE_UNAVAILABLE, "provider_not_configured"),
             Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal_error"),
         }
@@ -369,6 +371,7 @@ impl ApiError {
             Self::Overloaded { max_in_flight } => {
                 format!("{max_in_flight} requests are in flight already; try again in a second.")
             }
+            Self::Stopping => "The server stops; send the request again.".to_owned(),
             Self::Internal => "Something went wrong inside tollgate; its log says what.".to_owned(),
         }
     }
@@ -396,8 +399,12 @@ impl ApiError {
             Self::RequestTimeout { .. } | Self::BodyTooLarge { .. } => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Self::Overloaded { .. } => {
+            Self::Overloaded { .. } | Self::Stopping => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            // OpenAI's clients send what got a 502 again by themselves.
+            Self::UpstreamRefused { .. } => {
+                headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
             }
             Self::Refused(refusal) => refusal.add_headers(headers, dialect),
             // `Allow` of a 405 is the router's: it knows the methods.
@@ -420,7 +427,10 @@ impl ApiError {
                 request_id = &*request_id.0,
                 "the upstream failed"
             ),
-            Self::UpstreamTimeout | Self::ProviderNotConfigured(_) | Self::Overloaded { .. } => {
+            Self::UpstreamTimeout
+            | Self::ProviderNotConfigured(_)
+            | Self::Overloaded { .. }
+            | Self::Stopping => {
                 tracing::warn!(
                     code = self.code(),
                     request_id = &*request_id.0,

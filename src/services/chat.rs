@@ -16,7 +16,7 @@ use crate::{
     ledger::Named,
     provider::{
         ChatCall, ChatDelta, ChatReply, ChatStream, Endpoint, Finish, Provider, ProviderError,
-        tokens,
+        ProviderStatus, tokens,
     },
     services::{
         admitted::{OutputGrant, Settlement},
@@ -171,6 +171,9 @@ impl Chat {
     /// # Errors
     /// [`ChatError`]: nothing is charged.
     pub async fn stream(self: &Arc<Self>, ask: ChatAsk) -> Result<StreamedAnswer, ChatError> {
+        if let ProviderStatus::NotConfigured(what) = self.provider.status() {
+            return Err(ProviderError::NotConfigured(what).into());
+        }
         let prepared = self.prepare(ask).await?;
         let conversation_id = prepared.conversation_id;
         let verdict = self.verdict(&prepared.run, None, Status::Completed);

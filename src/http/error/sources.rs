@@ -18,9 +18,7 @@ impl ApiError {
     /// The server is stopping, and the run was ended with it.
     #[must_use]
     pub fn stopped() -> Self {
-        Self::StoreUnavailable {
-            detail: "the server is stopping".to_owned(),
-        }
+        Self::Stopping
     }
 }
 

@@ -224,6 +224,7 @@ async fn a_server_that_stops_ends_what_never_would_and_charges_what_came() {
     let chat = chat.unwrap();
     let last = chat.trim().rsplit("\n\n").next().unwrap();
     assert!(last.contains(r#""kind":"error""#), "{last}");
+    assert!(last.contains("The server stops"), "{last}");
 
     let gate = gate.settings().start().await;
     let acme = acme.at(&gate);
@@ -234,5 +235,19 @@ async fn a_server_that_stops_ends_what_never_would_and_charges_what_came() {
     );
     assert_eq!(acme.used("output_tokens").await, 12);
     assert_eq!(acme.reserved("messages").await, 0);
+    gate.finish().await;
+}
+
+#[tokio::test]
+async fn without_a_provider_nothing_begins() {
+    // It is never ready.
+    let serve = Tollgate::serve().set("TOLLGATE_PROVIDER", "openai");
+    let gate = serve.try_start().await.unwrap();
+    let acme = gate.tenant("acme").create().await;
+    for path in ["/api/v1/chat", "/api/v1/chat/stream"] {
+        let refused = acme.post(path, &json!({ "message": "hi" })).await;
+        refused.expect(503, "provider_not_configured");
+    }
+    assert_eq!(acme.used("messages").await, 0);
     gate.finish().await;
 }
