@@ -160,26 +160,6 @@ impl Stored {
         }
     }
 
-    /// As [`question`](Self::question), where what is destroyed is only known to who has the stores.
-    async fn question_of_stores(
-        &self,
-        typed: &Typed,
-        loaded: &Loaded,
-    ) -> anyhow::Result<Option<String>> {
-        let Self::Usage(command) = self else {
-            return Ok(None);
-        };
-        let Some(argv) = command.rehearsal(&typed.argv) else {
-            return Ok(None);
-        };
-        let rehearsal = Typed {
-            argv,
-            ..typed.clone()
-        };
-        let found = run_somewhere(stored_of(&rehearsal.argv)?, &rehearsal, loaded).await?;
-        Ok(usage::question_after(found.json()))
-    }
-
     /// Whether one that it would make itself is of no use to it.
     fn wants_a_database(&self) -> bool {
         matches!(self, Self::Backup(_))
@@ -346,14 +326,7 @@ fn dispatch(
                     .context("the working directory can't be read")?,
                 input: command.input(&loaded.config.data_dir)?,
             };
-            let runtime = runtime(Threads::One)?;
-            if !yes
-                && let Some(question) =
-                    runtime.block_on(command.question_of_stores(&typed, &loaded))?
-            {
-                confirm::confirm(&question)?;
-            }
-            runtime.block_on(run_stored(command, typed, &loaded, mode))
+            runtime(Threads::One)?.block_on(run_stored(command, typed, &loaded, mode))
         }
     }
 }

@@ -155,7 +155,6 @@ fn what_destroys_asks_and_what_does_not_does_not() {
         "tollgate plan delete p".to_owned(),
         "tollgate plan feature remove p messages".to_owned(),
         "tollgate tenant cancel t".to_owned(),
-        "tollgate tenant subscribe t --plan p --status canceled".to_owned(),
         format!("tollgate tenant grant revoke gra_{id}"),
         format!("tollgate key revoke key_{id}"),
     ] {
@@ -164,7 +163,6 @@ fn what_destroys_asks_and_what_does_not_does_not() {
     for line in [
         "tollgate plan list",
         "tollgate key create t --name n",
-        "tollgate tenant subscribe t --plan p --status unpaid",
         "tollgate plan feature set p messages --hard 1",
     ] {
         assert_eq!(question(line), None, "{line}");

@@ -11,14 +11,13 @@ pub(in crate::cli) struct Cancel {
 
 impl Cancel {
     pub(super) fn question(&self) -> String {
-        question(&self.tenant)
+        format!(
+            "Cancel the subscription of tenant '{}' at once?",
+            self.tenant
+        )
     }
 
     pub(super) async fn run(self, tenants: &Tenants, by: &Actor) -> anyhow::Result<Output> {
         Ok(shown(tenants.cancel(&self.tenant, by).await?, by.at))
     }
-}
-
-pub(super) fn question(tenant: &TenantRef) -> String {
-    format!("Cancel the subscription of tenant '{tenant}' at once?")
 }

@@ -47,11 +47,13 @@ impl TenantCommand {
     pub(super) fn question(&self) -> Option<String> {
         match self {
             Self::Cancel(command) => Some(command.question()),
-            Self::Subscribe(command) => command.question(),
             Self::Grant(command) => command.question(),
-            Self::Create(_) | Self::List(_) | Self::Show(_) | Self::Reset(_) | Self::Limit(_) => {
-                None
-            }
+            Self::Create(_)
+            | Self::List(_)
+            | Self::Show(_)
+            | Self::Subscribe(_)
+            | Self::Reset(_)
+            | Self::Limit(_) => None,
         }
     }
 

@@ -1,4 +1,4 @@
-use super::{Actor, Output, Tenants, cancel, shown};
+use super::{Actor, Output, Tenants, shown};
 use crate::{
     cli::arguments,
     domain::{
@@ -35,12 +35,6 @@ pub(in crate::cli) struct Subscribe {
 }
 
 impl Subscribe {
-    /// Asks as `tenant cancel` does for the same.
-    pub(super) fn question(&self) -> Option<String> {
-        let is_end = self.status == Some(SubscriptionStatus::Canceled);
-        is_end.then(|| cancel::question(&self.tenant))
-    }
-
     pub(super) async fn run(self, tenants: &Tenants, by: &Actor) -> anyhow::Result<Output> {
         let change = SubscriptionChange {
             plan_code: Some(self.plan),

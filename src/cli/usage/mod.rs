@@ -20,7 +20,7 @@ use crate::{
     control::{Backend, Input, Progress, Typed},
     services::UsageOperations,
 };
-pub(in crate::cli) use sync::{ARTIFACT, question_after};
+pub(in crate::cli) use sync::ARTIFACT;
 
 /// How often `usage show --watch` looks again.
 pub(super) const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -41,20 +41,6 @@ pub(in crate::cli) enum UsageCommand {
 impl UsageCommand {
     pub(super) fn is_watching(&self) -> bool {
         matches!(self, Self::Show(command) if command.is_watching())
-    }
-
-    /// The words of a run that changes nothing and says what there is to ask; `None` if nothing is destroyed.
-    pub(super) fn rehearsal(&self, words: &[String]) -> Option<Vec<String>> {
-        match self {
-            Self::Sync(command) => command.rehearsal(words),
-            Self::Show(_)
-            | Self::Totals(_)
-            | Self::Record(_)
-            | Self::Statement(_)
-            | Self::Explain(_)
-            | Self::Correct(_)
-            | Self::ExportReport(_) => None,
-        }
     }
 
     /// The file that goes with the command to wherever it runs.

@@ -1,9 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use serde_json::Value;
 
-use super::{Output, cell};
+use super::Output;
 use crate::{
     billing::stripe::SyncAsk,
     cli::stripe::{stripe_of, sync_shown},
@@ -26,7 +25,7 @@ pub(in crate::cli) struct Sync {
     /// Only this plan, whatever its case; several by repeating or with commas
     #[arg(long, value_name = "CODE", value_delimiter = ',')]
     plan: Vec<String>,
-    /// Take features away that the artifact leaves out; asks first, unless --yes
+    /// Take features away that the artifact leaves out
     #[arg(long)]
     prune_missing: bool,
     /// Say what would change, and change nothing
@@ -44,16 +43,6 @@ pub(in crate::cli) struct Sync {
 }
 
 impl Sync {
-    /// The words of a dry run, whose output says what there is to ask; `None` if nothing can be taken away.
-    pub(super) fn rehearsal(&self, words: &[String]) -> Option<Vec<String>> {
-        if !self.prune_missing || self.dry_run {
-            return None;
-        }
-        // Stripe has no dry run.
-        let words = words.iter().filter(|word| *word != "--stripe").cloned();
-        Some(words.chain(["--dry-run".to_owned()]).collect())
-    }
-
     pub(super) fn input(&self, data_dir: &Path) -> anyhow::Result<Input> {
         let path = self.path.clone().unwrap_or_else(|| data_dir.join(ARTIFACT));
         let shown = path.display().to_string();
@@ -96,22 +85,6 @@ impl Sync {
             .context("the plans are synced, and could not be brought to Stripe")?;
         Ok(output.with("stripe", serde_json::json!(there.plans), sync_shown(&there)))
     }
-}
-
-/// What to ask after a dry run that gave this.
-pub(in crate::cli) fn question_after(dry_run: &Value) -> Option<String> {
-    let plans = super::array(dry_run, "plans").iter();
-    let pruned = plans.filter(|plan| plan["pruned"].as_u64() > Some(0));
-    let of_plans: Vec<_> = pruned
-        .map(|plan| format!("{} of plan '{}'", plan["pruned"], cell(plan, "plan_code")))
-        .collect();
-    let is_any = !of_plans.is_empty();
-    is_any.then(|| {
-        format!(
-            "Take away the features that the artifact leaves out, {}?",
-            of_plans.join(", ")
-        )
-    })
 }
 
 fn shown(path: &str, synced: &Synced) -> Output {
