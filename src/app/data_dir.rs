@@ -114,20 +114,32 @@ pub struct DatabaseLock {
     _lock: File,
 }
 
+/// With whom a database of SQLite may be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    Alone,
+    /// With servers that share their live totals too, in Redis.
+    Together,
+}
+
 impl DatabaseLock {
     /// Takes the lock of the database at `path` for whoever holds `data_dir`, without waiting. The directory of the
     /// database must be there.
     ///
     /// # Errors
     /// [`DataDirError`].
-    pub fn take(path: &Path, data_dir: &DataDir) -> Result<Self, DataDirError> {
+    pub fn take(path: &Path, data_dir: &DataDir, share: Share) -> Result<Self, DataDirError> {
         let path = real(path);
         let unusable = |cause| DataDirError::UnusableDatabase {
             path: path.clone(),
             cause,
         };
         let mut lock = lock_file(&database_lock_path(&path)).map_err(unusable)?;
-        match lock.try_lock() {
+        let locked = match share {
+            Share::Alone => lock.try_lock(),
+            Share::Together => lock.try_lock_shared(),
+        };
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut by = String::new();
@@ -148,8 +160,12 @@ impl DatabaseLock {
     ///
     /// # Errors
     /// [`DataDirError`]; that it is in use only after a second.
-    pub async fn take_patiently(path: &Path, data_dir: &DataDir) -> Result<Self, DataDirError> {
-        patiently(|| Self::take(path, data_dir)).await
+    pub async fn take_patiently(
+        path: &Path,
+        data_dir: &DataDir,
+        share: Share,
+    ) -> Result<Self, DataDirError> {
+        patiently(|| Self::take(path, data_dir, share)).await
     }
 }
 
@@ -251,17 +267,23 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [a, b] = ["a", "b"].map(|name| DataDir::open(&directory.path().join(name)).unwrap());
         let database = directory.path().join("t.db");
-        let held = DatabaseLock::take(&database, &a).unwrap();
+        let held = DatabaseLock::take(&database, &a, Share::Alone).unwrap();
         fs::write(&database, "").unwrap();
         let link = b.path().join("link.db");
         std::os::unix::fs::symlink(&database, &link).unwrap();
         for path in [&database, &link] {
-            let refused = DatabaseLock::take(path, &b).unwrap_err().to_string();
+            let refused = DatabaseLock::take(path, &b, Share::Alone)
+                .unwrap_err()
+                .to_string();
             let named = format!("another server (data dir {}) runs on", a.path().display());
             assert!(refused.starts_with(&named), "{refused}");
         }
         drop(held);
-        DatabaseLock::take(&link, &b).unwrap();
+        DatabaseLock::take(&link, &b, Share::Alone).unwrap();
+        let together =
+            [&a, &b].map(|it| DatabaseLock::take(&database, it, Share::Together).unwrap());
+        assert!(DatabaseLock::take(&database, &a, Share::Alone).is_err());
+        drop(together);
     }
 
     #[tokio::test]

@@ -19,13 +19,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     App,
     cores::Cores,
-    data_dir::{DataDir, DatabaseLock},
+    data_dir::{DataDir, DatabaseLock, Share},
     dev, workers,
 };
 use crate::{
     cli::output,
     clock::Clock,
-    config::{Config, Database, Guardrails, Loaded, Mode, ProviderKind},
+    config::{CacheBackend, Config, Database, Guardrails, Loaded, Mode, ProviderKind},
     control,
     http::{direct, server},
     provider::ProviderStatus,
@@ -61,7 +61,13 @@ pub async fn serve(loaded: Loaded, start: Start) -> anyhow::Result<ExitCode> {
     }
     let data_dir = DataDir::open_patiently(&loaded.config.data_dir).await?;
     let _database = match &loaded.config.database {
-        Database::Sqlite(path) => Some(DatabaseLock::take_patiently(path, &data_dir).await?),
+        Database::Sqlite(path) => {
+            let share = match loaded.config.cache_backend {
+                CacheBackend::Redis => Share::Together,
+                CacheBackend::Redb | CacheBackend::Memory => Share::Alone,
+            };
+            Some(DatabaseLock::take_patiently(path, &data_dir, share).await?)
+        }
         Database::Postgres(_) => None,
     };
     let listener = bind(&loaded.config).await?;

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     app::{
         self,
-        data_dir::{DataDir, DataDirError, DatabaseLock},
+        data_dir::{DataDir, DataDirError, DatabaseLock, Share},
     },
     backup,
     clock::Clock,
@@ -87,7 +87,7 @@ async fn migrate_sqlite(loaded: &Loaded, database: &Path) -> anyhow::Result<Outp
             loaded.config.data_dir.display()
         );
     };
-    let _database = DatabaseLock::take(database, &held)?;
+    let _database = DatabaseLock::take(database, &held, Share::Alone)?;
     let backup = back_up(loaded, &held, database, found).await?;
     SqliteStore::open(database).with_context(|| {
         format!(

@@ -10,7 +10,7 @@ use super::{
     output::{NOTHING, Output},
 };
 use crate::{
-    app::data_dir::{DataDir, DataDirError, DatabaseLock},
+    app::data_dir::{DataDir, DataDirError, DatabaseLock, Share},
     backup::{self, OpenedBackup, Restored},
     clock::Clock,
     config::{Database, Loaded},
@@ -40,7 +40,7 @@ impl Restore {
         refuse_running_server(&loaded.config.data_dir).await?;
         ask(&loaded.config.data_dir, database, confirmed)?;
         let data_dir = DataDir::open(&loaded.config.data_dir).map_err(in_words)?;
-        let _database = DatabaseLock::take(database, &data_dir)?;
+        let _database = DatabaseLock::take(database, &data_dir, Share::Alone)?;
         let now = Clock::System.now();
         let restored = backup::restore(backup, &data_dir, database, now)
             .await

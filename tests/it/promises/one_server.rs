@@ -241,7 +241,7 @@ async fn a_server_that_stops_ends_what_never_would_and_charges_what_came() {
 #[tokio::test]
 async fn without_a_provider_nothing_begins() {
     // It is never ready.
-    let serve = Tollgate::serve().set("TOLLGATE_PROVIDER", "openai");
+    let serve = serve().set("TOLLGATE_PROVIDER", "openai");
     let gate = serve.try_start().await.unwrap();
     let acme = gate.tenant("acme").create().await;
     for path in ["/api/v1/chat", "/api/v1/chat/stream"] {
