@@ -23,7 +23,7 @@ enum Quote {
 fn without_substitution(text: &str) -> String {
     let mut literal = String::with_capacity(text.len());
     let (mut quote, mut is_escaped, mut is_comment) = (Quote::None, false, false);
-    // A comment begins a line, or stands behind a blank.
+    // A comment begins a line, or stands behind a blank that no backslash makes a letter.
     let mut before = '\n';
     for letter in text.chars() {
         if quote == Quote::None && !is_escaped && letter == '#' && before.is_whitespace() {
@@ -34,6 +34,7 @@ fn without_substitution(text: &str) -> String {
             literal.push(letter);
             continue;
         }
+        let was_escaped = is_escaped;
         match (letter, quote) {
             _ if is_escaped => is_escaped = false,
             ('\'', Quote::None) => quote = Quote::Single,
@@ -44,7 +45,7 @@ fn without_substitution(text: &str) -> String {
             _ => {}
         }
         literal.push(letter);
-        before = letter;
+        before = if was_escaped { '\\' } else { letter };
     }
     literal
 }
@@ -72,6 +73,7 @@ mod tests {
             "G=\\'$A\n",
             "H= # it's $A\n",
             "I=${A\n",
+            "J=\\ #$A\n",
             "PATH=$PATH\n",
         );
         let values: Vec<_> = read(text).into_iter().map(|(_, value)| value).collect();
@@ -87,6 +89,7 @@ mod tests {
                 "'$A",
                 "",
                 "${A",
+                " #$A",
                 "$PATH",
             ]
         );
