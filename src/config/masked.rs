@@ -22,7 +22,7 @@ pub(super) fn masked(addresses: &str) -> String {
     };
     match secret {
         // An '@' behind it may be of its value, and what follows the '@' then too.
-        Some(secret) if secret < at => {
+        Some(secret) if secret <= at => {
             let end = secret.min(colon + 1);
             format!("{scheme}{}{MASK}", &rest[..end])
         }
@@ -124,6 +124,7 @@ mod tests {
             ),
             ("postgres://u:p@h/d?n=1&password=x@y", "postgres://u:…"),
             ("postgres://u@h:5432/d?password=x@y", "postgres://u@h:…"),
+            ("postgres://u:p@h/d?n=1&password=@y", "postgres://u:…"),
             (
                 "postgres://u@h/d?password=x:y@z",
                 "postgres://u@h/d?password=…",
