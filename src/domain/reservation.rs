@@ -39,11 +39,3 @@ pub struct Settlement {
     /// The event is in the store.
     pub is_recorded: bool,
 }
-
-impl Reservation {
-    /// Whether it holds anything at `now`.
-    #[must_use]
-    pub fn is_open_at(&self, now: Timestamp) -> bool {
-        self.settlement.is_none() && self.released_at.is_none() && now < self.expires_at
-    }
-}
